@@ -1,0 +1,2 @@
+//! API types of serving.belay.dev: spec, status, CEL rules, conditions and reasons, label keys.
+#![forbid(unsafe_code)]

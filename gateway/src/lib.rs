@@ -1,0 +1,2 @@
+//! The gateway: OpenAI HTTP and gRPC in, worker gRPC out.
+#![forbid(unsafe_code)]

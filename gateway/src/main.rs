@@ -1,0 +1,2 @@
+//! belay-gateway
+fn main() {}

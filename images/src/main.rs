@@ -1,0 +1,2 @@
+//! belay-images
+fn main() {}

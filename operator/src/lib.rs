@@ -1,0 +1,2 @@
+//! The operator: a ModelDeployment becomes groups of worker pods.
+#![forbid(unsafe_code)]

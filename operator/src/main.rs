@@ -1,0 +1,2 @@
+//! belay-operator
+fn main() {}

@@ -1,0 +1,26 @@
+//! Compiles the protos with protox, so that no `protoc` is needed, and keeps the descriptors for reflection.
+use std::{env, path::PathBuf};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let protos = [
+        "belay/inference/v1/inference.proto",
+        "belay/admin/v1/admin.proto",
+        "inference/open_inference_grpc.proto",
+    ];
+    let descriptors = protox::compile(protos, ["protos"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    tonic_prost_build::configure()
+        .file_descriptor_set_path(out.join("descriptors.bin"))
+        .type_attribute("belay.admin.v1.Placement", "#[derive(serde::Serialize, serde::Deserialize)]")
+        .type_attribute("belay.admin.v1.GroupWorker", "#[derive(serde::Serialize, serde::Deserialize)]")
+        .type_attribute("belay.admin.v1.LayerPlacement", "#[derive(serde::Serialize, serde::Deserialize)]")
+        .type_attribute("belay.admin.v1.ExpertCopies", "#[derive(serde::Serialize, serde::Deserialize)]")
+        .compile_fds(descriptors.clone())?;
+    std::fs::write(out.join("descriptors.bin"), prost_bytes(&descriptors))?;
+    println!("cargo:rerun-if-changed=protos");
+    Ok(())
+}
+
+fn prost_bytes(descriptors: &impl prost::Message) -> Vec<u8> {
+    descriptors.encode_to_vec()
+}

@@ -1,0 +1,25 @@
+//! Wire types: inference, admin, KServe open inference protocol.
+//!
+//! The protos under `protos/` are the source; `inference/open_inference_grpc.proto` is vendored unchanged from
+//! the open inference protocol project (Apache-2.0).
+#![forbid(unsafe_code)]
+#![allow(missing_docs, reason = "generated code; the protos carry the documentation")]
+#![allow(clippy::expect_used, clippy::unwrap_used, unused_qualifications, reason = "generated code")]
+
+/// `belay.inference.v1`: text generation.
+pub mod inference {
+    tonic::include_proto!("belay.inference.v1");
+}
+
+/// `belay.admin.v1`: what the operator asks of a worker.
+pub mod admin {
+    tonic::include_proto!("belay.admin.v1");
+}
+
+/// `inference`: the KServe open inference protocol (version 2).
+pub mod kserve {
+    tonic::include_proto!("inference");
+}
+
+/// Descriptors of every service, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

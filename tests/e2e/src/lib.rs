@@ -1,0 +1,2 @@
+//! Tests on a real cluster.
+#![forbid(unsafe_code)]

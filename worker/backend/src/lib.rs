@@ -1,0 +1,2 @@
+//! The seam between the model and what computes it: buffers, dtypes, a small op set, the fabric trait.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! The CPU backend: a scalar reference of each op and vectorised kernels chosen at run time.

@@ -1,0 +1,2 @@
+//! belay-worker
+fn main() {}
