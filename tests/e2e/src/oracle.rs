@@ -1,0 +1,138 @@
+//! The right tokens: the reference's own for the eval prompts, and a lone worker process for longer streams.
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    client::{self, Length},
+    env::Env,
+    wait,
+};
+
+/// One prompt of `eval.jsonl` with the reference's greedy answer.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Case {
+    /// Name in the file.
+    pub id: String,
+    /// Kind of question.
+    pub skill: String,
+    /// Whether the prompt asks for reasoning.
+    pub thinking: bool,
+    /// The conversation.
+    pub messages: Vec<serde_json::Value>,
+    /// Final prompt text.
+    pub prompt: String,
+    /// Its tokens.
+    pub prompt_ids: Vec<u32>,
+    /// The reference's greedy answer, end-of-sequence included.
+    pub greedy_ids: Vec<u32>,
+    /// Its text.
+    pub greedy_text: String,
+}
+
+/// Every eval prompt.
+///
+/// # Errors
+/// If the file can't be read.
+pub fn cases(env: &Env) -> Result<Vec<Case>> {
+    let path = env.root.join("tests/fixtures/models/nano/eval.jsonl");
+    fs::read_to_string(&path)
+        .with_context(|| path.display().to_string())?
+        .lines()
+        .map(|line| serde_json::from_str(line).context("eval.jsonl"))
+        .collect()
+}
+
+/// A prompt and the tokens that must come.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// Tokens of the prompt.
+    pub prompt: Vec<u32>,
+    /// Tokens of the stream.
+    pub ids: Vec<u32>,
+}
+
+/// A lone worker process on this machine: one rank, every expert, no cluster.
+#[derive(Debug)]
+pub struct LoneWorker {
+    child: Child,
+    channel: Channel,
+}
+
+impl LoneWorker {
+    /// Starts one on loopback and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it doesn't become ready within a minute.
+    pub async fn start(env: &Env) -> Result<Self> {
+        let port = free_port()?;
+        let listen = |port: u16| format!("127.0.0.1:{port}");
+        let child = Command::new(&env.worker)
+            .args(["serve", "--model-dir"])
+            .arg(env.nano())
+            .args(["--grpc-listen", &listen(port), "--admin-listen", &listen(0)])
+            .args(["--fabric-listen", &listen(0), "--http-listen", &listen(0)])
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| env.worker.display().to_string())?;
+        let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}"))?.connect_lazy();
+        let worker = Self { child, channel };
+        for _ in 0..240 {
+            let probe = client::generate(&worker.channel, "", &[0], Length::Exactly(1)).await;
+            if probe.is_ok() {
+                return Ok(worker);
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        anyhow::bail!("the lone worker is not ready after a minute")
+    }
+
+    /// The next `count` greedy tokens after each prompt, past the end of the answer.
+    ///
+    /// # Errors
+    /// If it can't answer.
+    pub async fn long_streams(&self, prompts: &[Case], count: u32) -> Result<Vec<Expected>> {
+        let mut expected = Vec::new();
+        for case in prompts {
+            let answer = client::generate(&self.channel, "", &case.prompt_ids, Length::Exactly(count)).await?;
+            expected.push(Expected { prompt: case.prompt_ids.clone(), ids: answer.ids });
+        }
+        Ok(expected)
+    }
+}
+
+impl Drop for LoneWorker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Waits for a gateway to answer `/v1/models` with this model.
+///
+/// # Errors
+/// If it doesn't within `limit`.
+pub async fn served(url: &str, model: &str, limit: Duration) -> Result<()> {
+    let client = reqwest::Client::new();
+    let start = std::time::Instant::now();
+    while start.elapsed() < limit {
+        if let Ok(response) = client.get(format!("{url}/v1/models/{model}")).send().await
+            && response.status().is_success()
+        {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    wait::until(&format!("{url} serves {model}"), Duration::ZERO, || Ok(None)).await
+}

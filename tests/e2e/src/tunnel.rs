@@ -1,0 +1,73 @@
+//! A way into the cluster from this machine: `kubectl port-forward` to one pod, on a loopback port.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{env::Env, kubectl::Kubectl};
+
+/// An open tunnel; closed when dropped.
+#[derive(Debug)]
+pub struct Tunnel {
+    child: Child,
+    /// Loopback port on this machine.
+    pub port: u16,
+    /// The pod at the other end.
+    pub pod: String,
+}
+
+impl Tunnel {
+    /// To the first ready gateway pod that does not run on `avoid_node`.
+    ///
+    /// # Errors
+    /// If there is none, or the tunnel doesn't open.
+    pub fn to_gateway(env: &Env, kubectl: &Kubectl, avoid_node: Option<&str>) -> Result<Self> {
+        let pods = kubectl.list(&["pods", "-l", "app.kubernetes.io/component=gateway"])?;
+        let pod = pods
+            .iter()
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .filter(|pod| pod["status"]["containerStatuses"][0]["ready"] == true)
+            .find(|pod| avoid_node.is_none_or(|node| pod["spec"]["nodeName"] != node))
+            .and_then(|pod| pod["metadata"]["name"].as_str())
+            .context("no gateway pod is ready")?;
+        Self::open(env, kubectl.namespace(), pod, 8080)
+    }
+
+    /// To any port of any pod.
+    ///
+    /// # Errors
+    /// If `kubectl` ends, or says something unexpected, before the tunnel is open.
+    pub fn open(env: &Env, namespace: &str, pod: &str, port: u16) -> Result<Self> {
+        let mut child = Command::new(env.tool("kubectl"))
+            .args(["--namespace", namespace, "port-forward", &format!("pod/{pod}"), &format!(":{port}")])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .stdin(Stdio::null())
+            .spawn()?;
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().context("no standard output")?).read_line(&mut said)?;
+        // "Forwarding from 127.0.0.1:41234 -> 8080"
+        let local = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+        match local {
+            Some(local) => Ok(Self { child, port: local, pod: pod.to_owned() }),
+            None => bail!("kubectl port-forward to {pod} said {said:?}"),
+        }
+    }
+
+    /// `http://127.0.0.1:<port>`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        // it may have ended by itself with its pod
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

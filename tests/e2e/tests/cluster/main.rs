@@ -1,0 +1,14 @@
+//! The main job on a real cluster, step by step. Steps run in the order of their names, one at a time
+//! (`--test-threads=1`): the first installs the chart, the last uninstalls it.
+#![allow(clippy::expect_used, reason = "tests")]
+
+mod fixture;
+mod step10_install;
+mod step20_api;
+mod step30_answers;
+mod step40_clients;
+mod step50_bad_requests;
+mod step60_scale_and_rollout;
+mod step70_faults;
+mod step80_bad_sources;
+mod step90_removal;

@@ -1,0 +1,35 @@
+//! Real clients, unmodified: the `openai` package, `tritonclient`, gRPC reflection.
+
+use anyhow::{Result, ensure};
+use belay_e2e::kubectl::run;
+
+use crate::fixture::{NANO, fixture};
+
+async fn python(script: &str) -> Result<()> {
+    let fixture = fixture()?;
+    fixture.nano().await?;
+    let tunnel = fixture.gateway()?;
+    let path = fixture.env.root.join("tests/e2e/clients").join(script);
+    let eval = fixture.env.root.join("tests/fixtures/models/nano/eval.jsonl");
+    let args = [path.as_os_str(), format!("127.0.0.1:{}", tunnel.port).as_ref(), NANO.as_ref(), eval.as_os_str()]
+        .map(std::ffi::OsStr::to_owned);
+    let ran = run(&fixture.env.python, args, None)?;
+    println!("{}", ran.stdout);
+    ensure!(ran.ok, "{script}: {}{}", ran.stdout, ran.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn t1_the_openai_package_streams_and_does_not() -> Result<()> {
+    python("openai_client.py").await
+}
+
+#[tokio::test]
+async fn t2_tritonclient_infers_by_grpc() -> Result<()> {
+    python("triton_client.py").await
+}
+
+#[tokio::test]
+async fn t3_reflection_lists_and_describes_the_services() -> Result<()> {
+    python("reflection_client.py").await
+}

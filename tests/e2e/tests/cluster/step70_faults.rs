@@ -1,0 +1,103 @@
+//! A lost pod and a lost node: the group recovers by itself, and the status is true throughout.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use belay_e2e::{
+    client,
+    client::Length,
+    kubectl::{condition, run},
+    tunnel::Tunnel,
+    wait,
+};
+use tonic::transport::Endpoint;
+
+use crate::fixture::{Fixture, NANO, SOON, fixture};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t1_a_deleted_worker_comes_back_and_a_request_in_the_gap_is_held() -> Result<()> {
+    let fixture = fixture()?;
+    fixture.nano().await?;
+    let tunnel = fixture.gateway()?;
+    let victim = pod_name(&fixture.models.workers(NANO)?[1])?;
+    fixture.models.run(&["delete", "pod", &victim, "--grace-period=0", "--force", "--wait=false"])?;
+    let told = tokio::spawn({
+        let url = tunnel.url();
+        async move { client::chat(&url, NANO, "What is a node?", 64).await }
+    });
+    status_says_it_is_not_ready(&fixture).await?;
+    let start = Instant::now();
+    fixture.settled(NANO, 1).await?;
+    println!("ready again {:.1} s after the status said so", start.elapsed().as_secs_f64());
+    ensure!(told.await?? == "A node is a machine in the cluster that runs pods.");
+    answers(&fixture, &tunnel).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t2_a_stopped_node_costs_its_pods_not_the_group() -> Result<()> {
+    let fixture = fixture()?;
+    fixture.nano().await?;
+    let node = |pod: &serde_json::Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+    let system: Vec<String> = fixture.system.list(&["pods"])?.iter().map(node).collect();
+    let workers = fixture.models.workers(NANO)?;
+    // a node that holds a worker, and if possible none of our control plane: what is tested is the group
+    let lost = workers
+        .iter()
+        .map(node)
+        .min_by_key(|node| system.iter().filter(|other| *other == node).count())
+        .context("no worker pod")?;
+    let tunnel = Tunnel::to_gateway(&fixture.env, &fixture.system, Some(&lost))?;
+    docker(&["stop", "-t", "1", &lost])?;
+    let outcome = survive(&fixture, &lost).await;
+    docker(&["start", &lost])?;
+    outcome?;
+    answers(&fixture, &tunnel).await?;
+    wait::until("the node is back", SOON, || {
+        let node = fixture.system.get(&["node", &lost])?;
+        Ok(condition(&node, "Ready").filter(|ready| ready.0 == "True"))
+    })
+    .await?;
+    fixture.settled(NANO, 1).await?;
+    Ok(())
+}
+
+async fn survive(fixture: &Fixture, lost: &str) -> Result<()> {
+    let start = Instant::now();
+    status_says_it_is_not_ready(fixture).await?;
+    println!("the status says so {:.1} s after the node stopped", start.elapsed().as_secs_f64());
+    fixture.settled(NANO, 1).await?;
+    println!("ready again after {:.1} s", start.elapsed().as_secs_f64());
+    for pod in fixture.models.workers(NANO)? {
+        ensure!(pod["spec"]["nodeName"] != lost, "{} is still on {lost}", pod["metadata"]["name"]);
+    }
+    Ok(())
+}
+
+async fn status_says_it_is_not_ready(fixture: &Fixture) -> Result<()> {
+    wait::until("the status says that no group is ready", Duration::from_secs(60), || {
+        let object = fixture.models.deployment(NANO)?;
+        let ready = object["status"]["readyReplicas"].as_u64().unwrap_or(0);
+        let available = condition(&object, "Available").context("Available")?;
+        Ok((ready == 0 && available.0 == "False").then_some(()))
+    })
+    .await
+}
+
+async fn answers(fixture: &Fixture, tunnel: &Tunnel) -> Result<()> {
+    let channel = Endpoint::from_shared(tunnel.url())?.connect().await?;
+    for case in fixture.cases(&["fact"], 5)? {
+        let answer = client::generate(&channel, NANO, &case.prompt_ids, Length::ToEnd { at_most: 128 }).await?;
+        ensure!(answer.ids == case.greedy_ids, "{}: {:?} for {:?}", case.id, answer.ids, case.greedy_ids);
+    }
+    Ok(())
+}
+
+fn pod_name(pod: &serde_json::Value) -> Result<String> {
+    Ok(pod["metadata"]["name"].as_str().context("a pod without a name")?.to_owned())
+}
+
+fn docker(args: &[&str]) -> Result<()> {
+    let ran = run("docker".as_ref(), args, None)?;
+    ensure!(ran.ok, "docker {}: {}", args.join(" "), ran.stderr);
+    Ok(())
+}
