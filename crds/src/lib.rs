@@ -1,2 +1,22 @@
-//! API types of serving.belay.dev: spec, status, CEL rules, conditions and reasons, label keys.
+//! API types of `serving.belay.dev`: spec, status, CEL rules, conditions and reasons, label keys.
+//!
+//! No client lives here. The doc comments of the API types are what `kubectl explain` prints, so they
+//! speak to the person who writes a ModelDeployment.
 #![forbid(unsafe_code)]
+
+mod conditions;
+mod group;
+pub mod labels;
+mod model;
+mod model_deployment;
+mod rollout;
+mod status;
+
+pub use self::{
+    conditions::{ConditionType, Reason, set_condition},
+    group::{Device, GroupSpec, ImagePullSecret, PodTemplate, RESERVED_ENV},
+    model::{HostPathSource, ImageSource, ModelSource, ModelSpec, PersistentVolumeClaimSource, PullPolicy},
+    model_deployment::{MAX_NAME_LENGTH, MAX_REPLICAS, ModelDeployment, ModelDeploymentSpec},
+    rollout::{RolloutSpec, RolloutStrategy},
+    status::{ExpertsStatus, GroupStatus, LoadingStatus, ModelDeploymentStatus},
+};

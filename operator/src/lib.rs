@@ -1,2 +1,5 @@
 //! The operator: a ModelDeployment becomes groups of worker pods.
 #![forbid(unsafe_code)]
+
+pub mod generate;
+pub mod rbac;

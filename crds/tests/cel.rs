@@ -1,0 +1,170 @@
+//! Every CEL rule, accepted and refused, evaluated as an API server would but without one.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "test code")]
+use belay_crds::{ModelDeployment, RESERVED_ENV};
+use serde_json::{Value, json};
+
+fn good() -> Value {
+    json!({
+        "apiVersion": "serving.belay.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": { "name": "nano" },
+        "spec": {
+            "model": { "source": { "hostPath": { "path": "/models/nano" } } },
+            "group": { "workers": 2, "device": "CPU", "devicesPerWorker": 2 },
+        },
+    })
+}
+
+/// The spec with one value replaced, by JSON pointer.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut object = good();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    object.pointer_mut(parent).unwrap()[key] = value;
+    object
+}
+
+fn check(object: Value) -> Result<(), String> {
+    let deployment: ModelDeployment = serde_json::from_value(object).unwrap();
+    deployment.validate_cel().map_err(|errors| errors.to_string())
+}
+
+#[track_caller]
+fn refused(object: Value, words: &str) {
+    let error = check(object).expect_err("must be refused");
+    assert!(error.contains(words), "expected \"{words}\" in: {error}");
+}
+
+#[test]
+fn plain_deployment_is_accepted() {
+    check(good()).unwrap();
+}
+
+#[test]
+fn name_must_fit_the_names_of_its_pods() {
+    check(with("/metadata/name", json!("n".repeat(45)))).unwrap();
+    refused(with("/metadata/name", json!("n".repeat(46))), "at most 45 characters");
+}
+
+#[test]
+fn name_must_be_usable_for_services_and_hostnames() {
+    refused(with("/metadata/name", json!("v4.flash")), "starting with a letter");
+    refused(with("/metadata/name", json!("4flash")), "starting with a letter");
+    refused(with("/metadata/name", json!("flash-")), "starting with a letter");
+}
+
+#[test]
+fn source_must_be_exactly_one() {
+    refused(with("/spec/model/source", json!({})), "exactly one of");
+    let two = json!({ "hostPath": { "path": "/m" }, "persistentVolumeClaim": { "claimName": "c" } });
+    refused(with("/spec/model/source", two), "exactly one of");
+    let three = json!({ "hostPath": { "path": "/m" }, "persistentVolumeClaim": { "claimName": "c" },
+                        "image": { "reference": "i" } });
+    refused(with("/spec/model/source", three), "exactly one of");
+    check(with("/spec/model/source", json!({ "persistentVolumeClaim": { "claimName": "c" } }))).unwrap();
+    check(with("/spec/model/source", json!({ "image": { "reference": "example.org/m:1" } }))).unwrap();
+}
+
+#[test]
+fn host_path_must_be_absolute_and_stay_where_it_is() {
+    refused(with("/spec/model/source/hostPath/path", json!("models/nano")), "path must be absolute");
+    refused(with("/spec/model/source/hostPath/path", json!("/models/../etc")), "without '..'");
+    check(with("/spec/model/source/hostPath/path", json!("/models/..nano"))).unwrap();
+}
+
+#[test]
+fn path_in_a_volume_must_be_relative_and_stay_inside() {
+    let claim = |path| json!({ "persistentVolumeClaim": { "claimName": "c", "path": path } });
+    check(with("/spec/model/source", claim("v4/flash"))).unwrap();
+    refused(with("/spec/model/source", claim("/v4")), "relative to the volume");
+    refused(with("/spec/model/source", claim("v4/../..")), "without '..'");
+    let image = |path| json!({ "image": { "reference": "i", "path": path } });
+    check(with("/spec/model/source", image("v4"))).unwrap();
+    refused(with("/spec/model/source", image("/v4")), "relative to the image");
+    refused(with("/spec/model/source", image("../v4")), "without '..'");
+}
+
+#[test]
+fn ranks_of_a_group_are_bounded() {
+    check(with("/spec/group", json!({ "workers": 128, "device": "CPU", "devicesPerWorker": 8 }))).unwrap();
+    refused(
+        with("/spec/group", json!({ "workers": 129, "device": "CPU", "devicesPerWorker": 8 })),
+        "number of ranks of a group",
+    );
+}
+
+#[test]
+fn variables_of_the_operator_must_not_be_set() {
+    let env = |name: &str| json!([{ "name": "RUST_LOG", "value": "info" }, { "name": name, "value": "x" }]);
+    check(with("/spec/group/template", json!({ "env": env("MINE") }))).unwrap();
+    for name in RESERVED_ENV {
+        refused(with("/spec/group/template", json!({ "env": env(name) })), "that the operator sets");
+    }
+}
+
+#[test]
+fn surge_and_unavailable_must_not_both_be_zero() {
+    let rollout = |surge: Value, unavailable: Value| {
+        with("/spec/rollout", json!({ "maxSurge": surge, "maxUnavailable": unavailable }))
+    };
+    for (surge, unavailable) in [(json!(1), json!(0)), (json!(0), json!(1)), (json!("25%"), json!("0%"))] {
+        check(rollout(surge, unavailable)).unwrap();
+    }
+    for (surge, unavailable) in
+        [(json!(0), json!(0)), (json!("0%"), json!(0)), (json!(0), json!("0%")), (json!("0%"), json!("0%"))]
+    {
+        refused(rollout(surge, unavailable), "must not both be 0");
+    }
+}
+
+#[test]
+fn defaults_of_the_schema_are_those_of_the_types() {
+    let deployment: ModelDeployment = serde_json::from_value(good()).unwrap();
+    let crd = serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap();
+    let schema = crd.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").unwrap();
+    assert_eq!(schema.pointer("/replicas/default"), Some(&json!(deployment.spec.replicas)));
+    assert_eq!(
+        schema.pointer("/rollout/default"),
+        Some(&serde_json::to_value(&deployment.spec.rollout).unwrap())
+    );
+}
+
+/// `kubectl explain` prints the descriptions: a field without one is not finished.
+#[test]
+fn every_field_is_documented() {
+    fn walk(path: &str, schema: &Value, missing: &mut Vec<String>) {
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            if property["description"].as_str().is_none_or(str::is_empty) {
+                missing.push(path.clone());
+            }
+            walk(&path, property, missing);
+            walk(&path, &property["items"], missing);
+        }
+    }
+    let crd = serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap();
+    let schema = crd.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap();
+    let mut missing = vec![];
+    for part in ["spec", "status"] {
+        walk(part, &schema["properties"][part], &mut missing);
+    }
+    assert!(missing.is_empty(), "fields without description: {missing:?}");
+}
+
+/// API conventions: no floats, and no formats that an API server does not know.
+#[test]
+fn schema_has_no_floats_and_no_unsigned_formats() {
+    fn walk(path: &str, value: &Value) {
+        match value {
+            Value::Object(map) => {
+                assert_ne!(map.get("type"), Some(&json!("number")), "{path}");
+                if let Some(format) = map.get("format").and_then(Value::as_str) {
+                    assert!(["int32", "int64", "date-time"].contains(&format), "{path}: {format}");
+                }
+                map.iter().for_each(|(key, value)| walk(&format!("{path}/{key}"), value));
+            }
+            Value::Array(items) => items.iter().for_each(|value| walk(path, value)),
+            _ => {}
+        }
+    }
+    walk("", &serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap());
+}
