@@ -1,0 +1,7 @@
+//! Which models exist, and which workers serve them.
+pub mod fixed;
+pub mod kubernetes;
+mod objects;
+mod table;
+
+pub use table::{Model, Table, Worker};

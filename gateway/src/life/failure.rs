@@ -1,0 +1,73 @@
+//! Why a request could not be answered. Every way in (HTTP, gRPC) translates this and nothing else.
+use std::time::Duration;
+
+use tonic::{Code, Status, metadata::MetadataValue};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// No deployment serves this model.
+    #[error("the model '{0}' does not exist")]
+    UnknownModel(String),
+    /// A worker found the request unsound; its words.
+    #[error("{0}")]
+    Invalid(String),
+    /// Every ready worker is busy to the brim.
+    #[error("every worker of '{model}' is overloaded: {reason}")]
+    Overloaded {
+        /// Served model name.
+        model: String,
+        /// The worker's words.
+        reason: String,
+    },
+    /// Too many requests wait for a worker already.
+    #[error("no worker of '{model}' is ready, and {held} requests are waiting already")]
+    HoldFull {
+        /// Served model name.
+        model: String,
+        /// Requests that wait.
+        held: usize,
+    },
+    /// No worker became ready in time.
+    #[error("no worker of '{model}' became ready within {} s", waited.as_secs_f32())]
+    HoldTimeout {
+        /// Served model name.
+        model: String,
+        /// How long the request waited.
+        waited: Duration,
+    },
+    /// Worker after worker was lost while it served this request.
+    #[error("{0} workers in a row were lost while serving this request")]
+    Lost(u32),
+    /// A worker failed in a way that another would repeat.
+    #[error("the worker failed: {0}")]
+    Worker(String),
+}
+
+impl Failure {
+    /// When it is worth asking again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Overloaded { .. } => Some(Duration::from_secs(1)),
+            Self::HoldFull { .. } | Self::HoldTimeout { .. } | Self::Lost(_) => Some(Duration::from_secs(5)),
+            Self::UnknownModel(_) | Self::Invalid(_) | Self::Worker(_) => None,
+        }
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let code = match &failure {
+            Failure::UnknownModel(_) => Code::NotFound,
+            Failure::Invalid(_) => Code::InvalidArgument,
+            Failure::Overloaded { .. } | Failure::HoldFull { .. } => Code::ResourceExhausted,
+            Failure::HoldTimeout { .. } | Failure::Lost(_) => Code::Unavailable,
+            Failure::Worker(_) => Code::Internal,
+        };
+        let mut status = Self::new(code, failure.to_string());
+        if let Some(after) = failure.retry_after() {
+            status.metadata_mut().insert("retry-after", MetadataValue::from(after.as_secs()));
+        }
+        status
+    }
+}

@@ -1,0 +1,169 @@
+//! One answer, piece by piece, from as many workers as it takes.
+use belay_proto::inference::{FinishReason, GenerateResponse};
+use futures::Stream;
+use tonic::{Status, Streaming};
+
+use crate::{observe::RetryKind, routing::Lease};
+
+use super::{
+    Call, Dispatcher, Failure, Patience,
+    dispatcher::{Avoided, MOST_LOST},
+};
+
+/// See the module. Nothing runs unless it is polled; dropping it drops the worker call, which cancels it there.
+#[derive(Debug)]
+pub struct Generation {
+    dispatcher: Dispatcher,
+    /// Its `resume_ids` are the tokens produced so far: always ready to be asked of the next worker.
+    call: Call,
+    attempt: Option<Attempt>,
+    /// Revision of the worker that produced the last token.
+    revision: Option<String>,
+    avoided: Avoided,
+    patience: Patience,
+    lost: u32,
+    prompt_tokens_told: bool,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    lease: Lease,
+    pieces: Streaming<GenerateResponse>,
+}
+
+impl Generation {
+    /// Starts the life of a request. Refuses unknown models at once; everything else shows with the first piece.
+    pub fn new(dispatcher: Dispatcher, mut call: Call) -> Result<Self, Failure> {
+        let model = dispatcher.model(call.model())?;
+        if !dispatcher.knows(&model) {
+            return Err(Failure::UnknownModel(model));
+        }
+        call.set_model(model);
+        call.fix_seed();
+        Ok(Self {
+            dispatcher,
+            call,
+            attempt: None,
+            revision: None,
+            avoided: Avoided::default(),
+            patience: Patience::default(),
+            lost: 0,
+            prompt_tokens_told: false,
+            ended: false,
+        })
+    }
+
+    /// Served model name.
+    pub fn model(&self) -> &str {
+        self.call.model()
+    }
+
+    /// The next piece; `None` after the one with the finish reason or after a failure. Every token comes once,
+    /// whichever workers it took.
+    pub async fn next(&mut self) -> Option<Result<GenerateResponse, Failure>> {
+        while !self.ended {
+            match self.advance().await {
+                Ok(Some(piece)) => return Some(Ok(piece)),
+                Ok(None) => {}
+                Err(failure) => {
+                    self.ended = true;
+                    self.attempt = None;
+                    return Some(Err(failure));
+                }
+            }
+        }
+        None
+    }
+
+    /// The pieces as a stream.
+    pub fn into_stream(self) -> impl Stream<Item = Result<GenerateResponse, Failure>> + Send {
+        futures::stream::unfold(self, |mut generation| async move {
+            let piece = generation.next().await?;
+            Some((piece, generation))
+        })
+    }
+
+    /// One step: ask a worker, or read its next piece. `None`: nothing for the client yet.
+    async fn advance(&mut self) -> Result<Option<GenerateResponse>, Failure> {
+        let Some(attempt) = &mut self.attempt else {
+            self.ask().await?;
+            return Ok(None);
+        };
+        match attempt.pieces.message().await {
+            Ok(Some(piece)) => {
+                attempt.lease.served();
+                Ok(self.take(piece))
+            }
+            Ok(None) => self.lose(&Status::unavailable("the stream ended without a finish reason")),
+            Err(status) => self.lose(&status),
+        }
+    }
+
+    async fn ask(&mut self) -> Result<(), Failure> {
+        let Self { dispatcher, call, avoided, patience, revision, .. } = self;
+        let mut lease = dispatcher.worker(call.model(), revision.as_deref(), avoided, patience).await?;
+        match call.ask(lease.channel(), dispatcher.limits.message_bytes).await {
+            Ok(pieces) => {
+                lease.accepted();
+                tracing::debug!(request = call.request_id(), worker = lease.worker().name, "asked");
+                self.attempt = Some(Attempt { lease, pieces });
+                Ok(())
+            }
+            Err(status) => self.refused(lease, &status),
+        }
+    }
+
+    /// The worker broke off after it had accepted.
+    fn lose(&mut self, status: &Status) -> Result<Option<GenerateResponse>, Failure> {
+        if let Some(Attempt { lease, .. }) = self.attempt.take() {
+            self.refused(lease, status)?;
+            self.lost += u32::from(!told_to_retry(status));
+            if self.lost >= MOST_LOST {
+                return Err(Failure::Lost(self.lost));
+            }
+        }
+        Ok(None)
+    }
+
+    fn refused(&mut self, mut lease: Lease, status: &Status) -> Result<(), Failure> {
+        let started = self.revision.is_some();
+        let kind = if started { RetryKind::Resume } else { RetryKind::Retry };
+        self.dispatcher.attempt_failed(self.call.model(), &mut lease, status, &mut self.avoided, kind)
+    }
+
+    /// Keeps the ids, and passes on what the client has not been told yet.
+    fn take(&mut self, mut piece: GenerateResponse) -> Option<GenerateResponse> {
+        let is_last = piece.finish_reason != FinishReason::Unspecified as i32;
+        if is_last || !piece.ids.is_empty() {
+            self.patience.progressed();
+            self.lost = 0;
+            self.avoided = Avoided::default();
+            if let Some(Attempt { lease, .. }) = &self.attempt
+                && self.revision.as_ref() != Some(&lease.worker().revision)
+            {
+                self.revision = Some(lease.worker().revision.clone());
+            }
+        }
+        self.call.produced().extend_from_slice(&piece.ids);
+        if is_last {
+            self.ended = true;
+            self.attempt = None;
+        } else if self.prompt_tokens_told {
+            // a worker that resumes counts the prompt again
+            piece.usage = None;
+        }
+        self.prompt_tokens_told |= piece.usage.is_some();
+        let is_empty = piece.ids.is_empty()
+            && piece.text.is_empty()
+            && piece.reasoning.is_empty()
+            && piece.usage.is_none();
+        (is_last || !is_empty).then_some(piece)
+    }
+}
+
+/// Whether the worker itself asked for the request to be sent again (a lost step, a drain): then the request is
+/// not to blame, however often it happens.
+fn told_to_retry(status: &Status) -> bool {
+    status.metadata().contains_key("belay-retry")
+}

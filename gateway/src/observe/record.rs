@@ -1,0 +1,86 @@
+//! The record of one request: counted while it runs, logged and measured when it ends, however it ends.
+use std::{sync::Arc, time::Instant};
+
+use belay_proto::inference::{GenerateResponse, Usage};
+
+use crate::request_id::RequestId;
+
+use super::{Flight, Flights, Metrics};
+
+/// See the module. Dropped without an outcome, the client went away.
+#[derive(Debug)]
+pub struct Record {
+    metrics: Arc<Metrics>,
+    _flight: Flight,
+    id: RequestId,
+    path: &'static str,
+    model: String,
+    begin: Instant,
+    first_token: Option<f64>,
+    usage: Option<Usage>,
+    code: Option<String>,
+}
+
+impl Record {
+    /// A request begins.
+    pub fn begin(metrics: &Arc<Metrics>, flights: &Flights, id: RequestId, path: &'static str) -> Self {
+        metrics.in_flight.inc();
+        Self {
+            metrics: metrics.clone(),
+            _flight: flights.begin(),
+            id,
+            path,
+            model: String::new(),
+            begin: Instant::now(),
+            first_token: None,
+            usage: None,
+            code: None,
+        }
+    }
+
+    /// The model, once it is certain that there is one of that name.
+    pub fn model(&mut self, name: &str) {
+        self.model = name.to_owned();
+    }
+
+    /// A piece goes to the client.
+    pub fn piece(&mut self, piece: &GenerateResponse) {
+        if self.first_token.is_none() && !piece.ids.is_empty() {
+            let seconds = self.begin.elapsed().as_secs_f64();
+            self.first_token = Some(seconds);
+            self.metrics.first_token(&self.model, seconds);
+        }
+        if piece.usage.is_some() {
+            self.usage = piece.usage;
+        }
+    }
+
+    /// How it ended: an HTTP status, or the name of a gRPC code. The first word counts.
+    pub fn outcome(&mut self, code: impl ToString) {
+        self.code.get_or_insert_with(|| code.to_string());
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let Self { metrics, id, path, model, .. } = self;
+        let seconds = self.begin.elapsed().as_secs_f64();
+        let code = self.code.take().unwrap_or_else(|| "client_gone".to_owned());
+        let Usage { prompt_tokens, completion_tokens } = self.usage.unwrap_or_default();
+        metrics.in_flight.dec();
+        metrics.tokens(model, prompt_tokens, completion_tokens);
+        let (request, first_token) = (&id.0, self.first_token);
+        tracing::info!(
+            request,
+            path,
+            model,
+            code,
+            seconds,
+            first_token,
+            prompt_tokens,
+            completion_tokens,
+            "request"
+        );
+        metrics.finished(model, path, code, seconds);
+    }
+}

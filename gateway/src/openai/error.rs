@@ -1,0 +1,192 @@
+//! Errors in OpenAI's shape.
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::life::Failure;
+
+/// An error as clients of the OpenAI API know it: `{"error": {"message", "type", "param", "code"}}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// The body.
+    pub body: ErrorBody,
+    retry_after: Option<Duration>,
+}
+
+/// The inner object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ErrorBody {
+    /// For people.
+    pub message: String,
+    /// Class of the error.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The parameter at fault.
+    pub param: Option<String>,
+    /// For programs.
+    pub code: Option<&'static str>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: String) -> Self {
+        Self { status, body: ErrorBody { message, kind, param: None, code }, retry_after: None }
+    }
+
+    /// 400 about the request as a whole.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", None, message.into())
+    }
+
+    /// 400 about one parameter.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        let mut error = Self::bad_request(message);
+        error.body.param = Some(param.into());
+        error
+    }
+
+    /// 400: a required parameter is not there.
+    pub fn missing(param: &str) -> Self {
+        let mut error = Self::invalid(param, format!("missing required parameter: '{param}'"));
+        error.body.code = Some("missing_required_parameter");
+        error
+    }
+
+    /// 400: a parameter of the OpenAI API that is not served, set to something that matters.
+    pub fn unsupported(param: impl Into<String>) -> Self {
+        let param = param.into();
+        let mut error = Self::invalid(&param, format!("'{param}' is not supported with this value"));
+        error.body.code = Some("unsupported_parameter");
+        error
+    }
+
+    /// 404 for a path.
+    pub fn unknown_path(path: &str) -> Self {
+        let message = format!("unknown path: {path}");
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("unknown_url"), message)
+    }
+
+    /// 405.
+    pub fn wrong_method(method: &str, path: &str) -> Self {
+        let message = format!("{method} is not allowed for {path}");
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "invalid_request_error",
+            Some("method_not_allowed"),
+            message,
+        )
+    }
+
+    /// 413.
+    pub fn too_large(limit: usize) -> Self {
+        let message = format!("the request body is larger than {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", Some("request_too_large"), message)
+    }
+
+    /// 408.
+    pub fn slow_body(limit: Duration) -> Self {
+        let message = format!("the request body did not arrive within {} s", limit.as_secs_f32());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", Some("request_timeout"), message)
+    }
+
+    /// The body, outer object included.
+    pub fn json(&self) -> Value {
+        json!({ "error": self.body })
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let message = failure.to_string();
+        let invalid = "invalid_request_error";
+        let mut error = match &failure {
+            Failure::UnknownModel(_) => {
+                let mut error = Self::new(StatusCode::NOT_FOUND, invalid, Some("model_not_found"), message);
+                error.body.param = Some("model".to_owned());
+                error
+            }
+            Failure::Invalid(words) => {
+                let (param, code) = blame(words);
+                let mut error = Self::new(StatusCode::BAD_REQUEST, invalid, code, message);
+                error.body.param = param;
+                error
+            }
+            Failure::Overloaded { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("overloaded"), message)
+            }
+            Failure::HoldFull { .. } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                Some("too_many_held_requests"),
+                message,
+            ),
+            Failure::HoldTimeout { .. } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "service_unavailable",
+                Some("no_ready_worker"),
+                message,
+            ),
+            Failure::Lost(_) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "service_unavailable",
+                Some("workers_lost"),
+                message,
+            ),
+            Failure::Worker(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("worker_failed"), message)
+            }
+        };
+        error.retry_after = failure.retry_after();
+        error
+    }
+}
+
+/// Workers say `field: what is wrong`. The field becomes `param`, and a prompt that does not fit gets OpenAI's code.
+fn blame(words: &str) -> (Option<String>, Option<&'static str>) {
+    let is_name = |field: &&str| {
+        !field.is_empty() && field.bytes().all(|b| b.is_ascii_alphanumeric() || b"_[].".contains(&b))
+    };
+    let field = words.split_once(": ").map(|(field, _)| field).filter(is_name);
+    let is_long = words.contains("context") && (words.contains("long") || words.contains("exceed"));
+    (field.map(str::to_owned), is_long.then_some("context_length_exceeded"))
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(self.json())).into_response();
+        if let Some(after) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_names_a_field_blames_a_parameter() {
+        let error = ApiError::from(Failure::Invalid("top_p: must be in (0, 1]".into()));
+        assert_eq!(error.body.param.as_deref(), Some("top_p"));
+        assert_eq!(error.body.code, None);
+        let error = ApiError::from(Failure::Invalid("prompt: 600 tokens exceed the context of 512".into()));
+        assert_eq!(error.body.code, Some("context_length_exceeded"));
+        assert_eq!(ApiError::from(Failure::Invalid("no such thing: x".into())).body.param, None);
+    }
+
+    #[test]
+    fn overload_and_gaps_say_when_to_come_back() {
+        let held = Failure::HoldTimeout { model: "m".into(), waited: Duration::from_secs(60) };
+        let full = Failure::HoldFull { model: "m".into(), held: 256 };
+        for (failure, status) in [(held, 503), (full, 429)] {
+            let response = ApiError::from(failure).into_response();
+            assert_eq!(response.status(), status);
+            assert!(response.headers().contains_key(header::RETRY_AFTER));
+        }
+    }
+}
