@@ -20,5 +20,6 @@ pub fn crd_yaml() -> anyhow::Result<String> {
 /// When the role cannot be written as YAML.
 pub fn rbac_yaml() -> anyhow::Result<String> {
     let role = rbac::cluster_role("belay-operator");
-    serde_saphyr::to_string(&role).context("write the role as YAML")
+    let yaml = serde_saphyr::to_string(&role).context("write the role as YAML")?;
+    Ok(format!("# Made by `belay-operator rbac`; do not edit.\n{yaml}"))
 }
