@@ -3,15 +3,26 @@
 
 pub mod chat;
 mod detokenizer;
+mod engine;
+mod outlet;
 mod output;
 mod request;
 mod sampler;
+mod schedule;
+mod session;
+mod stats;
+mod step_loop;
+mod step_model;
 mod stop;
 mod tokenizer;
+mod validate;
 
 pub use detokenizer::Detokenizer;
+pub use engine::{Engine, EngineConfig, SessionKey};
 pub use output::Output;
 pub use request::{Event, FinishReason, Request, Sampling, Sink, Stop, SubmitError};
 pub use sampler::{SampleError, Sampler};
+pub use stats::Stats;
+pub use step_model::{Segment, StepError, StepModel};
 pub use stop::StopMatcher;
 pub use tokenizer::{Tokenizer, TokenizerError};

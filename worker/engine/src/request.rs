@@ -7,7 +7,8 @@ pub struct Request {
     pub id: String,
     /// Token ids of the whole prompt; special tokens included, nothing is added.
     pub prompt: Vec<u32>,
-    /// Tokens of this very request that another worker already produced; they count as produced.
+    /// Tokens of this very request that another worker already produced; they count as produced. Their text is not
+    /// sent again.
     pub resume: Vec<u32>,
     /// How to choose tokens.
     pub sampling: Sampling,
@@ -45,6 +46,8 @@ pub struct Stop {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// New tokens. `text` is valid UTF-8 and may be empty while a character or a stop string is undecided.
+    ///
+    /// The token `</think>` is the last one of its event, and all text up to it is out with that event.
     Tokens {
         /// Token ids, end-of-sequence included.
         ids: Vec<u32>,

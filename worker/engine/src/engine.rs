@@ -1,0 +1,202 @@
+//! The engine's handle: what the edges of the process call.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::Sender;
+
+use crate::outlet::Outlet;
+use crate::output::Output;
+use crate::request::{Request, Sink, SubmitError};
+use crate::session::Session;
+use crate::stats::{Place, Shared, Stats};
+use crate::step_loop::{self, Command};
+use crate::step_model::StepModel;
+use crate::tokenizer::Tokenizer;
+use crate::validate;
+
+/// Bounds of an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Longest prompt + completion in tokens; `None`: the model's maximum. Never more than that.
+    pub max_context: Option<usize>,
+    /// Requests that take part in a step at most.
+    pub max_sessions: usize,
+    /// Requests that wait at most; more are refused.
+    pub max_queued: usize,
+    /// Tokens of prompts in a step at most, beside the one token of each request that is decoding.
+    pub prefill_tokens: usize,
+    /// Bytes of decode state of the running requests at most. A request counts with what it may come to need.
+    pub kv_bytes: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { max_context: None, max_sessions: 32, max_queued: 256, prefill_tokens: 256, kv_bytes: 4 << 30 }
+    }
+}
+
+/// Generates tokens for many requests at once, on one thread of its own. All methods may be called from any thread;
+/// none waits for a step, except [`Engine::shutdown`].
+pub struct Engine {
+    commands: Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    tokenizer: Arc<Tokenizer>,
+    shared: Arc<Shared>,
+    config: EngineConfig,
+    vocab_size: usize,
+    max_context: usize,
+    /// Bytes of state after so many tokens; hides the model's type, so that the edges hold a plain engine.
+    state_bytes: Box<dyn Fn(usize) -> usize + Send + Sync>,
+    next_key: AtomicU64,
+}
+
+/// Names a submitted request for [`Engine::cancel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionKey(u64);
+
+impl Engine {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// What the system says if it cannot start one.
+    pub fn start<M: StepModel>(
+        model: M,
+        tokenizer: Arc<Tokenizer>,
+        config: EngineConfig,
+    ) -> std::io::Result<Self> {
+        let model = Arc::new(model);
+        let max_context = config.max_context.map_or(model.max_context(), |max| max.min(model.max_context()));
+        let shared = Arc::new(Shared::default());
+        let (commands, receiver) = crossbeam_channel::unbounded();
+        let thread = {
+            let (model, config, shared) = (model.clone(), config.clone(), shared.clone());
+            std::thread::Builder::new()
+                .name("belay-engine".into())
+                .spawn(move || step_loop::run(&*model, &config, &receiver, &shared))?
+        };
+        Ok(Self {
+            commands,
+            vocab_size: model.vocab_size(),
+            state_bytes: Box::new(move |tokens| model.state_bytes(tokens)),
+            thread: Mutex::new(Some(thread)),
+            tokenizer,
+            shared,
+            config,
+            max_context,
+            next_key: AtomicU64::new(0),
+        })
+    }
+
+    /// The tokenizer, for the edges to encode text with.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// Longest prompt + completion in tokens.
+    #[must_use]
+    pub fn max_context(&self) -> usize {
+        self.max_context
+    }
+
+    /// Queues a request. Its events go to `sink`, on the engine's thread: a sink must not block, or it holds up every
+    /// request; it returns false to cancel its own.
+    ///
+    /// The text of resumed tokens is not sent again. Text that was held back when they were produced (half a
+    /// character, the beginning of a stop string) is sent as soon as it is certain.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; the sink then hears nothing.
+    pub fn submit(&self, request: Request, sink: Sink) -> Result<SessionKey, SubmitError> {
+        validate::request(&request, self.vocab_size, self.max_context)?;
+        let kv_bytes = self.kv_bytes(&request)?;
+        let mut output =
+            Output::new(self.tokenizer.clone(), &request.stop, self.max_context - request.prompt.len());
+        let ended = validate::replay(&request.resume, &mut output)?;
+
+        let place = Place::in_queue(&self.shared, self.config.max_queued)
+            .map_err(|queued| SubmitError::Overloaded { queued })?;
+        // After taking the place: either this sees the flag, or who set it sees the place (see `Stats`).
+        if self.shared.draining.load(Ordering::SeqCst) {
+            return Err(SubmitError::Unavailable("draining".into()));
+        }
+        if let Some(reason) = self.shared.stopped.get() {
+            return Err(SubmitError::Unavailable(format!("the engine has stopped: {reason}")));
+        }
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        let prompt_len = request.prompt.len();
+        let mut tokens = request.prompt;
+        tokens.extend_from_slice(&request.resume);
+        let session = Session {
+            key,
+            id: request.id,
+            prompt_len,
+            given_len: tokens.len(),
+            tokens,
+            fed: 0,
+            sampling: request.sampling,
+            output,
+            outlet: Outlet::new(sink, place),
+            kv_bytes,
+            ended,
+        };
+        // If the loop has just stopped, the session is dropped here, and its sink hears so.
+        let _ = self.commands.send(Command::Submit(Box::new(session)));
+        Ok(SessionKey(key))
+    }
+
+    /// Ends a request if it has not ended yet: its sink hears `Failed`, "cancelled".
+    pub fn cancel(&self, key: SessionKey) {
+        // A loop that has stopped has ended the request already.
+        let _ = self.commands.send(Command::Cancel(key.0));
+    }
+
+    /// Refuses new requests (true) or takes them again (false). Requests that were taken go on: when [`Stats`] then
+    /// shows none running and none queued, none will come.
+    pub fn drain(&self, draining: bool) {
+        self.shared.draining.store(draining, Ordering::SeqCst);
+    }
+
+    /// What the engine is doing.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.snapshot(self.config.kv_bytes)
+    }
+
+    /// Stops after the current step and waits for the thread; requests under way end with a retryable `Failed`.
+    /// From a sink it does not wait: that would be for itself.
+    pub fn shutdown(&self) {
+        let _ = self.commands.send(Command::Shutdown);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            // The loop catches its panics and has said what there is to say.
+            let _ = thread.join();
+        }
+    }
+
+    /// Bytes of state that a request may come to need; refuses one that could never run.
+    fn kv_bytes(&self, request: &Request) -> Result<usize, SubmitError> {
+        let room = self.max_context - request.prompt.len();
+        let output = request.stop.max_tokens.map_or(room, |max| room.min(max as usize));
+        let tokens = request.prompt.len() + output;
+        let needed = (self.state_bytes)(tokens);
+        if needed > self.config.kv_bytes {
+            return Err(SubmitError::Invalid {
+                field: "max_tokens",
+                message: format!(
+                    "a sequence of {tokens} tokens needs up to {needed} bytes of state, this worker has {}",
+                    self.config.kv_bytes
+                ),
+            });
+        }
+        Ok(needed)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
