@@ -64,6 +64,9 @@ pub enum FabricError {
         /// The limit that passed.
         millis: u64,
     },
+    /// The device that should compute the expert failed.
+    #[error("experts: {0}")]
+    Local(String),
     /// The peer refused or broke the protocol.
     #[error("worker {worker}: {cause}")]
     Protocol {

@@ -1,6 +1,13 @@
 //! The seam between the model and what computes it: buffers, dtypes, a small op set, the fabric trait.
 #![forbid(unsafe_code)]
 
+mod backend;
+pub mod dtype;
+mod error;
 mod fabric;
+mod stored;
 
+pub use backend::{Attention, Backend, Compress, Entries, HyperShape, Rotary, Rows, Select};
+pub use error::{BackendError, Result};
 pub use fabric::{ExpertCompute, Fabric, FabricError, Route};
+pub use stored::{Bytes, FP4_BLOCK, FP8_BLOCK, Format, StoredMatrix};

@@ -1,2 +1,41 @@
 //! DeepSeek-V4: configuration, checkpoint, forward; generic over the backend.
+//!
+//! ```text
+//! Checkpoint::open(dir) ─┬─ Model::load ──────────── dense weights
+//!                        └─ ExpertBank::load(pairs) ─ routed experts, behind a Fabric
+//! Model::new_state → State; Model::forward(Scratch, [Segment { State, tokens }], Fabric) → logits
+//! ```
 #![deny(unsafe_code)]
+
+mod attention;
+mod card;
+mod checkpoint;
+mod compressor;
+mod config;
+mod error;
+mod experts;
+mod forward;
+mod hyper_connection;
+mod indexer;
+mod layer;
+mod linear;
+mod numerics;
+mod rope;
+mod router;
+mod scratch;
+mod state;
+mod step;
+mod trace;
+
+pub use card::ModelCard;
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use config::{Config, ConfigError, IndexerConfig, LayerKind, RouterKind, Yarn};
+pub use error::ForwardError;
+pub use experts::{ExpertBank, LocalExperts};
+pub use forward::Model;
+pub use linear::Progress;
+pub use numerics::Numerics;
+pub use scratch::Scratch;
+pub use state::State;
+pub use step::{Logits, Segment};
+pub use trace::{NoTrace, Trace};

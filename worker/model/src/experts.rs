@@ -1,0 +1,274 @@
+//! Experts: the shared one, and the bank of routed ones that are resident here.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use belay_backend::{Backend, BackendError, ExpertCompute, Fabric, FabricError, Result, Route};
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::linear::{Linear, Loader, Progress};
+use crate::numerics::Numerics;
+
+/// One SwiGLU expert.
+pub(crate) struct Expert<B: Backend> {
+    w1: Linear<B>,
+    w3: Linear<B>,
+    w2: Linear<B>,
+    inner: usize,
+    limit: f32,
+}
+
+/// Working buffers of an expert call.
+pub(crate) struct ExpertBuffers<'a, B: Backend> {
+    pub(crate) gate: &'a mut B::Buffer,
+    pub(crate) up: &'a mut B::Buffer,
+    pub(crate) rounded: &'a mut B::Buffer,
+}
+
+impl<B: Backend> Expert<B> {
+    /// The shared expert; `name` is `layers.N.ffn.shared_experts`.
+    pub(crate) fn load_shared(loader: &mut Loader<'_, B>, name: &str) -> Result<Self, CheckpointError> {
+        let config = loader.checkpoint.config();
+        let (inner, width, limit) = (config.expert_width, config.hidden_size, config.swiglu_limit);
+        Ok(Self {
+            w1: loader.linear(&format!("{name}.w1"), inner, width)?,
+            w3: loader.linear(&format!("{name}.w3"), inner, width)?,
+            w2: loader.linear(&format!("{name}.w2"), width, inner)?,
+            inner,
+            limit,
+        })
+    }
+
+    fn load_routed(loader: &mut Loader<'_, B>, layer: u32, expert: u32) -> Result<Self, CheckpointError> {
+        let prefix = crate::checkpoint::layout::expert_prefix(layer, expert);
+        let [w1, w3, w2] = loader.checkpoint.expert(layer, expert)?;
+        let config = loader.checkpoint.config();
+        let (inner, limit) = (config.expert_width, config.swiglu_limit);
+        let mut place = |name: &str, stored| loader.place(&format!("{prefix}.{name}.weight"), stored);
+        Ok(Self { w1: place("w1", w1)?, w3: place("w3", w3)?, w2: place("w2", w2)?, inner, limit })
+    }
+
+    /// y = factor · w2(silu(min(w1 x, limit)) · clamp(w3 x)), row by row. The published code applies the factor before
+    /// it rounds the inner activations, which matters only if they are rounded.
+    pub(crate) fn forward(
+        &self,
+        backend: &B,
+        round: bool,
+        x: &B::Buffer,
+        rows: usize,
+        factors: Option<&[f32]>,
+        y: &mut B::Buffer,
+        width: usize,
+        t: ExpertBuffers<'_, B>,
+    ) -> Result<()> {
+        self.w1.apply_rounded(backend, round, x, rows, t.gate, t.rounded)?;
+        self.w3.apply_rounded(backend, round, x, rows, t.up, t.rounded)?;
+        backend.swiglu(t.gate, t.up, rows * self.inner, self.limit)?;
+        if let (true, Some(factors)) = (round, factors) {
+            backend.scale_rows(t.gate, self.inner, factors)?;
+        }
+        self.w2.apply_rounded(backend, round, t.gate, rows, y, t.rounded)?;
+        match factors {
+            Some(factors) if !round => backend.scale_rows(y, width, factors),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The routed experts that are resident in this process, for any of its ranks.
+///
+/// Experts come and go while others are computed: a placement change loads new copies, then drops old ones.
+pub struct ExpertBank<B: Backend> {
+    backend: Arc<B>,
+    checkpoint: Arc<Checkpoint>,
+    numerics: Numerics,
+    /// By layer, then by expert.
+    resident: Vec<RwLock<LayerExperts<B>>>,
+    /// Buffers that no call uses at the moment.
+    spare: Mutex<Vec<BankScratch<B>>>,
+}
+
+/// The copies of one layer, by expert.
+type LayerExperts<B> = Vec<Option<Arc<Expert<B>>>>;
+
+/// Device and host buffers of one call.
+struct BankScratch<B: Backend> {
+    rows: usize,
+    x_rows: usize,
+    /// [rows of the asker, D]
+    x: B::Buffer,
+    /// [routes of one expert, D]
+    gathered: B::Buffer,
+    y: B::Buffer,
+    /// [routes of one expert, I]
+    gate: B::Buffer,
+    up: B::Buffer,
+    /// [routes of one expert, widest input]
+    rounded: B::Buffer,
+    y_host: Vec<f32>,
+}
+
+impl<B: Backend> ExpertBank<B> {
+    /// An empty bank.
+    pub fn new(backend: Arc<B>, checkpoint: Arc<Checkpoint>, numerics: Numerics) -> Self {
+        let config = checkpoint.config();
+        let layer = || RwLock::new((0..config.experts).map(|_| None).collect());
+        let resident = (0..config.depth()).map(|_| layer()).collect();
+        Self { backend, checkpoint, numerics, resident, spare: Mutex::new(Vec::new()) }
+    }
+
+    /// Loads the (layer, expert) pairs that are not resident yet; the pages of others are never touched.
+    ///
+    /// # Errors
+    /// The first weight that cannot be taken; what was loaded before stays.
+    pub fn load(
+        &self,
+        experts: impl IntoIterator<Item = (u32, u32)>,
+        progress: Progress<'_>,
+    ) -> Result<(), CheckpointError> {
+        let absent: Vec<_> =
+            experts.into_iter().filter(|&(layer, expert)| !self.holds(layer, expert)).collect();
+        let total = absent.iter().map(|&(layer, expert)| self.checkpoint.expert_bytes(layer, expert)).sum();
+        let mut loader =
+            Loader { backend: &*self.backend, checkpoint: &self.checkpoint, total, done: 0, progress };
+        for (layer, expert) in absent {
+            let loaded = Arc::new(Expert::load_routed(&mut loader, layer, expert)?);
+            if let Some(layer) = self.resident.get(layer as usize) {
+                layer.write().unwrap_or_else(PoisonError::into_inner)[expert as usize] = Some(loaded);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops copies. Calls that use them finish first.
+    pub fn unload(&self, experts: impl IntoIterator<Item = (u32, u32)>) {
+        for (layer, expert) in experts {
+            if let Some(layer) = self.resident.get(layer as usize)
+                && let Some(slot) =
+                    layer.write().unwrap_or_else(PoisonError::into_inner).get_mut(expert as usize)
+            {
+                *slot = None;
+            }
+        }
+    }
+
+    /// Whether a copy is resident.
+    pub fn holds(&self, layer: u32, expert: u32) -> bool {
+        self.get(layer, expert).is_some()
+    }
+
+    /// All resident (layer, expert) pairs, ascending.
+    pub fn resident(&self) -> Vec<(u32, u32)> {
+        let mut pairs = Vec::new();
+        for (layer, experts) in self.resident.iter().enumerate() {
+            let experts = experts.read().unwrap_or_else(PoisonError::into_inner);
+            let held = experts.iter().enumerate().filter(|(_, slot)| slot.is_some());
+            pairs.extend(held.map(|(expert, _)| (layer as u32, expert as u32)));
+        }
+        pairs
+    }
+
+    /// Bytes of all resident copies, as stored.
+    pub fn bytes(&self) -> u64 {
+        self.resident().into_iter().map(|(layer, expert)| self.checkpoint.expert_bytes(layer, expert)).sum()
+    }
+
+    fn get(&self, layer: u32, expert: u32) -> Option<Arc<Expert<B>>> {
+        let experts = self.resident.get(layer as usize)?.read().unwrap_or_else(PoisonError::into_inner);
+        experts.get(expert as usize)?.clone()
+    }
+
+    fn take_scratch(&self, x_rows: usize, rows: usize) -> Result<BankScratch<B>> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match spare {
+            Some(scratch) if scratch.rows >= rows && scratch.x_rows >= x_rows => Ok(scratch),
+            _ => self.new_scratch(x_rows, rows),
+        }
+    }
+
+    fn new_scratch(&self, x_rows: usize, rows: usize) -> Result<BankScratch<B>> {
+        let config = self.checkpoint.config();
+        let (width, inner) = (config.hidden_size, config.expert_width);
+        let alloc = |width: usize| self.backend.alloc(rows * width);
+        Ok(BankScratch {
+            rows,
+            x_rows,
+            x: self.backend.alloc(x_rows * width)?,
+            gathered: alloc(width)?,
+            y: alloc(width)?,
+            gate: alloc(inner)?,
+            up: alloc(inner)?,
+            rounded: alloc(width.max(inner))?,
+            y_host: vec![0.0; rows * width],
+        })
+    }
+
+    fn compute_with(
+        &self,
+        layer: u32,
+        x: &[f32],
+        routes: &[Route],
+        by_expert: &[usize],
+        y: &mut [f32],
+        s: &mut BankScratch<B>,
+    ) -> Result<(), FabricError> {
+        let width = self.checkpoint.config().hidden_size;
+        let backend = &*self.backend;
+        backend.write(&mut s.x, 0, x).map_err(local)?;
+        for group in by_expert.chunk_by(|&a, &b| routes[a].expert == routes[b].expert) {
+            let expert = routes[group[0]].expert;
+            let weights = self.get(layer, expert).ok_or(FabricError::NotResident { layer, expert })?;
+            let rows: Vec<u32> = group.iter().map(|&route| routes[route].row).collect();
+            let factors: Vec<f32> = group.iter().map(|&route| routes[route].weight).collect();
+            backend.gather(&s.x, width, &rows, &mut s.gathered).map_err(local)?;
+            let buffers = ExpertBuffers { gate: &mut s.gate, up: &mut s.up, rounded: &mut s.rounded };
+            let round = self.numerics.activations;
+            weights
+                .forward(backend, round, &s.gathered, rows.len(), Some(&factors), &mut s.y, width, buffers)
+                .map_err(local)?;
+            let results = &mut s.y_host[..rows.len() * width];
+            backend.read(&s.y, 0, results).map_err(local)?;
+            for (&route, result) in group.iter().zip(results.chunks_exact(width)) {
+                y[route * width..][..width].copy_from_slice(result);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> ExpertCompute for ExpertBank<B> {
+    fn compute(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError> {
+        let mut by_expert: Vec<usize> = (0..routes.len()).collect();
+        by_expert.sort_by_key(|&route| (routes[route].expert, route));
+        let rows = by_expert
+            .chunk_by(|&a, &b| routes[a].expert == routes[b].expert)
+            .map(<[usize]>::len)
+            .max()
+            .unwrap_or(0);
+        let x_rows = x.len() / self.checkpoint.config().hidden_size;
+        let mut scratch = self.take_scratch(x_rows, rows).map_err(local)?;
+        let done = self.compute_with(layer, x, routes, &by_expert, y, &mut scratch);
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+        done
+    }
+}
+
+/// A failure of the device under this process.
+fn local(cause: BackendError) -> FabricError {
+    FabricError::Local(cause.to_string())
+}
+
+/// The fabric of a process that holds every expert itself.
+pub struct LocalExperts(Arc<dyn ExpertCompute>);
+
+impl LocalExperts {
+    /// Computes everything with `experts`.
+    pub fn new(experts: Arc<dyn ExpertCompute>) -> Self {
+        Self(experts)
+    }
+}
+
+impl Fabric for LocalExperts {
+    fn exchange(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError> {
+        self.0.compute(layer, x, routes, y)
+    }
+}

@@ -1,0 +1,25 @@
+use belay_backend::Route;
+
+/// Sees what a step decides. Rows are those of the whole step, segment after segment.
+pub trait Trace {
+    /// Routes of a layer, by row, experts ascending.
+    fn routes(&mut self, _layer: usize, _routes: &[Route]) {}
+    /// Whether [`Trace::blocks`] is to be called.
+    fn wants_blocks(&self) -> bool {
+        false
+    }
+    /// Entries that the indexer of a layer selected: `[rows, k]`, ascending, −1 after the last.
+    fn blocks(&mut self, _layer: usize, _k: usize, _chosen: &[i32]) {}
+    /// Whether [`Trace::streams`] is to be called.
+    fn wants_streams(&self) -> bool {
+        false
+    }
+    /// Residual streams after a layer: `[rows, M · D]`.
+    fn streams(&mut self, _layer: usize, _streams: &[f32]) {}
+}
+
+/// Looks at nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoTrace;
+
+impl Trace for NoTrace {}
