@@ -17,6 +17,8 @@ need curl        curl        "asks the gateway over HTTP"
 need jq          jq          "reads JSON in the scripts"
 need flock       util-linux  "one run at a time"
 need gcc         gcc         "links Rust programs, and builds the pause program"
+need python3     python3     "runs client packages against the gateway (make test)"
+python3 -c 'import ensurepip' 2> /dev/null || { missing+=(python3-venv); why+=("  python3-venv: a place for these packages (make test)"); }
 need musl-gcc    musl-tools  "C parts of static binaries"
 [ -f /usr/include/stdio.h ] || [ -f "/usr/include/$(uname -m)-linux-gnu/stdio.h" ] || { missing+=(libc6-dev); why+=("  libc6-dev: C headers"); }
 choose_docker

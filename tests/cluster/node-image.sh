@@ -5,8 +5,11 @@
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 choose_docker
-inputs=$(cat "$scripts/node-image.sh" "$scripts"/node/* | sha256sum | cut -c1-8)
-image=local/kind-node:$KUBERNETES_VERSION-$versions_key-$inputs
+inputs=$({
+  echo "$KUBERNETES_VERSION $ETCD_VERSION $COREDNS_VERSION $PAUSE_VERSION $KIND_VERSION $CONTAINERD_VERSION $CNI_VERSION $CRICTL_VERSION"
+  cat "$scripts/node-image.sh" "$scripts"/node/*
+} | sha256sum | cut -c1-8)
+image=local/kind-node:$KUBERNETES_VERSION-$inputs
 if docker image inspect "$image" > /dev/null 2>&1; then echo "$image"; exit; fi
 [ "${1:-}" != --if-built ] || exit 1
 

@@ -1,6 +1,7 @@
 #!/bin/bash
-# programs.sh base | node: build Kubernetes' programs from Go modules, each kept by version.
+# programs.sh base | node | deny: build Kubernetes' programs from Go modules, each kept by version.
 #   base: kind, kubectl, helm and grpcurl        node: what the node image needs besides
+#   deny: cargo-deny, for `make lint` (from crates.io)
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 alone programs
@@ -95,5 +96,14 @@ node)
   kubernetes kubeadm kubelet kubectl kube-apiserver kube-controller-manager kube-scheduler kube-proxy
   pause
   ;;
-*) die "usage: programs.sh base | node" ;;
+deny)
+  at=$BELAY_CACHE/programs/cargo-deny-$CARGO_DENY_VERSION
+  if [ ! -x "$at/bin/cargo-deny" ]; then
+    say "building cargo-deny $CARGO_DENY_VERSION (some minutes)"
+    CARGO_TARGET_DIR=$BELAY_CACHE/src/cargo-deny logged cargo-deny nice cargo install --quiet --locked --root "$at" "cargo-deny@$CARGO_DENY_VERSION"
+    rm -rf "$BELAY_CACHE/src/cargo-deny"
+  fi
+  ln -sfn "$at/bin/cargo-deny" "$BELAY_BIN/cargo-deny"
+  ;;
+*) die "usage: programs.sh base | node | deny" ;;
 esac

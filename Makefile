@@ -1,0 +1,59 @@
+# The front door.  `make help` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# What is expensive is kept here, outside the checkout: Kubernetes' programs, the node image, compiled dependencies.
+BELAY_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/belay
+CARGO_TARGET_DIR ?= $(BELAY_CACHE)/target
+export BELAY_CACHE CARGO_TARGET_DIR
+
+.PHONY: help
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  BELAY_CACHE=$(BELAY_CACHE)"
+	@echo "  BELAY_CLUSTER=name        another kind cluster than 'belay'"
+	@echo "  DEMO_KUBECONFIG=file      demo on a cluster that exists"
+
+.PHONY: demo
+demo: ## a kind cluster, the chart, a model on 2 workers x 2 ranks, four questions
+	@examples/demo.sh
+
+.PHONY: test
+test: ## everything that CI runs: lint, unit, then the cluster tests
+	@tests/run.sh lint unit cluster
+
+.PHONY: lint
+lint: ## formatting, clippy, the chart, licences and bans
+	@tests/run.sh lint
+
+.PHONY: unit
+unit: ## unit, golden and property tests
+	@tests/run.sh unit
+
+.PHONY: test-cluster
+test-cluster: ## the tests on a kind cluster of their own
+	@tests/run.sh cluster
+
+.PHONY: images
+images: ## static binaries, and their images in out/images
+	@tests/cluster/install-tools.sh && images/build.sh
+
+.PHONY: crds
+crds: ## make the chart's generated files anew: definition and role
+	@cargo build -q -p belay-operator
+	@for file in crd:modeldeployments.serving.belay.dev.yaml rbac:operator-rbac.yaml; do \
+	  "$(CARGO_TARGET_DIR)/debug/belay-operator" $${file%%:*} > charts/belay/files/$${file#*:}.new && \
+	  mv charts/belay/files/$${file#*:}.new charts/belay/files/$${file#*:} || exit 1; done
+
+.PHONY: cluster-up
+cluster-up: ## a kind cluster: 1 control plane, 2 workers
+	@tests/cluster/cluster.sh up
+
+.PHONY: cluster-down
+cluster-down: ## delete it
+	@tests/cluster/cluster.sh down
+
+.PHONY: deny
+deny: ## install cargo-deny into the cache, for make lint
+	@tests/cluster/programs.sh deny

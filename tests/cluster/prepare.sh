@@ -1,0 +1,37 @@
+#!/bin/bash
+# prepare.sh FILE: a cluster for the tests, with images and models, and the environment they need written to FILE:
+#   KUBECONFIG, DOCKER_HOST (if any)   the cluster and the daemon that runs its nodes
+#   BELAY_BIN                          folder with kubectl, helm, kind, grpcurl
+#   BELAY_CLUSTER                      name of the kind cluster
+#   BELAY_MODELS                       folder of this machine that every node has read-only at /belay/models
+#   BELAY_WORKER                       the belay-worker of the image, to run on this machine
+#   BELAY_PYTHON                       a Python with tests/e2e/clients/requirements.txt
+# The cluster is made anew, so that nothing an earlier run left decides anything; BELAY_KEEP_CLUSTER=1 keeps it.
+set -euo pipefail
+. "$(dirname "$0")/env.sh"
+cd "$checkout"
+[ "$BELAY_CLUSTER" != belay ] || export BELAY_CLUSTER=belay-test # the demo's is not ours to delete
+
+"$scripts/install-tools.sh"
+images/build.sh
+[ -n "${BELAY_KEEP_CLUSTER:-}" ] || "$scripts/cluster.sh" down
+"$scripts/cluster.sh" up
+"$scripts/cluster.sh" load out/images/belay-*.tar
+eval "$("$scripts/cluster.sh" env)"
+# the example's namespace is its first document: some tests come before the example is applied
+awk '/^---/{exit} {print}' examples/nano.yaml | kubectl apply -f -
+
+packages=tests/e2e/clients/requirements.txt
+python=$BELAY_CACHE/python/$(sha256sum "$packages" | cut -c1-8)
+if [ ! -f "$python/complete" ]; then
+  say "installing Python clients: $(paste -sd ' ' "$packages")"
+  rm -rf "$python"
+  logged python-venv python3 -m venv "$python"
+  logged python-pip "$python/bin/python" -m pip install --quiet --disable-pip-version-check -r "$packages"
+  touch "$python/complete"
+fi
+{
+  "$scripts/cluster.sh" env
+  printf 'export BELAY_PYTHON=%q BELAY_WORKER=%q\n' "$python/bin/python" \
+    "$CARGO_TARGET_DIR/$(uname -m)-unknown-linux-musl/release/belay-worker"
+} > "$1"

@@ -1,0 +1,102 @@
+#!/bin/bash
+# run.sh PART...: lint, unit, cluster.  Every part runs, whatever happened to the ones before; the last line counts.
+set -uo pipefail
+. "$(dirname "$0")/cluster/env.sh"
+cd "$checkout"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$BELAY_CACHE/target} CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
+passed=0
+failed=0
+failures=()
+begin=$SECONDS
+
+# check NAME COMMAND...: passes or fails as a whole
+check() {
+  local name=$1 start=$SECONDS; shift
+  say "$name"
+  if "$@" < /dev/null; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    failures+=("$name")
+  fi
+  say "$name: $((SECONDS - start)) s"
+}
+
+# counted NAME COMMAND...: a `cargo test`, counted test by test
+counted() {
+  local name=$1 start=$SECONDS log=$logs/$1.log status ok bad; shift
+  say "$name"
+  "$@" < /dev/null 2>&1 | tee "$log"
+  status=${PIPESTATUS[0]}
+  read -r ok bad < <(awk '/^test result: /{ok += $4; bad += $6} END {print ok + 0, bad + 0}' "$log")
+  # a binary that did not compile, or was killed, has no result line
+  if [ "$status" != 0 ] && [ "$bad" = 0 ]; then bad=1; failures+=("$name: exit status $status"); fi
+  if [ "$status" = 0 ] && [ "$ok" = 0 ]; then bad=1; failures+=("$name: no test ran"); fi
+  # the names that cargo lists at the end of each binary
+  mapfile -t -O "${#failures[@]}" failures < <(awk -v part="$name" \
+    '/^failures:$/ {listed = 1; next} /^test result: / {listed = 0} listed && /^    [^ ]+$/ {print part ": " $1}' "$log" | sort -u)
+  passed=$((passed + ok))
+  failed=$((failed + bad))
+  say "$name: $ok passed, $bad failed, $((SECONDS - start)) s"
+}
+
+chart() {
+  "$scripts/programs.sh" base || return
+  helm lint --quiet --strict charts/belay || return
+  helm template belay charts/belay > /dev/null || return
+  helm template belay charts/belay --set watchNamespace=models,networkPolicy.enabled=true > /dev/null || return
+  if helm template belay charts/belay --set gateway.replicas=many > /dev/null 2>&1; then
+    echo "a value of a wrong kind is accepted"
+    return 1
+  fi
+}
+
+shells() {
+  local script
+  for script in .ci/run examples/*.sh images/*.sh tests/*.sh tests/cluster/*.sh tests/cluster/runc-wrap; do
+    bash -n "$script" || return
+  done
+}
+
+lint() {
+  check "lint: cargo fmt" cargo fmt --all --check
+  check "lint: clippy" cargo clippy --quiet --locked --workspace --all-targets --features belay-e2e/cluster -- -D warnings
+  check "lint: chart" chart
+  check "lint: shell scripts" shells
+  if command -v cargo-deny > /dev/null; then
+    check "lint: cargo deny" cargo-deny --log-level error --locked check bans licenses sources
+  else
+    say "lint: cargo deny is skipped (make deny installs it)"
+  fi
+}
+
+unit() {
+  counted unit cargo test --quiet --locked --workspace --no-fail-fast
+}
+
+cluster() {
+  local environment=$logs/test-environment
+  rm -f "$environment"
+  check "cluster: prepare" tests/cluster/prepare.sh "$environment"
+  if [ -f "$environment" ]; then
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    counted cluster bash -c '. "$0" && exec "$@"' "$environment" \
+      cargo test --locked -p belay-e2e --features cluster --test cluster -- --test-threads=1 --nocapture
+  fi
+  if [ -n "${CI:-}" ]; then # nothing of ours outlives a CI run
+    BELAY_CLUSTER=belay-test tests/cluster/cluster.sh down
+    tests/cluster/docker.sh stop
+  fi
+}
+
+[ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster ..."
+for part in "$@"; do
+  case $part in
+  lint | unit | cluster) "$part" ;;
+  *) die "no part is called $part" ;;
+  esac
+done
+for failure in "${failures[@]+"${failures[@]}"}"; do printf '  \033[31mfailed\033[0m %s\n' "$failure"; done
+say "$(((SECONDS - begin) / 60)) min $(((SECONDS - begin) % 60)) s"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
