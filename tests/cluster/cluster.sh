@@ -3,7 +3,7 @@
 # A kind cluster named $BELAY_CLUSTER (default belay): one control plane and two workers.  What it needs is built and
 # cached under $BELAY_CACHE at first use.
 #   up      make sure that it runs; a running one is left as it is
-#   load    put image archives (make images) on its workers; what they hold already is skipped
+#   load    put image archives (make images) on its nodes; what they hold already is skipped
 #   env     print the environment for kubectl, helm and tests:  eval "$(tests/cluster/cluster.sh env)"
 # BELAY_NODE_IMAGE  a node image to use instead of the pulled or built one
 # DOCKER_HOST       a Docker daemon to use
@@ -132,8 +132,8 @@ load() {
     read -r name digest < <(tar -xOf "$archive" index.json |
       jq -r '.manifests[0] | .annotations["io.containerd.image.name"] + " " + .digest')
     absent=()
-    for node in $(kind get nodes --name "$BELAY_CLUSTER" | grep -v control-plane); do
-      docker exec "$node" ctr -n k8s.io images ls "name==$name" < /dev/null | grep -q "$digest" || absent+=("$node")
+    for node in $(kind get nodes --name "$BELAY_CLUSTER"); do
+      docker exec "$node" ctr -n k8s.io images ls "name==$name" < /dev/null 2> /dev/null | grep -q "$digest" || absent+=("$node")
     done
     if [ ${#absent[@]} = 0 ]; then continue; fi
     say "loading $name to ${absent[*]}"
