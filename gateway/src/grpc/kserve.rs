@@ -32,6 +32,7 @@ impl Service {
     async fn infer(
         &self,
         mut request: ModelInferRequest,
+        id: &RequestId,
         record: &mut Record,
     ) -> Result<ModelInferResponse, Failure> {
         let model = self.app.dispatcher.model(&request.model_name)?;
@@ -44,8 +45,12 @@ impl Service {
             let answer = self.client(channel).model_infer(request.clone()).await?;
             Ok(answer.into_inner())
         };
-        self.app.dispatcher.unary(&model, ask).await
+        self.app.dispatcher.unary(&model, &id.0, ask).await
     }
+}
+
+fn request_id<T>(request: &Request<T>) -> RequestId {
+    request.extensions().get::<RequestId>().cloned().unwrap_or_else(RequestId::new)
 }
 
 #[tonic::async_trait]
@@ -89,6 +94,7 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
+        let id = request_id(&request);
         let mut request = request.into_inner();
         let model = self.app.dispatcher.model(&request.name)?;
         request.name.clone_from(&model);
@@ -96,17 +102,17 @@ impl GrpcInferenceService for Service {
             let answer = self.client(channel).model_metadata(request.clone()).await?;
             Ok(answer.into_inner())
         };
-        Ok(Response::new(self.app.dispatcher.unary(&model, ask).await?))
+        Ok(Response::new(self.app.dispatcher.unary(&model, &id.0, ask).await?))
     }
 
     async fn model_infer(
         &self,
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
-        let id = request.extensions().get::<RequestId>().cloned().unwrap_or_else(RequestId::new);
+        let id = request_id(&request);
         let path = "/inference.GRPCInferenceService/ModelInfer";
-        let mut record = Record::begin(&self.app.dispatcher.metrics, &self.app.flights, id, path);
-        let answer = self.infer(request.into_inner(), &mut record).await.map_err(Status::from);
+        let mut record = Record::begin(&self.app.dispatcher.metrics, &self.app.flights, id.clone(), path);
+        let answer = self.infer(request.into_inner(), &id, &mut record).await.map_err(Status::from);
         record.outcome(code_name(answer.as_ref().err().map_or(Code::Ok, Status::code)));
         answer.map(Response::new)
     }

@@ -12,10 +12,11 @@ use crate::{
     routing::{Fleet, Lease, Pick},
 };
 
-use super::{Failure, Patience, Verdict, WaitingRoom, verdict};
+use super::{Failure, Patience, Verdict, WaitingRoom, lost_with_request, verdict};
 
-/// Workers that one request may lose in a row, without any progress, before it is suspected to be the cause.
-pub(super) const MOST_LOST: u32 = 4;
+/// Workers that one request may lose in a row, without any progress, before it is suspected to be the cause: a
+/// request that kills what serves it must not go through the whole fleet.
+const MOST_LOST: u32 = 4;
 
 const REST_WHEN_FULL: Duration = Duration::from_millis(200);
 
@@ -42,17 +43,29 @@ pub struct Dispatcher {
     room: WaitingRoom,
 }
 
-/// Workers that a request will not ask again, and why.
+/// What a request has been through since its last progress.
 #[derive(Debug, Default)]
-pub(super) struct Avoided {
-    ids: Vec<String>,
-    last: Option<Failure>,
+pub(super) struct Trials {
+    /// How long it may still wait.
+    patience: Patience,
+    /// Workers that it will not ask again, and why.
+    avoided: Vec<String>,
+    refusal: Option<Failure>,
+    lost: u32,
 }
 
-impl Avoided {
-    pub(super) fn add(&mut self, lease: &Lease, failure: Failure) {
-        self.ids.push(lease.worker().id.clone());
-        self.last = Some(failure);
+impl Trials {
+    /// The request got on: all is forgotten.
+    pub(super) fn over(&mut self) {
+        self.patience.progressed();
+        self.avoided.clear();
+        self.refusal = None;
+        self.lost = 0;
+    }
+
+    fn avoid(&mut self, lease: &Lease, refusal: Failure) {
+        self.avoided.push(lease.worker().id.clone());
+        self.refusal = Some(refusal);
     }
 }
 
@@ -89,34 +102,37 @@ impl Dispatcher {
         &self,
         model: &str,
         revision: Option<&str>,
-        avoided: &mut Avoided,
-        patience: &mut Patience,
+        trials: &mut Trials,
     ) -> Result<Lease, Failure> {
         let started = revision.is_some();
         let mut changes = self.fleet.subscribe();
         loop {
             changes.borrow_and_update();
-            let again = match self.fleet.pick(model, &avoided.ids, revision) {
+            let again = match self.fleet.pick(model, &trials.avoided, revision) {
                 Pick::Worker(lease) => {
-                    patience.found();
+                    trials.patience.found();
                     return Ok(lease);
                 }
                 Pick::Wait(again) => again,
                 Pick::UnknownModel if started => None,
                 Pick::UnknownModel => return Err(Failure::UnknownModel(model.to_owned())),
                 Pick::Exhausted => {
-                    let failure = std::mem::take(avoided).last;
-                    match failure {
-                        Some(failure) if !started => return Err(failure),
+                    trials.avoided.clear();
+                    match trials.refusal.take() {
+                        Some(refusal) if !started => return Err(refusal),
                         _ => Some(Instant::now() + REST_WHEN_FULL),
                     }
                 }
             };
-            let end = patience
+            let end = trials
+                .patience
                 .wait(&self.room, self.limits.hold, started)
                 .map_err(|held| Failure::HoldFull { model: model.to_owned(), held })?;
             if Instant::now() >= end {
-                return Err(Failure::HoldTimeout { model: model.to_owned(), waited: patience.waited() });
+                return Err(Failure::HoldTimeout {
+                    model: model.to_owned(),
+                    waited: trials.patience.waited(),
+                });
             }
             let next_look = again.map_or(end, |again| again.min(end));
             tokio::select! {
@@ -130,55 +146,54 @@ impl Dispatcher {
     pub(super) fn attempt_failed(
         &self,
         model: &str,
+        request: &str,
         lease: &mut Lease,
         status: &Status,
-        avoided: &mut Avoided,
+        trials: &mut Trials,
         kind: RetryKind,
     ) -> Result<(), Failure> {
         let verdict = verdict(status);
         let worker = &lease.worker().name;
-        let (code, message) = (status.code(), status.message());
-        tracing::info!(worker, ?code, message, ?verdict, "attempt failed");
+        let (code, reason) = (status.code(), status.message());
+        tracing::info!(request, worker, ?code, reason, ?verdict, "attempt failed");
         match verdict {
             Verdict::Elsewhere => lease.failed(),
             Verdict::Full => {
-                let failure = Failure::Overloaded { model: model.to_owned(), reason: message.to_owned() };
-                avoided.add(lease, failure);
+                trials
+                    .avoid(lease, Failure::Overloaded { model: model.to_owned(), reason: reason.to_owned() });
             }
-            Verdict::Stranger => avoided.add(lease, Failure::Worker(message.to_owned())),
-            Verdict::Unsound => return Err(Failure::Invalid(message.to_owned())),
-            Verdict::Broken => return Err(Failure::Worker(format!("{code:?}: {message}"))),
+            Verdict::Stranger => trials.avoid(lease, Failure::Worker(reason.to_owned())),
+            Verdict::Unsound => return Err(Failure::Invalid(reason.to_owned())),
+            Verdict::Broken => return Err(Failure::Worker(format!("{code:?}: {reason}"))),
+        }
+        trials.lost += u32::from(lost_with_request(status));
+        if trials.lost >= MOST_LOST {
+            return Err(Failure::Lost(trials.lost));
         }
         self.metrics.retry(model, kind);
         Ok(())
     }
 
-    /// A call with one answer: asked of one worker after the other until one answers.
-    pub async fn unary<T, F>(&self, model: &str, ask: impl Fn(Channel) -> F) -> Result<T, Failure>
+    /// A call with one answer: asked of one worker after the other until one answers. `request` is its id for logs.
+    pub async fn unary<T, F>(
+        &self,
+        model: &str,
+        request: &str,
+        ask: impl Fn(Channel) -> F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let mut avoided = Avoided::default();
-        let mut patience = Patience::default();
-        let mut lost = 0;
+        let mut trials = Trials::default();
         loop {
-            let mut lease = self.worker(model, None, &mut avoided, &mut patience).await?;
+            let mut lease = self.worker(model, None, &mut trials).await?;
             match ask(lease.channel()).await {
                 Ok(answer) => {
                     lease.served();
                     return Ok(answer);
                 }
                 Err(status) => {
-                    self.attempt_failed(model, &mut lease, &status, &mut avoided, RetryKind::Retry)?;
-                    // a worker that could not be reached was not lost by this request
-                    if std::error::Error::source(&status).is_some()
-                        && status.code() != tonic::Code::Unavailable
-                    {
-                        lost += 1;
-                    }
-                    if lost >= MOST_LOST {
-                        return Err(Failure::Lost(lost));
-                    }
+                    self.attempt_failed(model, request, &mut lease, &status, &mut trials, RetryKind::Retry)?;
                 }
             }
         }

@@ -5,10 +5,7 @@ use tonic::{Status, Streaming};
 
 use crate::{observe::RetryKind, routing::Lease};
 
-use super::{
-    Call, Dispatcher, Failure, Patience,
-    dispatcher::{Avoided, MOST_LOST},
-};
+use super::{Call, Dispatcher, Failure, dispatcher::Trials};
 
 /// See the module. Nothing runs unless it is polled; dropping it drops the worker call, which cancels it there.
 #[derive(Debug)]
@@ -19,9 +16,7 @@ pub struct Generation {
     attempt: Option<Attempt>,
     /// Revision of the worker that produced the last token.
     revision: Option<String>,
-    avoided: Avoided,
-    patience: Patience,
-    lost: u32,
+    trials: Trials,
     prompt_tokens_told: bool,
     ended: bool,
 }
@@ -46,9 +41,7 @@ impl Generation {
             call,
             attempt: None,
             revision: None,
-            avoided: Avoided::default(),
-            patience: Patience::default(),
-            lost: 0,
+            trials: Trials::default(),
             prompt_tokens_told: false,
             ended: false,
         })
@@ -101,8 +94,8 @@ impl Generation {
     }
 
     async fn ask(&mut self) -> Result<(), Failure> {
-        let Self { dispatcher, call, avoided, patience, revision, .. } = self;
-        let mut lease = dispatcher.worker(call.model(), revision.as_deref(), avoided, patience).await?;
+        let Self { dispatcher, call, trials, revision, .. } = self;
+        let mut lease = dispatcher.worker(call.model(), revision.as_deref(), trials).await?;
         match call.ask(lease.channel(), dispatcher.limits.message_bytes).await {
             Ok(pieces) => {
                 lease.accepted();
@@ -118,27 +111,21 @@ impl Generation {
     fn lose(&mut self, status: &Status) -> Result<Option<GenerateResponse>, Failure> {
         if let Some(Attempt { lease, .. }) = self.attempt.take() {
             self.refused(lease, status)?;
-            self.lost += u32::from(!told_to_retry(status));
-            if self.lost >= MOST_LOST {
-                return Err(Failure::Lost(self.lost));
-            }
         }
         Ok(None)
     }
 
     fn refused(&mut self, mut lease: Lease, status: &Status) -> Result<(), Failure> {
-        let started = self.revision.is_some();
-        let kind = if started { RetryKind::Resume } else { RetryKind::Retry };
-        self.dispatcher.attempt_failed(self.call.model(), &mut lease, status, &mut self.avoided, kind)
+        let kind = if self.revision.is_some() { RetryKind::Resume } else { RetryKind::Retry };
+        let Self { dispatcher, call, trials, .. } = self;
+        dispatcher.attempt_failed(call.model(), call.request_id(), &mut lease, status, trials, kind)
     }
 
     /// Keeps the ids, and passes on what the client has not been told yet.
     fn take(&mut self, mut piece: GenerateResponse) -> Option<GenerateResponse> {
         let is_last = piece.finish_reason != FinishReason::Unspecified as i32;
         if is_last || !piece.ids.is_empty() {
-            self.patience.progressed();
-            self.lost = 0;
-            self.avoided = Avoided::default();
+            self.trials.over();
             if let Some(Attempt { lease, .. }) = &self.attempt
                 && self.revision.as_ref() != Some(&lease.worker().revision)
             {
@@ -160,10 +147,4 @@ impl Generation {
             && piece.usage.is_none();
         (is_last || !is_empty).then_some(piece)
     }
-}
-
-/// Whether the worker itself asked for the request to be sent again (a lost step, a drain): then the request is
-/// not to blame, however often it happens.
-fn told_to_retry(status: &Status) -> bool {
-    status.metadata().contains_key("belay-retry")
 }

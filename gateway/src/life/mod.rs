@@ -11,4 +11,4 @@ pub use dispatcher::{Dispatcher, Limits};
 pub use failure::Failure;
 pub use generation::Generation;
 pub use hold::{Patience, WaitingRoom};
-pub use verdict::{Verdict, verdict};
+pub use verdict::{Verdict, lost_with_request, verdict};

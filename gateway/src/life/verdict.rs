@@ -1,7 +1,7 @@
 //! What a worker's status means for the request.
 use std::error::Error;
 
-use tonic::{Code, Status};
+use tonic::{Code, ConnectError, Status};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,5 +31,70 @@ pub fn verdict(status: &Status) -> Verdict {
         Code::NotFound => Verdict::Stranger,
         Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => Verdict::Unsound,
         _ => Verdict::Broken,
+    }
+}
+
+/// Whether a worker was lost while it may have had the request, which may be why. Not so when it could not be
+/// reached at all, or asked for the request to be sent again (a drain, a lost step).
+pub fn lost_with_request(status: &Status) -> bool {
+    let asked_for_it = status.metadata().contains_key("belay-retry");
+    verdict(status) == Verdict::Elsewhere && !asked_for_it && !is_unreachable(status)
+}
+
+fn is_unreachable(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn of_this_side(code: Code, source: impl Error + Send + Sync + 'static) -> Status {
+        let mut status = Status::new(code, "");
+        status.set_source(Arc::new(source));
+        status
+    }
+
+    #[test]
+    fn codes_of_workers() {
+        for (code, expected) in [
+            (Code::Unavailable, Verdict::Elsewhere),
+            (Code::Cancelled, Verdict::Elsewhere),
+            (Code::ResourceExhausted, Verdict::Full),
+            (Code::NotFound, Verdict::Stranger),
+            (Code::InvalidArgument, Verdict::Unsound),
+            (Code::Internal, Verdict::Broken),
+            (Code::Unknown, Verdict::Broken),
+            (Code::Unimplemented, Verdict::Broken),
+        ] {
+            assert_eq!(verdict(&Status::new(code, "")), expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_broken_connection_is_never_the_request_s_fault() {
+        for code in [Code::Internal, Code::Unknown, Code::ResourceExhausted, Code::Cancelled] {
+            assert_eq!(verdict(&of_this_side(code, std::io::Error::other("reset"))), Verdict::Elsewhere);
+        }
+    }
+
+    #[test]
+    fn only_a_worker_that_may_have_had_the_request_counts_as_lost_with_it() {
+        assert!(lost_with_request(&of_this_side(Code::Unknown, std::io::Error::other("reset"))));
+        assert!(!lost_with_request(&of_this_side(Code::Unavailable, ConnectError("refused".into()))));
+        assert!(!lost_with_request(&Status::internal("")));
+        let mut draining = Status::unavailable("");
+        draining
+            .metadata_mut()
+            .insert("belay-retry", tonic::metadata::MetadataValue::from_static("draining"));
+        assert!(!lost_with_request(&draining));
     }
 }

@@ -1,0 +1,9 @@
+//! The gateway over real sockets, with a test double of the worker behind its gRPC service.
+#![forbid(unsafe_code)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod grpc;
+mod life;
+mod openai;
+mod shutdown;
+mod support;

@@ -1,0 +1,341 @@
+//! A test double of the worker: the real services over a real socket, with a scripted answer behind them.
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use axum::body::Body;
+use belay_proto::{
+    inference::{
+        ChatRequest, FinishReason, GenerateRequest, GenerateResponse, Sampling, Usage,
+        generate_request::Prompt,
+        inference_server::{Inference, InferenceServer},
+    },
+    kserve::{
+        ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
+        ModelReadyRequest, ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
+        ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+        grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
+    },
+};
+use futures::Stream;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+use tonic::{Request, Response, Status, service::Routes};
+use tower::ServiceExt;
+
+use super::{
+    Fault, MODEL, Script,
+    script::{Seen, answer, certain},
+};
+
+/// See the module. Dropped, it is gone as if killed.
+pub struct Worker {
+    pub address: SocketAddr,
+    pub script: Arc<Script>,
+    server: JoinHandle<()>,
+}
+
+impl Worker {
+    pub async fn start() -> Self {
+        Self::at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub async fn at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let script = Arc::new(Script::default());
+        let (cut, _) = watch::channel(0);
+        let double = Double { script: script.clone(), cut: cut.clone() };
+        let server = tokio::spawn(serve(listener, double, cut));
+        Self { address, script, server }
+    }
+
+    pub async fn with_faults(faults: &[Fault]) -> Self {
+        let worker = Self::start().await;
+        worker.script.faults.lock().unwrap().extend(faults);
+        worker
+    }
+
+    pub fn active(&self) -> usize {
+        self.script.active.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, double: Double, cut: watch::Sender<u32>) {
+    let routes = Routes::new(InferenceServer::new(double.clone()))
+        .add_service(GrpcInferenceServiceServer::new(double))
+        .into_axum_router();
+    // dropped with this future, so that a dropped worker takes its connections along
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = routes
+            .clone()
+            .map_request(|request: http::Request<hyper::body::Incoming>| request.map(Body::new));
+        let mut cut = cut.subscribe();
+        connections.spawn(async move {
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let connection =
+                builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            tokio::select! {
+                _ = connection => {}
+                _ = cut.changed() => {}
+            }
+        });
+    }
+}
+
+#[derive(Clone)]
+struct Double {
+    script: Arc<Script>,
+    cut: watch::Sender<u32>,
+}
+
+type Pieces = Pin<Box<dyn Stream<Item = Result<GenerateResponse, Status>> + Send>>;
+
+/// A request in progress; notes when it is given up.
+struct Progress {
+    double: Double,
+    answer: Vec<u8>,
+    at: usize,
+    made: u32,
+    fault: Option<Fault>,
+    told_usage: bool,
+    done: bool,
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.double.script.active.fetch_sub(1, Ordering::SeqCst);
+        if !self.done {
+            self.double.script.cancelled.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Progress {
+    async fn next(&mut self) -> Option<Result<GenerateResponse, Status>> {
+        if self.done {
+            return None;
+        }
+        let script = self.double.script.clone();
+        let fault_at = match self.fault {
+            Some(Fault::StepLost(at) | Fault::Ends(at) | Fault::Cut(at) | Fault::Breaks(at)) => at,
+            None => u32::MAX,
+        };
+        if self.made >= fault_at {
+            return self.fail().await;
+        }
+        let usage = Usage { prompt_tokens: 3, completion_tokens: u32::try_from(self.answer.len()).unwrap() };
+        if !std::mem::replace(&mut self.told_usage, true) {
+            let usage = Some(Usage { completion_tokens: 0, ..usage });
+            return Some(Ok(GenerateResponse { usage, ..GenerateResponse::default() }));
+        }
+        while script.stalled.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if self.at == self.answer.len() {
+            self.done = true;
+            let text = certain(&self.answer, true)[certain(&self.answer, false).len()..].to_owned();
+            let finish_reason = FinishReason::Length as i32;
+            return Some(Ok(GenerateResponse {
+                text,
+                finish_reason,
+                usage: Some(usage),
+                ..GenerateResponse::default()
+            }));
+        }
+        let pace = script.pace.load(Ordering::SeqCst);
+        if pace > 0 {
+            tokio::time::sleep(Duration::from_millis(pace)).await;
+        }
+        let most = script.batch.load(Ordering::SeqCst).max(1).min((fault_at - self.made) as usize);
+        let end = (self.at + most).min(self.answer.len());
+        let ids = self.answer[self.at..end].iter().map(|byte| u32::from(*byte) + 1000).collect();
+        let text =
+            certain(&self.answer[..end], false)[certain(&self.answer[..self.at], false).len()..].to_owned();
+        self.made += u32::try_from(end - self.at).unwrap();
+        self.at = end;
+        Some(Ok(GenerateResponse { ids, text, ..GenerateResponse::default() }))
+    }
+
+    async fn fail(&mut self) -> Option<Result<GenerateResponse, Status>> {
+        let fault = self.fault.take().unwrap();
+        if !matches!(fault, Fault::Cut(_)) {
+            self.done = true;
+        }
+        match fault {
+            Fault::StepLost(_) => Some(Err(retryable("step-lost"))),
+            Fault::Ends(_) => None,
+            Fault::Breaks(_) => Some(Err(Status::internal("division by zero"))),
+            Fault::Cut(_) => {
+                self.done = true;
+                self.double.cut.send_modify(|cuts| *cuts += 1);
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+fn retryable(reason: &'static str) -> Status {
+    let mut status = Status::unavailable(reason);
+    status.metadata_mut().insert("belay-retry", reason.parse().unwrap());
+    status
+}
+
+impl Double {
+    fn admit(&self, model: &str) -> Result<(), Status> {
+        if self.script.draining.load(Ordering::SeqCst) {
+            return Err(retryable("draining"));
+        }
+        if self.script.overloaded.load(Ordering::SeqCst) {
+            return Err(Status::resource_exhausted("9 requests are waiting already"));
+        }
+        if model != MODEL || self.script.stranger.load(Ordering::SeqCst) {
+            return Err(Status::not_found(format!("this worker serves other, not {model}")));
+        }
+        Ok(())
+    }
+
+    fn begin(
+        &self,
+        seen: Seen,
+        prompt: &str,
+        sampling: Option<Sampling>,
+    ) -> Result<Response<Pieces>, Status> {
+        let sampling = sampling.unwrap_or_default();
+        let length = sampling.max_tokens.unwrap_or(20) as usize;
+        let answer = answer(prompt, sampling.seed.unwrap_or(0), length);
+        let at = seen.resume.len();
+        let expected: Vec<u32> = answer.iter().map(|byte| u32::from(*byte) + 1000).collect();
+        if !expected.starts_with(&seen.resume) {
+            return Err(Status::internal("resumed with tokens that are not a beginning of the answer"));
+        }
+        self.script.seen.lock().unwrap().push(seen);
+        self.script.active.fetch_add(1, Ordering::SeqCst);
+        let progress = Progress {
+            double: self.clone(),
+            answer,
+            at,
+            made: 0,
+            fault: self.script.next_fault(),
+            told_usage: false,
+            done: false,
+        };
+        let pieces = futures::stream::unfold(progress, |mut progress| async move {
+            let piece = progress.next().await?;
+            Some((piece, progress))
+        });
+        Ok(Response::new(Box::pin(pieces)))
+    }
+}
+
+#[tonic::async_trait]
+impl Inference for Double {
+    type GenerateStream = Pieces;
+    type ChatStream = Pieces;
+
+    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Pieces>, Status> {
+        let request = request.into_inner();
+        self.admit(&request.model)?;
+        let prompt = match request.prompt {
+            Some(Prompt::Text(text)) => text,
+            Some(Prompt::Ids(ids)) => format!("{:?}", ids.ids),
+            None => return Err(Status::invalid_argument("prompt: must be set")),
+        };
+        if prompt == "too long" {
+            return Err(Status::invalid_argument("prompt: 600 tokens exceed the context of 512"));
+        }
+        let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed);
+        let seen = Seen { request_id: request.request_id, resume: request.resume_ids, seed };
+        self.begin(seen, &prompt, request.sampling)
+    }
+
+    async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<Pieces>, Status> {
+        let request = request.into_inner();
+        self.admit(&request.model)?;
+        let prompt: Vec<_> = request.messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect();
+        let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed);
+        let seen = Seen { request_id: request.request_id, resume: request.resume_ids, seed };
+        self.begin(seen, &prompt.join("\n"), request.sampling)
+    }
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Double {
+    async fn server_live(
+        &self,
+        _: Request<ServerLiveRequest>,
+    ) -> Result<Response<ServerLiveResponse>, Status> {
+        Err(Status::internal("the gateway answers this itself"))
+    }
+
+    async fn server_ready(
+        &self,
+        _: Request<ServerReadyRequest>,
+    ) -> Result<Response<ServerReadyResponse>, Status> {
+        Err(Status::internal("the gateway answers this itself"))
+    }
+
+    async fn model_ready(
+        &self,
+        _: Request<ModelReadyRequest>,
+    ) -> Result<Response<ModelReadyResponse>, Status> {
+        Err(Status::internal("the gateway answers this itself"))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        Err(Status::internal("the gateway answers this itself"))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        self.admit(&request.get_ref().name)?;
+        let platform = "double".to_owned();
+        Ok(Response::new(ModelMetadataResponse {
+            name: MODEL.into(),
+            platform,
+            ..ModelMetadataResponse::default()
+        }))
+    }
+
+    async fn model_infer(
+        &self,
+        request: Request<ModelInferRequest>,
+    ) -> Result<Response<ModelInferResponse>, Status> {
+        self.admit(&request.get_ref().model_name)?;
+        if self.script.next_fault().is_some() {
+            return Err(retryable("step-lost"));
+        }
+        let ModelInferRequest { model_name, id, raw_input_contents, .. } = request.into_inner();
+        let raw_output_contents = raw_input_contents;
+        Ok(Response::new(ModelInferResponse {
+            model_name,
+            id,
+            raw_output_contents,
+            ..ModelInferResponse::default()
+        }))
+    }
+}
