@@ -33,10 +33,13 @@ pub struct Rotary {
     pub inverse: bool,
 }
 
+/// Residual streams that a backend must have room for; published models have 4.
+pub const MAX_STREAMS: usize = 16;
+
 /// Sizes of the hyper-connection streams and of the mixer's normalisation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HyperShape {
-    /// M, residual streams.
+    /// M, residual streams; at most [`MAX_STREAMS`].
     pub streams: usize,
     /// D, channels of one stream.
     pub width: usize,

@@ -7,7 +7,7 @@ mod error;
 mod fabric;
 mod stored;
 
-pub use backend::{Attention, Backend, Compress, Entries, HyperShape, Rotary, Rows, Select};
+pub use backend::{Attention, Backend, Compress, Entries, HyperShape, MAX_STREAMS, Rotary, Rows, Select};
 pub use error::{BackendError, Result};
 pub use fabric::{ExpertCompute, Fabric, FabricError, Route};
 pub use stored::{Bytes, FP4_BLOCK, FP8_BLOCK, Format, StoredMatrix};

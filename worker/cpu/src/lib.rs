@@ -1,1 +1,17 @@
 //! The CPU backend: a scalar reference of each op and vectorised kernels chosen at run time.
+//!
+//! Contract 1 (exact): every reduction has an order that depends on its length and the kernel level alone, so a row's
+//! result has the same bits whatever is computed beside it and by however many threads.
+
+mod backend;
+mod buffer;
+mod kernel;
+mod level;
+mod linear;
+mod ops;
+mod pool;
+mod shared;
+
+pub use backend::CpuBackend;
+pub use buffer::{CpuBuffer, CpuIndices, CpuMatrix};
+pub use level::Level;

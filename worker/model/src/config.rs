@@ -1,5 +1,6 @@
 //! `config.json`: the published keys, checked once; nothing downstream sees the raw file.
 
+use belay_backend::MAX_STREAMS;
 use serde_json::{Map, Value};
 
 mod fields;
@@ -184,6 +185,9 @@ impl Config {
                 "o_groups",
                 format!("{} does not divide num_attention_heads {}", self.o_groups, self.heads),
             );
+        }
+        if self.streams > MAX_STREAMS {
+            return refuse("hc_mult", format!("{} is more than the {MAX_STREAMS} supported", self.streams));
         }
         if self.experts_per_token > self.experts {
             return refuse(

@@ -119,6 +119,7 @@ fn sizes_that_do_not_fit_together_are_refused() {
         message("num_hash_layers", json!(6)).contains("num_hash_layers: 6 is more than num_hidden_layers 5")
     );
     assert!(message("num_experts_per_tok", json!(17)).contains("more than n_routed_experts 16"));
+    assert!(message("hc_mult", json!(17)).contains("hc_mult: 17 is more than the 16 supported"));
     assert!(message("o_groups", json!(3)).contains("o_groups: 3 does not divide num_attention_heads 4"));
     assert!(message("qk_rope_head_dim", json!(15)).contains("must be even"));
     assert!(message("index_head_dim", json!(8)).contains("less than qk_rope_head_dim"));

@@ -1,0 +1,327 @@
+use std::cell::RefCell;
+use std::ops::Range;
+
+use belay_backend::{
+    Attention, Backend, Compress, Entries, HyperShape, Result, Rotary, Rows, Select, StoredMatrix,
+};
+
+use crate::buffer::{CpuBuffer, CpuIndices, CpuMatrix};
+use crate::kernel::Kernels;
+use crate::level::Level;
+use crate::linear;
+use crate::ops::{activation, attention, compress, hyper, norm, rope, rounding, select};
+use crate::pool::Pool;
+use crate::shared::{each_row, split};
+
+thread_local! {
+    /// Logits or scores of one query, and a second list beside them.
+    static QUERY: RefCell<(Vec<f32>, Vec<f32>, Vec<u32>)> =
+        const { RefCell::new((Vec::new(), Vec::new(), Vec::new())) };
+}
+
+/// The CPUs of this process. Weights stay where the checkpoint is mapped.
+pub struct CpuBackend {
+    kernels: Kernels,
+    pool: Pool,
+}
+
+impl CpuBackend {
+    /// The best level of this machine, and as many threads as affinity and the control group's quota allow.
+    pub fn detect() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { kernels: Kernels::detect(), pool: Pool::new(threads) }
+    }
+
+    /// A given level and number of threads; `None` if this machine cannot run the level.
+    pub fn with(level: Level, threads: usize) -> Option<Self> {
+        Some(Self { kernels: Kernels::new(level)?, pool: Pool::new(threads) })
+    }
+
+    /// Level in use.
+    pub fn level(&self) -> Level {
+        self.kernels.level()
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+}
+
+impl Backend for CpuBackend {
+    type Buffer = CpuBuffer;
+    type Indices = CpuIndices;
+    type Matrix = CpuMatrix;
+
+    fn describe(&self) -> String {
+        format!("cpu, {} kernels, {} threads", self.level(), self.threads())
+    }
+
+    fn alloc(&self, len: usize) -> Result<CpuBuffer> {
+        Ok(CpuBuffer(vec![0.0; len]))
+    }
+
+    fn alloc_indices(&self, len: usize) -> Result<CpuIndices> {
+        Ok(CpuIndices(vec![0; len]))
+    }
+
+    fn len(&self, buffer: &CpuBuffer) -> usize {
+        buffer.0.len()
+    }
+
+    fn fill(&self, buffer: &mut CpuBuffer, value: f32) -> Result<()> {
+        buffer.0.fill(value);
+        Ok(())
+    }
+
+    fn write(&self, buffer: &mut CpuBuffer, at: usize, values: &[f32]) -> Result<()> {
+        buffer.0[at..at + values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn read(&self, buffer: &CpuBuffer, at: usize, values: &mut [f32]) -> Result<()> {
+        values.copy_from_slice(&buffer.0[at..at + values.len()]);
+        Ok(())
+    }
+
+    fn read_indices(&self, indices: &CpuIndices, at: usize, values: &mut [i32]) -> Result<()> {
+        values.copy_from_slice(&indices.0[at..at + values.len()]);
+        Ok(())
+    }
+
+    fn copy(&self, from: &CpuBuffer, range: Range<usize>, to: &mut CpuBuffer, at: usize) -> Result<()> {
+        to.0[at..at + range.len()].copy_from_slice(&from.0[range]);
+        Ok(())
+    }
+
+    fn matrix(&self, stored: StoredMatrix) -> Result<CpuMatrix> {
+        stored.check_codes()?;
+        Ok(CpuMatrix::new(stored))
+    }
+
+    fn embed(&self, table: &CpuMatrix, ids: &[u32], copies: usize, out: &mut CpuBuffer) -> Result<()> {
+        linear::embed(self.kernels, table, ids, copies, &mut out.0);
+        Ok(())
+    }
+
+    fn linear_grouped(
+        &self,
+        w: &CpuMatrix,
+        groups: usize,
+        x: &CpuBuffer,
+        rows: usize,
+        y: &mut CpuBuffer,
+    ) -> Result<()> {
+        linear::linear(self.kernels, &self.pool, w, groups, &x.0, rows, &mut y.0);
+        Ok(())
+    }
+
+    fn gather(&self, x: &CpuBuffer, width: usize, rows: &[u32], out: &mut CpuBuffer) -> Result<()> {
+        for (out, &row) in out.0.chunks_exact_mut(width).zip(rows) {
+            out.copy_from_slice(&x.0[row as usize * width..][..width]);
+        }
+        Ok(())
+    }
+
+    fn rms_norm(
+        &self,
+        x: &CpuBuffer,
+        rows: Rows,
+        weight: &CpuBuffer,
+        eps: f32,
+        out: &mut CpuBuffer,
+        out_first: usize,
+    ) -> Result<()> {
+        let width = rows.width;
+        let x = &x.0[rows.first * width..][..rows.count * width];
+        let out = &mut out.0[out_first * width..][..rows.count * width];
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            norm::rms_norm(self.kernels, x, &weight.0, eps, out);
+        }
+        Ok(())
+    }
+
+    fn head_norm(&self, x: &mut CpuBuffer, count: usize, width: usize, eps: f32) -> Result<()> {
+        for head in x.0[..count * width].chunks_exact_mut(width) {
+            norm::head_norm(self.kernels, head, eps);
+        }
+        Ok(())
+    }
+
+    fn rope(
+        &self,
+        x: &mut CpuBuffer,
+        rows: Rows,
+        rotary: Rotary,
+        table: &CpuBuffer,
+        table_first: usize,
+    ) -> Result<()> {
+        let table = table.0[table_first * rotary.channels..].chunks_exact(rotary.channels);
+        for (row, angles) in rows_of(x, rows).zip(table) {
+            rope::rotate(row, rotary, angles);
+        }
+        Ok(())
+    }
+
+    fn attention(&self, op: &Attention<'_, Self>, out: &mut CpuBuffer) -> Result<()> {
+        let width = op.heads * op.width;
+        let out = &mut out.0[op.rows.start * width..op.rows.end * width];
+        let most_entries = match &op.entries {
+            Entries::None => 0,
+            Entries::Visible { ratio, .. } => (op.start + op.rows.len()) / ratio,
+            Entries::Selected { k, .. } => *k,
+        };
+        let work = 2 * out.len() * (op.window.min(op.start + op.rows.len()) + most_entries);
+        each_row(&self.pool, out, width, work, |row, out| {
+            QUERY.with_borrow_mut(|(logits, ..)| {
+                attention::attend(self.kernels, op, op.rows.start + row, logits, out);
+            });
+        });
+        Ok(())
+    }
+
+    fn compress(
+        &self,
+        op: &Compress<'_, Self>,
+        values: &mut CpuBuffer,
+        gates: &mut CpuBuffer,
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        compress::compress(op, &mut values.0, &mut gates.0, &mut out.0);
+        Ok(())
+    }
+
+    fn select(&self, op: &Select<'_, Self>, chosen: &mut CpuIndices) -> Result<()> {
+        let visible = |row: usize| (op.start + row + 1) / op.ratio;
+        let last = op.rows.len().saturating_sub(1);
+        let work = op.rows.len() * visible(last) * op.heads * op.width;
+        let chosen = &mut chosen.0[op.rows.start * op.k..op.rows.end * op.k];
+        if op.k == 0 {
+            return Ok(());
+        }
+        let rows: Vec<std::sync::Mutex<&mut [i32]>> =
+            chosen.chunks_exact_mut(op.k).map(std::sync::Mutex::new).collect();
+        split(&self.pool, rows.len(), work, |range| {
+            QUERY.with_borrow_mut(|(scores, dots, order)| {
+                for row in range {
+                    let mut chosen = rows[row].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    scores.resize(visible(row), 0.0);
+                    // with room for all there is nothing to choose
+                    if scores.len() > op.k {
+                        select::scores(self.kernels, op, op.rows.start + row, dots, scores);
+                    }
+                    select::best(scores, order, &mut chosen);
+                }
+            });
+        });
+        Ok(())
+    }
+
+    fn sqrt_softplus(&self, x: &mut CpuBuffer, len: usize) -> Result<()> {
+        activation::sqrt_softplus(&mut x.0[..len]);
+        Ok(())
+    }
+
+    fn swiglu(&self, gate: &mut CpuBuffer, up: &CpuBuffer, len: usize, limit: f32) -> Result<()> {
+        activation::swiglu(&mut gate.0[..len], &up.0[..len], limit);
+        Ok(())
+    }
+
+    fn scale_rows(&self, x: &mut CpuBuffer, width: usize, factors: &[f32]) -> Result<()> {
+        for (row, factor) in x.0.chunks_exact_mut(width).zip(factors) {
+            row.iter_mut().for_each(|x| *x *= factor);
+        }
+        Ok(())
+    }
+
+    fn add(&self, x: &mut CpuBuffer, y: &CpuBuffer, len: usize) -> Result<()> {
+        for (x, y) in x.0[..len].iter_mut().zip(&y.0[..len]) {
+            *x += y;
+        }
+        Ok(())
+    }
+
+    fn hyper_mix(
+        &self,
+        streams: &CpuBuffer,
+        rows: usize,
+        shape: HyperShape,
+        base: &CpuBuffer,
+        scale: &CpuBuffer,
+        mix: &mut CpuBuffer,
+    ) -> Result<()> {
+        let (mix_width, width) = ((2 + shape.streams) * shape.streams, shape.streams * shape.width);
+        let work = rows * (width + 64 * shape.iterations * shape.streams * shape.streams);
+        each_row(&self.pool, &mut mix.0[..rows * mix_width], mix_width, work, |row, mix| {
+            hyper::mix(self.kernels, &streams.0[row * width..][..width], shape, &base.0, &scale.0, mix);
+        });
+        Ok(())
+    }
+
+    fn hyper_head(
+        &self,
+        streams: &CpuBuffer,
+        rows: usize,
+        shape: HyperShape,
+        base: &CpuBuffer,
+        scale: &CpuBuffer,
+        mix: &mut CpuBuffer,
+    ) -> Result<()> {
+        let width = shape.streams * shape.width;
+        for (row, mix) in mix.0[..rows * shape.streams].chunks_exact_mut(shape.streams).enumerate() {
+            hyper::head_mix(self.kernels, &streams.0[row * width..][..width], shape, &base.0, &scale.0, mix);
+        }
+        Ok(())
+    }
+
+    fn hyper_pre(
+        &self,
+        streams: &CpuBuffer,
+        rows: usize,
+        shape: HyperShape,
+        mix: &CpuBuffer,
+        mix_width: usize,
+        out: &mut CpuBuffer,
+    ) -> Result<()> {
+        let width = shape.streams * shape.width;
+        each_row(&self.pool, &mut out.0[..rows * shape.width], shape.width, rows * width, |row, out| {
+            let pre = &mix.0[row * mix_width..][..shape.streams];
+            hyper::pre(&streams.0[row * width..][..width], pre, out);
+        });
+        Ok(())
+    }
+
+    fn hyper_post(
+        &self,
+        streams: &mut CpuBuffer,
+        rows: usize,
+        shape: HyperShape,
+        mix: &CpuBuffer,
+        y: &CpuBuffer,
+    ) -> Result<()> {
+        let (mix_width, width) = ((2 + shape.streams) * shape.streams, shape.streams * shape.width);
+        let work = rows * width * shape.streams;
+        each_row(&self.pool, &mut streams.0[..rows * width], width, work, |row, streams| {
+            let mix = &mix.0[row * mix_width..][..mix_width];
+            hyper::post(streams, shape, mix, &y.0[row * shape.width..][..shape.width]);
+        });
+        Ok(())
+    }
+
+    fn round_e4m3(&self, x: &mut CpuBuffer, rows: Rows, columns: Range<usize>, block: usize) -> Result<()> {
+        rows_of(x, rows).for_each(|row| rounding::e4m3(&mut row[columns.clone()], block));
+        Ok(())
+    }
+
+    fn round_hadamard_e2m1(&self, x: &mut CpuBuffer, rows: Rows, width: usize) -> Result<()> {
+        for part in rows_of(x, rows).flat_map(|row| row.chunks_exact_mut(width)) {
+            rounding::hadamard(part);
+            rounding::e2m1(part);
+        }
+        Ok(())
+    }
+}
+
+fn rows_of(x: &mut CpuBuffer, rows: Rows) -> std::slice::ChunksExactMut<'_, f32> {
+    x.0[rows.first * rows.width..][..rows.count * rows.width].chunks_exact_mut(rows.width)
+}

@@ -1,0 +1,155 @@
+//! AVX2 + FMA + F16C: 8 lanes, two accumulators.
+
+use std::arch::x86_64::*;
+
+use belay_backend::dtype::e8m0_to_f32;
+use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
+
+use super::scalar;
+use crate::buffer::StoredRow;
+
+const LANES: usize = 8;
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn decode(row: StoredRow<'_>, out: &mut [f32]) {
+    match row.format {
+        Format::F32 => scalar::decode(row, out),
+        Format::Bf16 => decode_bf16(row.data, out),
+        Format::Fp8 => {
+            for ((values, codes), &scale) in
+                out.chunks_mut(FP8_BLOCK).zip(row.data.chunks(FP8_BLOCK)).zip(row.scale)
+            {
+                decode_fp8(codes, e8m0_to_f32(scale), values);
+            }
+        }
+        Format::Fp4 => {
+            for ((values, codes), &scale) in
+                out.chunks_mut(FP4_BLOCK).zip(row.data.chunks(FP4_BLOCK / 2)).zip(row.scale)
+            {
+                decode_fp4(codes, e8m0_to_f32(scale), values);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode_bf16(data: &[u8], out: &mut [f32]) {
+    let mut outputs = out.chunks_exact_mut(LANES);
+    let mut inputs = data.chunks_exact(2 * LANES);
+    for (values, bytes) in (&mut outputs).zip(&mut inputs) {
+        // SAFETY: 16 bytes are read and 8 floats written, the sizes of the chunks; unaligned access is allowed.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+            _mm256_storeu_ps(values.as_mut_ptr(), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits)));
+        }
+    }
+    let row = StoredRow { format: Format::Bf16, data: inputs.remainder(), scale: &[], cols: 0 };
+    scalar::decode(row, outputs.into_remainder());
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode_fp8(codes: &[u8], scale: f32, out: &mut [f32]) {
+    let mut outputs = out.chunks_exact_mut(LANES);
+    let mut inputs = codes.chunks_exact(LANES);
+    for (values, codes) in (&mut outputs).zip(&mut inputs) {
+        // e4m3 moved into the fields of f16 is the value over 2^8 (the biases are 7 and 15), subnormals included
+        // SAFETY: 8 bytes are read and 8 floats written, the sizes of the chunks; unaligned access is allowed.
+        unsafe {
+            let wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(codes.as_ptr().cast()));
+            let sign = _mm_slli_epi16::<8>(_mm_and_si128(wide, _mm_set1_epi16(0x80)));
+            let magnitude = _mm_slli_epi16::<7>(_mm_and_si128(wide, _mm_set1_epi16(0x7f)));
+            let value = _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, magnitude)), _mm256_set1_ps(256.0));
+            _mm256_storeu_ps(values.as_mut_ptr(), _mm256_mul_ps(value, _mm256_set1_ps(scale)));
+        }
+    }
+    scalar::decode_fp8(inputs.remainder(), scale, outputs.into_remainder());
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode_fp4(codes: &[u8], scale: f32, out: &mut [f32]) {
+    if out.len() != FP4_BLOCK || codes.len() != FP4_BLOCK / 2 {
+        return scalar::decode_fp4(codes, scale, out);
+    }
+    // SAFETY: 16 bytes are read and 4 × 8 floats written, the sizes checked above; unaligned access is allowed.
+    unsafe {
+        // twice the value of each code, so that all are whole numbers
+        let table = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+        let bytes = _mm_loadu_si128(codes.as_ptr().cast());
+        let mask = _mm_set1_epi8(15);
+        let low = _mm_shuffle_epi8(table, _mm_and_si128(bytes, mask));
+        let high = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask));
+        let (first, second) = (_mm_unpacklo_epi8(low, high), _mm_unpackhi_epi8(low, high));
+        let (half, scale) = (_mm256_set1_ps(0.5), _mm256_set1_ps(scale));
+        for (i, values) in
+            [first, _mm_srli_si128::<8>(first), second, _mm_srli_si128::<8>(second)].into_iter().enumerate()
+        {
+            let wide = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(values));
+            _mm256_storeu_ps(
+                out.as_mut_ptr().add(i * LANES),
+                _mm256_mul_ps(_mm256_mul_ps(wide, half), scale),
+            );
+        }
+    }
+}
+
+/// All slices of `x` must be as long as `w`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dots<const N: usize>(w: &[f32], x: [&[f32]; N]) -> [f32; N] {
+    let len = w.len();
+    let mut even = [_mm256_setzero_ps(); N];
+    let mut odd = [_mm256_setzero_ps(); N];
+    let mut at = 0;
+    // SAFETY: every load reads 8 floats at `at` with at + 8 <= len (at + 16 <= len for the pair), and all slices have
+    // `len` elements by the caller's promise.
+    unsafe {
+        while at + 2 * LANES <= len {
+            let w0 = _mm256_loadu_ps(w.as_ptr().add(at));
+            let w1 = _mm256_loadu_ps(w.as_ptr().add(at + LANES));
+            for i in 0..N {
+                even[i] = _mm256_fmadd_ps(w0, _mm256_loadu_ps(x[i].as_ptr().add(at)), even[i]);
+                odd[i] = _mm256_fmadd_ps(w1, _mm256_loadu_ps(x[i].as_ptr().add(at + LANES)), odd[i]);
+            }
+            at += 2 * LANES;
+        }
+        if at + LANES <= len {
+            let w0 = _mm256_loadu_ps(w.as_ptr().add(at));
+            for i in 0..N {
+                even[i] = _mm256_fmadd_ps(w0, _mm256_loadu_ps(x[i].as_ptr().add(at)), even[i]);
+            }
+            at += LANES;
+        }
+    }
+    std::array::from_fn(|i| {
+        let mut sum = horizontal(_mm256_add_ps(even[i], odd[i]));
+        for k in at..len {
+            sum = w[k].mul_add(x[i][k], sum);
+        }
+        sum
+    })
+}
+
+/// Sum of 8 lanes: halves, then quarters, then neighbours.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn horizontal(v: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+}
+
+/// `x` and `y` must be equally long.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
+    let mut outputs = y.chunks_exact_mut(LANES);
+    let mut inputs = x.chunks_exact(LANES);
+    for (y, x) in (&mut outputs).zip(&mut inputs) {
+        // SAFETY: 8 floats are read and written, the size of the chunks.
+        unsafe {
+            let sum =
+                _mm256_fmadd_ps(_mm256_set1_ps(a), _mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(y.as_ptr()));
+            _mm256_storeu_ps(y.as_mut_ptr(), sum);
+        }
+    }
+    for (y, x) in outputs.into_remainder().iter_mut().zip(inputs.remainder()) {
+        *y = a.mul_add(*x, *y);
+    }
+}

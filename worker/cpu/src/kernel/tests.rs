@@ -1,0 +1,130 @@
+use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
+use proptest::prelude::*;
+
+use super::*;
+
+/// Levels above scalar that this machine has.
+fn vector_levels() -> Vec<Kernels> {
+    Level::ALL.into_iter().skip(1).filter_map(Kernels::new).collect()
+}
+
+fn values(len: usize) -> impl Strategy<Value = Vec<f32>> {
+    prop::collection::vec(-4f32..4.0, len)
+}
+
+/// Lengths around every multiple that a kernel treats apart.
+fn length() -> impl Strategy<Value = usize> {
+    prop_oneof![0usize..70, 120usize..140, 250usize..290]
+}
+
+fn decoded(kernels: Kernels, row: StoredRow<'_>) -> Vec<f32> {
+    let mut out = vec![f32::NAN; row.cols];
+    kernels.decode(row, &mut out);
+    out
+}
+
+fn check_decode(row: StoredRow<'_>) -> Result<(), TestCaseError> {
+    let expected = decoded(Kernels(Level::Scalar), row);
+    for kernels in vector_levels() {
+        prop_assert_eq!(&decoded(kernels, row), &expected, "{}", kernels.level());
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn every_level_decodes_bf16_exactly(values in length().prop_flat_map(values)) {
+        let data: Vec<u8> = values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect();
+        check_decode(StoredRow { format: Format::Bf16, data: &data, scale: &[], cols: values.len() })?;
+    }
+
+    #[test]
+    fn every_level_decodes_f32_exactly(values in length().prop_flat_map(values)) {
+        let data: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let row = StoredRow { format: Format::F32, data: &data, scale: &[], cols: values.len() };
+        prop_assert_eq!(&decoded(Kernels(Level::Scalar), row), &values);
+        check_decode(row)?;
+    }
+
+    #[test]
+    fn every_level_decodes_fp8_exactly(
+        (data, scale) in length().prop_flat_map(|len| {
+            let code = any::<u8>().prop_map(|code| if code & 0x7f == 0x7f { 0 } else { code });
+            (prop::collection::vec(code, len), prop::collection::vec(60u8..190, len.div_ceil(FP8_BLOCK)))
+        })
+    ) {
+        check_decode(StoredRow { format: Format::Fp8, data: &data, scale: &scale, cols: data.len() })?;
+    }
+
+    #[test]
+    fn every_level_decodes_fp4_exactly(
+        (cols, data, scale) in length().prop_flat_map(|len| (
+            Just(len),
+            prop::collection::vec(any::<u8>(), len.div_ceil(2)),
+            prop::collection::vec(60u8..190, len.div_ceil(FP4_BLOCK)),
+        ))
+    ) {
+        check_decode(StoredRow { format: Format::Fp4, data: &data, scale: &scale, cols })?;
+    }
+
+    /// f32 sums of n products differ from the exact one by at most about n·ε·Σ|w·x|; vector sums are better than that.
+    #[test]
+    fn every_level_sums_like_the_reference(
+        (w, x) in length().prop_flat_map(|len| (values(len), values(len)))
+    ) {
+        let [expected] = Kernels(Level::Scalar).dots(&w, [&x]);
+        let magnitude: f32 = w.iter().zip(&x).map(|(w, x)| (w * x).abs()).sum();
+        for kernels in vector_levels() {
+            let [found] = kernels.dots(&w, [&x]);
+            let tolerance = 8.0 * f32::EPSILON * magnitude;
+            prop_assert!((found - expected).abs() <= tolerance, "{} {found} {expected}", kernels.level());
+        }
+    }
+
+    #[test]
+    fn a_dot_product_has_the_same_bits_beside_any_others(
+        (w, x) in length().prop_flat_map(|len| (values(len), prop::collection::vec(values(len), 1..10)))
+    ) {
+        for kernels in Level::ALL.into_iter().filter_map(Kernels::new) {
+            let mut together = vec![0.0; x.len()];
+            kernels.dot_all(&w, x.len(), |i| &x[i], &mut together);
+            for (x, together) in x.iter().zip(together) {
+                let [alone] = kernels.dots(&w, [x]);
+                prop_assert_eq!(alone.to_bits(), together.to_bits(), "{}", kernels.level());
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_adds_like_the_reference(
+        a in -4f32..4.0,
+        (x, y) in length().prop_flat_map(|len| (values(len), values(len)))
+    ) {
+        let mut expected = y.clone();
+        Kernels(Level::Scalar).add_scaled(a, &x, &mut expected);
+        for kernels in vector_levels() {
+            let mut found = y.clone();
+            kernels.add_scaled(a, &x, &mut found);
+            for ((found, expected), x) in found.iter().zip(&expected).zip(&x) {
+                // one rounding instead of two
+                prop_assert!((found - expected).abs() <= f32::EPSILON * (a * x).abs().max(expected.abs()));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_level_decodes_every_code() {
+    let codes: Vec<u8> = (0..=255u8).filter(|code| code & 0x7f != 0x7f).collect();
+    let scale = vec![127; codes.len().div_ceil(FP8_BLOCK)];
+    let row = StoredRow { format: Format::Fp8, data: &codes, scale: &scale, cols: codes.len() };
+    let pairs: Vec<u8> = (0..=255).collect();
+    let scale = vec![127; 512 / FP4_BLOCK];
+    let packed = StoredRow { format: Format::Fp4, data: &pairs, scale: &scale, cols: 512 };
+    for row in [row, packed] {
+        let expected = decoded(Kernels(Level::Scalar), row);
+        for kernels in vector_levels() {
+            assert_eq!(decoded(kernels, row), expected, "{}", kernels.level());
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Element-wise functions.
+
+/// softplus as torch computes it: the identity above 20.
+fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+/// `x = sqrt(softplus(x))`.
+pub(crate) fn sqrt_softplus(x: &mut [f32]) {
+    for x in x {
+        *x = softplus(*x).sqrt();
+    }
+}
+
+/// 1 / (1 + e^−x).
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `gate = silu(min(gate, limit)) · clamp(up, −limit, limit)`; the gate has no lower clamp.
+pub(crate) fn swiglu(gate: &mut [f32], up: &[f32], limit: f32) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        let g = gate.min(limit);
+        *gate = g * sigmoid(g) * up.clamp(-limit, limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swiglu_clamps_the_gate_from_above_only() {
+        let mut gate = [100.0, -100.0, 1.0];
+        swiglu(&mut gate, &[-9.0, 1.0, 0.5], 2.0);
+        let silu = |x: f32| x / (1.0 + (-x).exp());
+        assert_eq!(gate, [silu(2.0) * -2.0, -100.0 * sigmoid(-100.0), silu(1.0) * 0.5]);
+        assert!(gate[1].abs() < 1e-30);
+    }
+
+    #[test]
+    fn softplus_is_the_identity_far_out() {
+        let mut x = [25.0, 0.0];
+        sqrt_softplus(&mut x);
+        assert_eq!(x[0], 5.0);
+        assert!((x[1] - 2f32.ln().sqrt()).abs() < 1e-7);
+    }
+}

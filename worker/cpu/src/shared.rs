@@ -1,0 +1,69 @@
+//! A slice that several tasks write, each in its own part.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::pool::Pool;
+
+/// Work (roughly multiply-adds) below which waking other threads costs more than it saves.
+pub(crate) const MIN_PARALLEL_WORK: usize = 1 << 17;
+
+/// Tasks per thread: small enough to even out, large enough to keep the counter cold.
+const TASKS_PER_THREAD: usize = 4;
+
+pub(crate) struct SharedSlice<'a> {
+    start: *mut f32,
+    len: usize,
+    slice: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: all access goes through `part` and `set`, whose callers promise disjoint parts.
+unsafe impl Sync for SharedSlice<'_> {}
+
+impl<'a> SharedSlice<'a> {
+    pub(crate) fn new(slice: &'a mut [f32]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// # Safety
+    /// No two parts that live at the same time overlap, nor an element that `set` writes meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {}", self.len);
+        // SAFETY: inside the slice, which is borrowed mutably for 'a; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// # Safety
+    /// No other access to this element at the same time.
+    pub(crate) unsafe fn set(&self, at: usize, value: f32) {
+        assert!(at < self.len, "element {at} of {}", self.len);
+        // SAFETY: inside the slice, which is borrowed mutably for 'a; exclusive by the caller's promise.
+        unsafe { self.start.add(at).write(value) }
+    }
+}
+
+/// Calls `run` with ranges that cover `0..items` once, on several threads if `work` is worth it.
+pub(crate) fn split(pool: &Pool, items: usize, work: usize, run: impl Fn(Range<usize>) + Sync) {
+    let tasks =
+        if work < MIN_PARALLEL_WORK { 1 } else { (pool.threads() * TASKS_PER_THREAD).min(items).max(1) };
+    pool.run(tasks, &|task| run(items * task / tasks..items * (task + 1) / tasks));
+}
+
+/// Calls `run(row, values)` for each row of `width` elements of `out`, on several threads if `work` is worth it.
+pub(crate) fn each_row(
+    pool: &Pool,
+    out: &mut [f32],
+    width: usize,
+    work: usize,
+    run: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let rows = out.len() / width;
+    let shared = SharedSlice::new(out);
+    split(pool, rows, work, |range| {
+        for row in range {
+            // SAFETY: rows are disjoint, and `split` gives each to one task.
+            run(row, unsafe { shared.part(row * width..(row + 1) * width) });
+        }
+    });
+}
