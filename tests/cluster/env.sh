@@ -61,6 +61,8 @@ has_sys_resource() { (( 0x$(awk '/^CapBnd/{print $2}' /proc/self/status) >> 24 &
 # Where Docker is: the caller's DOCKER_HOST, else our own daemon if it runs, else the machine's
 docker_answers() { DOCKER_HOST=$1 timeout 10 docker info > /dev/null 2>&1; }
 choose_docker() {
+  # ours, from an environment of `cluster.sh env`: it may have to be started again
+  if [ "${DOCKER_HOST:-}" = "$own_docker" ]; then unset DOCKER_HOST; fi
   [ -z "${DOCKER_HOST:-}" ] || return 0
   if docker_answers "$own_docker"; then export DOCKER_HOST=$own_docker; fi
 }

@@ -10,7 +10,7 @@
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 cd "$checkout"
-[ "$BELAY_CLUSTER" != belay ] || export BELAY_CLUSTER=belay-test # the demo's is not ours to delete
+[ "$BELAY_CLUSTER" != belay ] || die "belay is the cluster of the demo: name another one in BELAY_CLUSTER"
 
 "$scripts/install-tools.sh"
 images/build.sh
