@@ -41,13 +41,19 @@ pub async fn watch(client: Client, namespace: Option<String>, fleet: Arc<Fleet>)
     let pod_news = news(watcher(pods, workers), pod_writer, Kind::Pods);
 
     let mut listed = Listed::default();
+    let mut last = None;
     let mut batches = std::pin::pin!(futures::stream::select(deployment_news, pod_news).ready_chunks(BATCH));
     while let Some(batch) = batches.next().await {
         batch.iter().for_each(|news| listed.note(news));
         if listed.deployments && listed.pods {
             let found: Vec<Deployment> =
                 deployment_store.state().iter().filter_map(|o| Deployment::of(o)).collect();
-            fleet.update(&table(&found, &pod_store.state()));
+            let table = table(&found, &pod_store.state());
+            // most news are heartbeats of no consequence here
+            if last.as_ref() != Some(&table) {
+                fleet.update(&table);
+                last = Some(table);
+            }
         }
     }
 }

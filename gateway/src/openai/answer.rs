@@ -112,7 +112,7 @@ pub async fn serve(
         }
         Err(error) => {
             record.outcome(error.status.as_u16());
-            Err(error)
+            Err(if kind == Kind::Chat { error.about_messages() } else { error })
         }
     }
 }
@@ -126,8 +126,7 @@ async fn begin(
     record: &mut Record,
 ) -> Result<(Options, Generation, Option<GenerateResponse>), ApiError> {
     let bytes = body::read(request.into_body(), app.max_body_bytes, app.body_time).await?;
-    let (options, mut call) = read(&body::object(&bytes)?)?;
-    drop(bytes);
+    let (options, mut call) = read(&body::object(bytes).await?)?;
     call.set_request_id(&id.0);
     let mut generation = Generation::new(app.dispatcher.clone(), call)?;
     record.model(generation.model());

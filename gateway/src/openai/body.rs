@@ -10,6 +10,9 @@ use super::ApiError;
 /// A client that sends more than this many times the limit is cut off rather than answered.
 const PATIENCE: usize = 8;
 
+/// From here on parsing takes so long that other requests would notice.
+const LARGE: usize = 64 << 10;
+
 /// Reads a whole body of at most `limit` bytes.
 ///
 /// What exceeds the limit is thrown away while it arrives, within reason: a client that still sends when it is
@@ -35,7 +38,15 @@ pub async fn read(mut body: Body, limit: usize, longest: Duration) -> Result<Byt
 }
 
 /// Parses a JSON object; errors say where.
-pub fn object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+pub async fn object(bytes: Bytes) -> Result<Map<String, Value>, ApiError> {
+    if bytes.len() < LARGE {
+        return parse(&bytes);
+    }
+    let parsing = tokio::task::spawn_blocking(move || parse(&bytes));
+    parsing.await.map_err(|error| ApiError::bad_request(format!("the body cannot be parsed: {error}")))?
+}
+
+fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         ApiError::bad_request(format!("the body is not UTF-8: invalid byte at {}", error.valid_up_to()))
     })?;
@@ -54,7 +65,7 @@ mod tests {
 
     #[test]
     fn errors_say_where() {
-        let message = |bytes: &[u8]| object(bytes).unwrap_err().body.message;
+        let message = |bytes: &[u8]| parse(bytes).unwrap_err().body.message;
         assert!(message(b"{\"a\": }").contains("line 1 column 7"), "{}", message(b"{\"a\": }"));
         assert!(message(b"").contains("EOF"));
         assert_eq!(message(b"{\"a\": \"\xff\"}"), "the body is not UTF-8: invalid byte at 7");
@@ -78,7 +89,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = object(&bytes);
+            let _ = parse(&bytes);
         }
     }
 }

@@ -93,6 +93,14 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", Some("request_timeout"), message)
     }
 
+    /// For the endpoint where the prompt is made from messages.
+    pub fn about_messages(mut self) -> Self {
+        if self.body.param.as_deref() == Some("prompt") {
+            self.body.param = Some("messages".to_owned());
+        }
+        self
+    }
+
     /// The body, outer object included.
     pub fn json(&self) -> Value {
         json!({ "error": self.body })
@@ -151,7 +159,7 @@ fn blame(words: &str) -> (Option<String>, Option<&'static str>) {
         !field.is_empty() && field.bytes().all(|b| b.is_ascii_alphanumeric() || b"_[].".contains(&b))
     };
     let field = words.split_once(": ").map(|(field, _)| field).filter(is_name);
-    let is_long = words.contains("context") && (words.contains("long") || words.contains("exceed"));
+    let is_long = words.contains("context") && (words.contains("do not fit") || words.contains("exceed"));
     (field.map(str::to_owned), is_long.then_some("context_length_exceeded"))
 }
 
@@ -174,8 +182,11 @@ mod tests {
         let error = ApiError::from(Failure::Invalid("top_p: must be in (0, 1]".into()));
         assert_eq!(error.body.param.as_deref(), Some("top_p"));
         assert_eq!(error.body.code, None);
-        let error = ApiError::from(Failure::Invalid("prompt: 600 tokens exceed the context of 512".into()));
+        let long =
+            "prompt: 600 tokens do not fit: the context holds 512, at least one of them for the output";
+        let error = ApiError::from(Failure::Invalid(long.into()));
         assert_eq!(error.body.code, Some("context_length_exceeded"));
+        assert_eq!(error.about_messages().body.param.as_deref(), Some("messages"));
         assert_eq!(ApiError::from(Failure::Invalid("no such thing: x".into())).body.param, None);
     }
 

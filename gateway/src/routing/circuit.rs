@@ -54,16 +54,17 @@ impl Circuit {
         }
     }
 
-    /// The request of `epoch` failed. Many requests that fail of one cause count once.
-    pub fn failed(&mut self, epoch: u64, now: Instant) {
+    /// The request of `epoch` failed. Many requests that fail of one cause count once. True if somebody may wait
+    /// for the outcome.
+    pub fn failed(&mut self, epoch: u64, now: Instant) -> bool {
         if self.epoch != epoch {
-            return;
+            return false;
         }
         let rest = FIRST_REST.saturating_mul(1 << self.failures.min(10)).min(LONGEST_REST);
         self.failures += 1;
         self.rest_until = Some(now + rest);
-        self.probing = false;
         self.epoch += 1;
+        std::mem::take(&mut self.probing)
     }
 
     /// The request of `epoch` ended before its outcome was known. True if somebody may wait for that.
@@ -137,5 +138,18 @@ mod tests {
         let probe = circuit.take();
         assert!(circuit.abandoned(probe));
         assert_eq!(circuit.gate(now + FIRST_REST), Gate::Open);
+    }
+
+    #[test]
+    fn only_outcomes_of_probes_are_waited_for() {
+        let now = Instant::now();
+        let mut circuit = Circuit::default();
+        let (first, second) = (circuit.take(), circuit.take());
+        assert!(!circuit.accepted(first));
+        assert!(!circuit.failed(second, now));
+        let probe = circuit.take();
+        assert!(circuit.failed(probe, now));
+        let probe = circuit.take();
+        assert!(circuit.accepted(probe));
     }
 }

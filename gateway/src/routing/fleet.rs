@@ -242,7 +242,9 @@ impl Lease {
     /// The worker is not able to serve: it rests.
     pub fn failed(&mut self) {
         self.stage = Stage::Failed;
-        self.worker.circuit().failed(self.epoch, Instant::now());
+        if self.worker.circuit().failed(self.epoch, Instant::now()) {
+            self.fleet.wake_waiting();
+        }
     }
 }
 
@@ -341,6 +343,23 @@ mod tests {
             assert_eq!(lease(&fleet, &[], Some("r1")).worker().id, "a");
         }
         assert_eq!(lease(&fleet, &["b"], Some("r3")).worker().id, "a");
+    }
+
+    #[tokio::test]
+    async fn every_outcome_of_a_probe_makes_the_waiting_look_again() {
+        let outcomes: [fn(Lease); 3] = [|mut probe| probe.accepted(), |mut probe| probe.failed(), drop];
+        for outcome in outcomes {
+            let fleet = fleet(&[("a", "")]);
+            lease(&fleet, &[], None).failed();
+            let Pick::Wait(Some(rested)) = fleet.pick("m", &[], None) else { panic!("it must rest") };
+            tokio::time::sleep_until(rested.into()).await;
+            let probe = lease(&fleet, &[], None);
+            let mut waiting = fleet.subscribe();
+            waiting.borrow_and_update();
+            assert!(matches!(fleet.pick("m", &[], None), Pick::Wait(None)));
+            outcome(probe);
+            assert!(waiting.has_changed().unwrap());
+        }
     }
 
     #[tokio::test]

@@ -261,7 +261,7 @@ impl Inference for Double {
             None => return Err(Status::invalid_argument("prompt: must be set")),
         };
         if prompt == "too long" {
-            return Err(Status::invalid_argument("prompt: 600 tokens exceed the context of 512"));
+            return Err(Status::invalid_argument("prompt: 600 tokens do not fit: the context holds 512"));
         }
         let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed);
         let seen = Seen { request_id: request.request_id, resume: request.resume_ids, seed };
