@@ -1,0 +1,119 @@
+//! The admin service of workers.
+use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+
+use belay_proto::admin::{
+    GetStatusRequest, Placement, SetDrainRequest, SetPlacementRequest, WorkerStatus,
+    admin_client::AdminClient,
+};
+use thiserror::Error;
+use tonic::transport::{Channel, Endpoint};
+
+/// Port of the admin service in every worker pod.
+pub const ADMIN_PORT: u16 = 50052;
+
+/// How long one call may take. Every call states an absolute target or reads, so a late one is simply repeated.
+const CALL_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a call to a worker came to nothing.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum WorkerError {
+    /// The address is not one.
+    #[error("address {address} is not valid")]
+    Address {
+        /// What was tried.
+        address: String,
+    },
+    /// Nobody answered.
+    #[error("no answer from {address}: {message}")]
+    Unreachable {
+        /// Who was asked.
+        address: String,
+        /// What the transport says.
+        message: String,
+    },
+    /// The worker refused.
+    #[error("refused by {address}: {message}")]
+    Refused {
+        /// Who was asked.
+        address: String,
+        /// The worker's words.
+        message: String,
+    },
+}
+
+/// Calls workers. Keeps one connection for each address.
+#[derive(Default)]
+pub struct WorkerClient {
+    channels: Mutex<BTreeMap<String, Channel>>,
+}
+
+impl WorkerClient {
+    /// What the worker says about itself.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub async fn status(&self, ip: &str) -> Result<WorkerStatus, WorkerError> {
+        let (address, mut client) = self.client(ip)?;
+        let answer = client.get_status(GetStatusRequest {}).await;
+        self.settle(address, answer.map(tonic::Response::into_inner))
+    }
+
+    /// Tells the worker where the experts of its group are.
+    ///
+    /// # Errors
+    /// When it does not answer in time, or refuses.
+    pub async fn set_placement(&self, ip: &str, placement: &Placement) -> Result<(), WorkerError> {
+        let (address, mut client) = self.client(ip)?;
+        let answer = client.set_placement(SetPlacementRequest { placement: Some(placement.clone()) }).await;
+        self.settle(address, answer.map(drop))
+    }
+
+    /// Tells the worker to take no new request.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub async fn set_drain(&self, ip: &str) -> Result<(), WorkerError> {
+        let (address, mut client) = self.client(ip)?;
+        let answer = client.set_drain(SetDrainRequest { draining: true }).await;
+        self.settle(address, answer.map(drop))
+    }
+
+    fn client(&self, ip: &str) -> Result<(String, AdminClient<Channel>), WorkerError> {
+        let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+        let address = format!("{host}:{ADMIN_PORT}");
+        let mut channels = self.channels.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let channel = match channels.get(&address) {
+            Some(channel) => channel.clone(),
+            None => {
+                let endpoint = Endpoint::from_shared(format!("http://{address}"))
+                    .map_err(|_| WorkerError::Address { address: address.clone() })?
+                    .connect_timeout(CALL_LIMIT)
+                    .timeout(CALL_LIMIT);
+                let channel = endpoint.connect_lazy();
+                channels.insert(address.clone(), channel.clone());
+                channel
+            }
+        };
+        Ok((address, AdminClient::new(channel)))
+    }
+
+    fn settle<T>(&self, address: String, answer: Result<T, tonic::Status>) -> Result<T, WorkerError> {
+        use tonic::Code;
+        answer.map_err(|status| {
+            let message = status.message().to_owned();
+            match status.code() {
+                Code::FailedPrecondition
+                | Code::InvalidArgument
+                | Code::PermissionDenied
+                | Code::Internal => WorkerError::Refused { address, message },
+                _ => {
+                    // a pod's address may belong to another pod next time: do not keep a connection that failed
+                    let mut channels =
+                        self.channels.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    channels.remove(&address);
+                    WorkerError::Unreachable { address, message }
+                }
+            }
+        })
+    }
+}
