@@ -119,7 +119,11 @@ pub async fn run(
                 return Err(LeaseError::Taken { name: config.name, holder });
             }
             Ok(Ok(Outcome::Other | Outcome::Raced)) => {}
-            Ok(Err(error)) => warn!(lease = config.name, %error, "attempt on the lease failed"),
+            Ok(Err(error)) => warn!(
+                lease = config.name,
+                error = crate::error::describe(&error),
+                "attempt on the lease failed"
+            ),
             Err(_) => warn!(lease = config.name, "attempt on the lease took too long"),
         }
         if let Some(at) = renewed
@@ -234,7 +238,11 @@ async fn release(api: &Api<Lease>, config: &LeaseConfig) {
     };
     match tokio::time::timeout(config.retry, given_back).await {
         Ok(Ok(())) => info!(lease = config.name, "lease released"),
-        Ok(Err(error)) => warn!(lease = config.name, %error, "lease not released; it will expire"),
+        Ok(Err(error)) => warn!(
+            lease = config.name,
+            error = crate::error::describe(&error),
+            "lease not released; it will expire"
+        ),
         Err(_) => warn!(lease = config.name, "lease not released in time; it will expire"),
     }
 }

@@ -1,10 +1,23 @@
 //! The operator: a ModelDeployment becomes groups of worker pods.
 #![forbid(unsafe_code)]
 
+pub mod backoff;
+pub mod context;
+pub mod controller;
+pub mod error;
+pub mod events;
 pub mod generate;
+pub mod group;
+pub mod http;
 pub mod lease;
+pub mod metrics;
+pub mod nodes;
 pub mod placement;
 pub mod rbac;
+pub mod reconcile;
 pub mod revision;
 pub mod rollout;
+pub mod run;
+pub mod telemetry;
+pub mod trouble;
 pub mod worker_client;

@@ -1,4 +1,5 @@
 //! belay-operator
+use belay_operator::{generate, run};
 use clap::{Parser, Subcommand};
 
 /// Runs models on Kubernetes: turns ModelDeployments into groups of worker pods.
@@ -11,16 +12,20 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the operator.
+    Run(run::RunArgs),
     /// Print the CustomResourceDefinition as YAML.
     Crd,
     /// Print a ClusterRole with what the operator needs as YAML.
     Rbac,
 }
 
-fn main() -> anyhow::Result<()> {
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
     match Args::parse().command {
-        Command::Crd => print!("{}", belay_operator::generate::crd_yaml()?),
-        Command::Rbac => print!("{}", belay_operator::generate::rbac_yaml()?),
+        Command::Run(args) => run::run(args).await?,
+        Command::Crd => print!("{}", generate::crd_yaml()?),
+        Command::Rbac => print!("{}", generate::rbac_yaml()?),
     }
     Ok(())
 }

@@ -78,17 +78,25 @@ pub fn worker(index: u32, ip: &str, port: u16, uid: &str) -> GroupWorker {
     GroupWorker { index, fabric_address: format!("{host}:{port}"), uid: uid.to_owned() }
 }
 
-/// Live copies of the experts of a placement, given which workers hold their share: the total, and the copies of
-/// the expert that has the fewest.
-pub fn live_copies(placement: &Placement, worker_is_live: impl Fn(u32) -> bool) -> (u64, u64) {
-    let per_worker = placement.ranks_per_worker.max(1);
-    let (mut total, mut fewest) = (0, u64::MAX);
-    for copies in placement.layers.iter().flat_map(|layer| &layer.experts) {
-        let live = copies.ranks.iter().filter(|&&rank| worker_is_live(rank / per_worker)).count() as u64;
-        total += live;
-        fewest = fewest.min(live);
+/// Live copies of each expert (layers one after the other), summed over the placements of several groups; each comes
+/// with which of its workers hold their share. Placements of another shape than the first are left out: they belong to
+/// another model.
+pub fn live_copies<'a>(placements: impl IntoIterator<Item = (&'a Placement, Vec<bool>)>) -> Vec<u32> {
+    let mut sum: Vec<u32> = vec![];
+    for (placement, live) in placements {
+        let per_worker = placement.ranks_per_worker.max(1);
+        let holds = |rank: &&u32| live.get((**rank / per_worker) as usize).copied().unwrap_or(false);
+        let experts = placement.layers.iter().flat_map(|layer| &layer.experts);
+        let copies: Vec<u32> = experts
+            .map(|copies| u32::try_from(copies.ranks.iter().filter(holds).count()).unwrap_or(u32::MAX))
+            .collect();
+        if sum.is_empty() {
+            sum = copies;
+        } else if sum.len() == copies.len() {
+            sum.iter_mut().zip(copies).for_each(|(sum, copies)| *sum += copies);
+        }
     }
-    (total, if fewest == u64::MAX { 0 } else { fewest })
+    sum
 }
 
 #[cfg(test)]
@@ -174,8 +182,11 @@ mod tests {
     #[test]
     fn lost_worker_leaves_its_experts_without_a_copy() {
         let placement = placement(1, ["a", "b"]);
-        assert_eq!(live_copies(&placement, |_| true), (20, 1));
-        assert_eq!(live_copies(&placement, |worker| worker == 0), (10, 0));
+        assert_eq!(live_copies([(&placement, vec![true, true])]), [1; 20]);
+        let lost = live_copies([(&placement, vec![true, false])]);
+        assert_eq!(lost.iter().sum::<u32>(), 10);
+        let two = live_copies([(&placement, vec![true, false]), (&placement, vec![true, true])]);
+        assert_eq!((two.iter().min(), two.iter().sum()), (Some(&1), 30u32));
     }
 
     #[test]

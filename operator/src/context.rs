@@ -1,0 +1,35 @@
+//! What every reconcile has at hand.
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Client,
+    runtime::{events::Recorder, reflector::Store},
+};
+
+use crate::{backoff::Backoff, metrics::Metrics, worker_client::WorkerClient};
+
+/// Decisions of whoever runs the operator.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Worker image of specs that name none.
+    pub worker_image: Option<String>,
+    /// Seconds without a sign of life after which a node's pods are given up.
+    pub node_lost_seconds: i64,
+}
+
+/// What every reconcile has at hand.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// The nodes, kept up to date by a watch.
+    pub nodes: Store<Node>,
+    /// The workers' admin service.
+    pub workers: WorkerClient,
+    /// Settings.
+    pub settings: Settings,
+    /// Publishes events.
+    pub recorder: Recorder,
+    /// What `/metrics` shows.
+    pub metrics: Metrics,
+    /// How long to leave a failing deployment alone.
+    pub backoff: Backoff,
+}

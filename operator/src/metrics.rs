@@ -1,0 +1,118 @@
+//! What `/metrics` shows.
+use std::{fmt, sync::Arc, time::Duration};
+
+use belay_crds::ModelDeploymentStatus;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ErrorLabels {
+    class: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct GroupLabels {
+    namespace: String,
+    name: String,
+    state: String,
+}
+
+/// Counters and gauges of the operator.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    reconciles: Counter,
+    errors: Family<ErrorLabels, Counter>,
+    seconds: Histogram,
+    groups: Family<GroupLabels, Gauge>,
+    leader: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("belay_operator");
+        let reconciles = Counter::default();
+        let errors = Family::default();
+        let seconds = Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
+        let groups = Family::default();
+        let leader = Gauge::default();
+        registry.register("reconciles", "Reconciles that were begun", reconciles.clone());
+        registry.register("reconcile_errors", "Reconciles that failed, by class of error", errors.clone());
+        registry.register("reconcile_seconds", "Duration of a reconcile in seconds", seconds.clone());
+        registry.register("groups", "Groups of a ModelDeployment, by state", groups.clone());
+        registry.register("leader", "1 if this process leads, else 0", leader.clone());
+        Self { registry: Arc::new(registry), reconciles, errors, seconds, groups, leader }
+    }
+}
+
+impl Metrics {
+    /// A reconcile has ended after `elapsed`; `class` names the error, if there was one.
+    pub fn observe_reconcile(&self, elapsed: Duration, class: Option<&str>) {
+        self.reconciles.inc();
+        self.seconds.observe(elapsed.as_secs_f64());
+        if let Some(class) = class {
+            self.errors.get_or_create(&ErrorLabels { class: class.to_owned() }).inc();
+        }
+    }
+
+    /// Groups of a deployment, as its status has them.
+    pub fn observe_status(&self, namespace: &str, name: &str, desired: u32, status: &ModelDeploymentStatus) {
+        for (state, count) in self.states(desired, status) {
+            self.groups.get_or_create(&labels(namespace, name, state)).set(count);
+        }
+    }
+
+    /// A deployment is gone.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        for (state, _) in self.states(0, &ModelDeploymentStatus::default()) {
+            self.groups.remove(&labels(namespace, name, state));
+        }
+    }
+
+    /// Whether this process leads.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// Everything, in the text format of OpenMetrics.
+    ///
+    /// # Errors
+    /// When formatting fails.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    fn states(&self, desired: u32, status: &ModelDeploymentStatus) -> [(&'static str, i64); 4] {
+        [
+            ("desired", i64::from(desired)),
+            ("existing", i64::from(status.replicas)),
+            ("ready", i64::from(status.ready_replicas)),
+            ("updated", i64::from(status.updated_replicas)),
+        ]
+    }
+}
+
+fn labels(namespace: &str, name: &str, state: &str) -> GroupLabels {
+    GroupLabels { namespace: namespace.to_owned(), name: name.to_owned(), state: state.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_a_deleted_deployment_are_forgotten() {
+        let metrics = Metrics::default();
+        let status = ModelDeploymentStatus { ready_replicas: 2, ..ModelDeploymentStatus::default() };
+        metrics.observe_status("ns", "nano", 3, &status);
+        let line = r#"belay_operator_groups{namespace="ns",name="nano",state="ready"} 2"#;
+        assert!(metrics.text().unwrap().contains(line));
+        metrics.forget("ns", "nano");
+        assert!(!metrics.text().unwrap().contains("nano"));
+    }
+}

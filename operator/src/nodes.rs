@@ -1,0 +1,93 @@
+//! What is known of the nodes: whether they answer, and whether they are being emptied.
+use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
+use kube::{
+    ResourceExt as _,
+    runtime::reflector::{ObjectRef, Store},
+};
+
+/// The state of a node that matters to its pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeState {
+    /// Whether its kubelet reports that it is ready.
+    pub ready: bool,
+    /// Since when.
+    pub since: Timestamp,
+    /// Whether it takes no new pods.
+    pub unschedulable: bool,
+}
+
+impl NodeState {
+    /// From the API object. A node that never reported counts as not ready since the beginning of time.
+    pub fn of(node: &Node) -> Self {
+        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+        let ready = conditions.and_then(|conditions| conditions.iter().find(|c| c.type_ == "Ready"));
+        Self {
+            ready: ready.is_some_and(|condition| condition.status == "True"),
+            since: ready
+                .and_then(|condition| condition.last_transition_time.as_ref())
+                .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            unschedulable: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false),
+        }
+    }
+
+    /// Whether it has not been ready for so long that its pods are given up.
+    pub fn lost(&self, after_seconds: i64, now: Timestamp) -> bool {
+        !self.ready && now.as_second() - self.since.as_second() >= after_seconds
+    }
+}
+
+/// Looks nodes up.
+pub trait Nodes: Send + Sync {
+    /// The state of a node; `None` if there is no such node.
+    fn state(&self, name: &str) -> Option<NodeState>;
+}
+
+impl Nodes for Store<Node> {
+    fn state(&self, name: &str) -> Option<NodeState> {
+        self.get(&ObjectRef::new(name)).map(|node| NodeState::of(&node))
+    }
+}
+
+/// Leaves only what [`NodeState`] is made from: nodes carry long lists of images.
+pub fn strip(node: &mut Node) {
+    node.metadata.managed_fields = None;
+    node.annotations_mut().clear();
+    if let Some(status) = node.status.take() {
+        let conditions = status.conditions.map(|conditions| {
+            conditions.into_iter().filter(|condition| condition.type_ == "Ready").collect()
+        });
+        node.status.get_or_insert_default().conditions = conditions;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(status: &str, since: i64) -> Node {
+        let since = Timestamp::from_second(since).unwrap().to_string();
+        serde_json::from_value(json!({ "metadata": { "name": "n" }, "status": { "conditions": [
+            { "type": "MemoryPressure", "status": "False" },
+            { "type": "Ready", "status": status, "lastTransitionTime": since } ] } }))
+        .unwrap()
+    }
+
+    #[test]
+    fn node_is_lost_only_after_a_while() {
+        let now = Timestamp::from_second(1000).unwrap();
+        for status in ["False", "Unknown"] {
+            assert!(NodeState::of(&node(status, 990)).lost(10, now));
+            assert!(!NodeState::of(&node(status, 991)).lost(10, now));
+        }
+        assert!(!NodeState::of(&node("True", 0)).lost(10, now));
+    }
+
+    #[test]
+    fn stripping_keeps_the_state() {
+        let mut stripped = node("Unknown", 5);
+        strip(&mut stripped);
+        assert_eq!(NodeState::of(&stripped), NodeState::of(&node("Unknown", 5)));
+    }
+}

@@ -1,0 +1,295 @@
+//! Everything a ModelDeployment owns, as it is now: read in full each time, so that no missed event matters.
+use std::collections::BTreeMap;
+
+use belay_crds::{ModelDeployment, labels};
+use belay_proto::admin::{Placement, WorkerStatus};
+use futures::future::join_all;
+use k8s_openapi::{
+    api::{
+        apps::v1::ControllerRevision,
+        core::v1::{ConfigMap, Event, Pod, Service},
+        policy::v1::PodDisruptionBudget,
+    },
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::{ListParams, ObjectList},
+};
+use tracing::warn;
+
+use crate::{
+    group::{Group, WorkerPod},
+    nodes::Nodes,
+    revision::{Data, Record},
+    trouble,
+    worker_client::WorkerClient,
+};
+
+/// Key of the placement in its ConfigMap.
+pub const PLACEMENT_KEY: &str = "placement.json";
+
+/// The objects as the API server has them.
+#[derive(Default)]
+pub struct Objects {
+    /// Pods of workers.
+    pub pods: Vec<Pod>,
+    /// Headless Services: the records of groups.
+    pub services: Vec<Service>,
+    /// Placements.
+    pub config_maps: Vec<ConfigMap>,
+    /// Revisions.
+    pub revisions: Vec<ControllerRevision>,
+    /// Disruption budgets.
+    pub budgets: Vec<PodDisruptionBudget>,
+}
+
+/// What nobody but pods and workers themselves can tell.
+#[derive(Default)]
+pub struct Answers {
+    /// Warnings about pods that do not start, by pod UID.
+    pub events: BTreeMap<String, Vec<Event>>,
+    /// What workers say, by pod UID.
+    pub workers: BTreeMap<String, Result<WorkerStatus, String>>,
+}
+
+/// What was seen.
+pub struct Observed {
+    /// Groups, by name.
+    pub groups: Vec<Group>,
+    /// Revisions that are kept.
+    pub revisions: Vec<Record>,
+    /// The objects behind it.
+    pub objects: Objects,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// Looks at everything.
+///
+/// # Errors
+/// When the API server does not answer. A worker that does not answer is an observation, not an error.
+pub async fn observe(
+    client: &Client,
+    workers: &WorkerClient,
+    nodes: &dyn Nodes,
+    node_lost_seconds: i64,
+    deployment: &ModelDeployment,
+) -> Result<Observed, kube::Error> {
+    let name = deployment.name_any();
+    let namespace = deployment.namespace().unwrap_or_default();
+    let uid = deployment.uid().unwrap_or_default();
+    let params = ListParams::default().labels(&labels::selector(&name));
+    let (pods, services, config_maps, revisions, budgets) = (
+        Api::<Pod>::namespaced(client.clone(), &namespace),
+        Api::<Service>::namespaced(client.clone(), &namespace),
+        Api::<ConfigMap>::namespaced(client.clone(), &namespace),
+        Api::<ControllerRevision>::namespaced(client.clone(), &namespace),
+        Api::<PodDisruptionBudget>::namespaced(client.clone(), &namespace),
+    );
+    let (pods, services, config_maps, revisions, budgets) = tokio::try_join!(
+        pods.list(&params),
+        services.list(&params),
+        config_maps.list(&params),
+        revisions.list(&params),
+        budgets.list(&params),
+    )?;
+    let objects = Objects {
+        pods: owned(pods, &uid),
+        services: owned(services, &uid),
+        config_maps: owned(config_maps, &uid),
+        revisions: owned(revisions, &uid),
+        budgets: owned(budgets, &uid),
+    };
+    let now = Timestamp::now();
+    let answers = ask(client, workers, nodes, node_lost_seconds, &namespace, &objects.pods, now).await?;
+    let revisions: Vec<Record> = objects.revisions.iter().filter_map(record).collect();
+    let groups = assemble(&name, &objects, &revisions, &answers, nodes, node_lost_seconds, now);
+    Ok(Observed { groups, revisions, objects, now })
+}
+
+/// Only what this very deployment owns: an earlier one of the same name may still be on its way out.
+fn owned<K: Resource + Clone>(list: ObjectList<K>, uid: &str) -> Vec<K> {
+    let ours = |object: &K| object.owner_references().iter().any(|owner| owner.uid == uid);
+    list.items.into_iter().filter(ours).collect()
+}
+
+/// Asks every running worker, and the events about every pod that does not start.
+async fn ask(
+    client: &Client,
+    workers: &WorkerClient,
+    nodes: &dyn Nodes,
+    node_lost_seconds: i64,
+    namespace: &str,
+    pods: &[Pod],
+    now: Timestamp,
+) -> Result<Answers, kube::Error> {
+    let statuses = pods
+        .iter()
+        .filter(|pod| runs(pod) && !on_lost_node(pod, nodes, node_lost_seconds, now))
+        .map(async |pod: &Pod| {
+            let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone())?;
+            let uid = pod.uid()?;
+            let answer = match workers.status(&ip).await {
+                Ok(status) if status.uid != uid => Err(format!("a worker with another UID answers at {ip}")),
+                Ok(status) => Ok(status),
+                Err(error) => Err(error.to_string()),
+            };
+            Some((uid, answer))
+        });
+    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let warnings = pods.iter().filter(|pod| trouble::needs_events(pod)).map(async |pod: &Pod| {
+        let Some(uid) = pod.uid() else { return Ok(None) };
+        let params = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning"));
+        Ok::<_, kube::Error>(Some((uid, api.list(&params).await?.items)))
+    });
+    let (statuses, warnings) = tokio::join!(join_all(statuses), join_all(warnings));
+    let mut answers = Answers { workers: statuses.into_iter().flatten().collect(), ..Answers::default() };
+    for warning in warnings {
+        answers.events.extend(warning?);
+    }
+    Ok(answers)
+}
+
+/// Puts pods, Services, placements and answers together into groups. Pure.
+pub fn assemble(
+    deployment: &str,
+    objects: &Objects,
+    revisions: &[Record],
+    answers: &Answers,
+    nodes: &dyn Nodes,
+    node_lost_seconds: i64,
+    now: Timestamp,
+) -> Vec<Group> {
+    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+    for service in &objects.services {
+        if let Some(group) = entry(&mut groups, deployment, service) {
+            group.recorded = true;
+            group.draining_since = time(service, labels::DRAINING_SINCE);
+            group.first_ready = time(service, labels::FIRST_READY);
+        }
+    }
+    for pod in &objects.pods {
+        let index = pod.labels().get(labels::WORKER).and_then(|worker| worker.parse::<usize>().ok());
+        if let (Some(index), Some(group)) = (index, entry(&mut groups, deployment, pod)) {
+            if group.slots.len() <= index {
+                group.slots.resize(index + 1, None);
+            }
+            let seen = worker_pod(pod, answers, nodes, node_lost_seconds, now);
+            // a mark without a record: somebody removed the Service; the drain goes on, its clock starts anew
+            if seen.marked_draining && !group.recorded {
+                group.draining_since.get_or_insert(now);
+            }
+            if let Some(slot) = group.slots.get_mut(index) {
+                *slot = Some(seen);
+            }
+        }
+    }
+    for config_map in &objects.config_maps {
+        // without Service and pods it is a left-over, not a group
+        let name = config_map.labels().get(labels::GROUP);
+        if let Some(group) = name.and_then(|name| groups.get_mut(name)) {
+            group.placement = placement(config_map);
+        }
+    }
+    for group in groups.values_mut() {
+        let record = revisions.iter().find(|record| record.revision == group.revision);
+        let workers = record.and_then(|record| usize::try_from(record.data.content.group.workers).ok());
+        group.slots.resize(workers.unwrap_or(0).max(group.slots.len()), None);
+    }
+    groups.into_values().collect()
+}
+
+fn entry<'a, K: Resource>(
+    groups: &'a mut BTreeMap<String, Group>,
+    deployment: &str,
+    object: &K,
+) -> Option<&'a mut Group> {
+    let name = object.labels().get(labels::GROUP)?;
+    let revision = object.labels().get(labels::REVISION)?;
+    Some(groups.entry(name.clone()).or_insert_with(|| Group {
+        name: name.clone(),
+        revision: revision.clone(),
+        ordinal: labels::group_ordinal(deployment, revision, name).unwrap_or(u32::MAX),
+        ..Group::default()
+    }))
+}
+
+fn worker_pod(
+    pod: &Pod,
+    answers: &Answers,
+    nodes: &dyn Nodes,
+    node_lost_seconds: i64,
+    now: Timestamp,
+) -> WorkerPod {
+    let uid = pod.uid().unwrap_or_default();
+    let status = pod.status.clone().unwrap_or_default();
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    let no_events = vec![];
+    let events = answers.events.get(&uid).unwrap_or(&no_events);
+    let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+    let why = || [status.reason, status.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    WorkerPod {
+        name: pod.name_any(),
+        ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
+        node_leaving: node
+            .as_deref()
+            .and_then(|node| nodes.state(node))
+            .is_some_and(|state| state.unschedulable),
+        node_lost: on_lost_node(pod, nodes, node_lost_seconds, now),
+        node,
+        ready,
+        running: runs(pod),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        ended: ended.then(why),
+        marked_draining: pod.annotations().get(labels::DRAINING).is_some_and(|value| value == "true"),
+        trouble: trouble::of_pod(pod, events, now),
+        worker: answers.workers.get(&uid).cloned(),
+        uid,
+    }
+}
+
+/// Whether the worker process runs, as far as the kubelet has told.
+fn runs(pod: &Pod) -> bool {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let state = statuses.and_then(|statuses| statuses.first()).and_then(|status| status.state.as_ref());
+    state.is_some_and(|state| state.running.is_some())
+}
+
+fn on_lost_node(pod: &Pod, nodes: &dyn Nodes, node_lost_seconds: i64, now: Timestamp) -> bool {
+    let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) else { return false };
+    match nodes.state(node) {
+        Some(state) => state.lost(node_lost_seconds, now),
+        // a node that was just added may not be known here yet
+        None => pod
+            .creation_timestamp()
+            .is_some_and(|created| now.as_second() - created.0.as_second() >= node_lost_seconds),
+    }
+}
+
+fn time<K: Resource>(object: &K, annotation: &str) -> Option<Timestamp> {
+    object.annotations().get(annotation)?.parse().ok()
+}
+
+fn placement(config_map: &ConfigMap) -> Option<Placement> {
+    let text = config_map.data.as_ref()?.get(PLACEMENT_KEY)?;
+    match serde_json::from_str(text) {
+        Ok(placement) => Some(placement),
+        Err(error) => {
+            warn!(config_map = config_map.name_any(), %error, "placement is not readable; it is made anew");
+            None
+        }
+    }
+}
+
+fn record(object: &ControllerRevision) -> Option<Record> {
+    let revision = object.labels().get(labels::REVISION)?.clone();
+    match serde_json::from_value::<Data>(object.data.clone()?.0) {
+        Ok(data) => Some(Record { revision, number: object.revision, data }),
+        Err(error) => {
+            warn!(revision = object.name_any(), %error, "revision is not readable");
+            None
+        }
+    }
+}

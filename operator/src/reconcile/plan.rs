@@ -1,0 +1,320 @@
+//! What to do next: pure. Wishes and observations in, decisions out.
+use belay_crds::{Reason, labels};
+use belay_proto::admin::{ModelCard, Phase, Placement};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use thiserror::Error;
+
+use super::validate::Validated;
+use crate::{
+    group::{Group, Trouble, WorkerPod},
+    placement,
+    revision::{self, Record, RevisionError},
+    rollout::{self, Health},
+};
+
+/// Port of the fabric in every worker pod.
+pub const FABRIC_PORT: u16 = 50053;
+
+/// Revisions that are kept although no group has them, to go back to.
+const HISTORY: usize = 10;
+
+/// Seconds that a pod gets to end once its drain is over.
+const LAST_SECONDS: u32 = 10;
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The revision that the spec asks for.
+    pub target: Record,
+    /// Whether it must be recorded (anew).
+    pub record_target: bool,
+    /// Ordinals of groups to create.
+    pub create: Vec<u32>,
+    /// What to do with each group that exists.
+    pub groups: Vec<GroupPlan>,
+    /// Ready groups that evictions must leave alone.
+    pub protected: Vec<String>,
+    /// Revisions to forget.
+    pub forget: Vec<String>,
+}
+
+/// What to do with one group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupPlan {
+    /// Its name.
+    pub name: String,
+    /// Pods to delete.
+    pub remove: Vec<Removal>,
+    /// The rest, by what becomes of the group.
+    pub intent: Intent,
+    /// What keeps the group as a whole from working.
+    pub problem: Option<Trouble>,
+}
+
+/// What becomes of a group.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Intent {
+    /// It is to serve.
+    Run {
+        /// Slots that need a pod.
+        create: Vec<u32>,
+        /// Where its experts should be.
+        placement: Option<Placement>,
+        /// Workers that do not know that yet.
+        push: Vec<u32>,
+        /// It is ready for the first time: remember it.
+        first_ready: Option<Timestamp>,
+    },
+    /// It finishes its requests, then its pods are removed.
+    Drain {
+        /// Since when.
+        since: Timestamp,
+        /// Pods to mark for gateways.
+        mark: Vec<u32>,
+        /// Workers to tell.
+        tell: Vec<u32>,
+    },
+    /// Its pods are gone: its other objects go.
+    Clear,
+}
+
+/// A pod to delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// Its name.
+    pub pod: String,
+    /// Its UID: no other life of the slot is meant.
+    pub uid: String,
+    /// Grace period in seconds; `None`: the pod's own.
+    pub grace_seconds: Option<u32>,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why a pod is deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its node does not answer: nobody else would ever remove it.
+    NodeLost(String),
+    /// It ended for good.
+    Ended(String),
+    /// Its group has finished its requests.
+    Drained,
+    /// Its group had no more time for them.
+    DrainTimeOver,
+}
+
+/// Why there is no plan.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// There is no revision for the spec.
+    #[error(transparent)]
+    Revision(#[from] RevisionError),
+}
+
+/// Decides.
+///
+/// # Errors
+/// When no revision can be made of the spec.
+pub fn plan(
+    wanted: &Validated,
+    groups: &[Group],
+    revisions: &[Record],
+    default_image: Option<&str>,
+    now: Timestamp,
+) -> Result<Plan, PlanError> {
+    let target = revision::choose(&wanted.content, revisions, default_image)?;
+    let placements: Vec<Placing> =
+        groups.iter().map(|group| place(group, record_of(group, &target, revisions))).collect();
+
+    let views: Vec<rollout::Group> = groups
+        .iter()
+        .zip(&placements)
+        .map(|(group, placing)| rollout::Group {
+            name: group.name.clone(),
+            ordinal: group.ordinal,
+            updated: group.revision == target.revision,
+            health: if placing.problem.is_some() { Health::Broken } else { group.health() },
+            draining: group.draining(),
+        })
+        .collect();
+    let step = rollout::step(wanted.budget, &views);
+
+    let drain_since =
+        |group: &Group| group.draining_since.or_else(|| step.drain.contains(&group.name).then_some(now));
+    let plans = groups
+        .iter()
+        .zip(placements)
+        .map(|(group, placing)| match drain_since(group) {
+            Some(since) => drain(group, since, wanted.drain_seconds, now),
+            None => run(group, placing, now),
+        })
+        .collect();
+
+    let ready: Vec<(String, bool)> = groups
+        .iter()
+        .filter(|group| group.ready() && drain_since(group).is_none())
+        .map(|group| (group.name.clone(), group.pods().any(|(_, pod)| pod.node_leaving)))
+        .collect();
+    let protected = if ready.is_empty() { vec![] } else { rollout::protected(wanted.budget, &ready) };
+
+    Ok(Plan {
+        record_target: !revisions.contains(&target),
+        forget: forget(&target, groups, revisions),
+        create: step.create,
+        groups: plans,
+        protected,
+        target,
+    })
+}
+
+/// The record that a group's pods are made from.
+fn record_of<'a>(group: &Group, target: &'a Record, revisions: &'a [Record]) -> Option<&'a Record> {
+    std::iter::once(target).chain(revisions).find(|record| record.revision == group.revision)
+}
+
+/// What should become of a group's placement.
+struct Placing {
+    placement: Option<Placement>,
+    problem: Option<Trouble>,
+}
+
+/// The placement of a group: changed only when every slot has a pod with an address, and the workers agree on the
+/// model. Until then the one in force stays.
+fn place(group: &Group, record: Option<&Record>) -> Placing {
+    let keep = |problem| Placing { placement: group.placement.clone(), problem };
+    let devices = record.and_then(|record| u32::try_from(record.data.content.group.devices_per_worker).ok());
+    let (Some(devices), false) = (devices, group.draining()) else { return keep(None) };
+
+    let cards: Vec<(&WorkerPod, &ModelCard)> =
+        group.pods().filter_map(|(_, pod)| Some((pod, pod.status()?.card.as_ref()?))).collect();
+    let Some(&(first, card)) = cards.first() else { return keep(None) };
+    if let Some((other, _)) = cards.iter().find(|(_, other)| other.digest != card.digest) {
+        let message = format!("{} and {} read different checkpoints", first.name, other.name);
+        return keep(Some(Trouble { reason: Reason::CheckpointMismatch, message }));
+    }
+    let workers = u32::try_from(group.slots.len()).unwrap_or(u32::MAX);
+    let layers = match placement::layout(card, workers, devices) {
+        Ok(layers) => layers,
+        Err(error) => {
+            return keep(Some(Trouble { reason: Reason::MoreRanksThanExperts, message: error.to_string() }));
+        }
+    };
+    let seats: Option<Vec<_>> = (0u32..)
+        .zip(&group.slots)
+        .map(|(index, slot)| {
+            let pod =
+                slot.as_ref().filter(|pod| !pod.terminating && !pod.node_lost && pod.ended.is_none())?;
+            Some(placement::worker(index, pod.ip.as_deref()?, FABRIC_PORT, &pod.uid))
+        })
+        .collect();
+    let Some(workers) = seats else { return keep(None) };
+    let wanted = Placement {
+        epoch: 0,
+        group: group.name.clone(),
+        revision: group.revision.clone(),
+        ranks_per_worker: devices,
+        workers,
+        layers,
+    };
+    let next = placement::advance(group.placement.as_ref(), wanted, group.highest_epoch());
+    Placing { placement: Some(next), problem: None }
+}
+
+fn run(group: &Group, placing: Placing, now: Timestamp) -> GroupPlan {
+    let create =
+        (0u32..).zip(&group.slots).filter(|(_, slot)| slot.is_none()).map(|(index, _)| index).collect();
+    let push = match &placing.placement {
+        Some(placement) => {
+            group.pods().filter(|(index, pod)| behind(*index, pod, placement)).map(|(i, _)| i).collect()
+        }
+        None => vec![],
+    };
+    let first_ready = (group.first_ready.is_none() && group.ready()).then_some(now);
+    GroupPlan {
+        name: group.name.clone(),
+        remove: lost(group),
+        intent: Intent::Run { create, placement: placing.placement, push, first_ready },
+        problem: placing.problem,
+    }
+}
+
+/// Whether a worker lacks the placement. One that failed does not take it any more: it waits to be replaced.
+fn behind(index: u32, pod: &WorkerPod, placement: &Placement) -> bool {
+    let meant = placement.workers.get(index as usize).is_some_and(|worker| worker.uid == pod.uid);
+    let asks = |status: &belay_proto::admin::WorkerStatus| {
+        status.placement_epoch < placement.epoch && status.phase() != Phase::Failed
+    };
+    meant && !pod.terminating && pod.status().is_some_and(asks)
+}
+
+/// Pods that will never work again and that nobody else removes.
+fn lost(group: &Group) -> Vec<Removal> {
+    group
+        .pods()
+        .filter_map(|(_, pod)| {
+            let (cause, grace_seconds) = match (&pod.ended, pod.node_lost) {
+                (_, true) => (Cause::NodeLost(pod.node.clone().unwrap_or_default()), Some(0)),
+                (Some(why), false) if !pod.terminating => (Cause::Ended(why.clone()), None),
+                _ => return None,
+            };
+            Some(Removal { pod: pod.name.clone(), uid: pod.uid.clone(), grace_seconds, cause })
+        })
+        .collect()
+}
+
+fn drain(group: &Group, since: Timestamp, drain_seconds: u32, now: Timestamp) -> GroupPlan {
+    let plan = |remove, intent| GroupPlan { name: group.name.clone(), remove, intent, problem: None };
+    if group.pods().next().is_none() {
+        return plan(vec![], Intent::Clear);
+    }
+    let mark =
+        group.pods().filter(|(_, pod)| !pod.marked_draining && !pod.terminating).map(|(i, _)| i).collect();
+    let refuses = |pod: &WorkerPod| pod.status().is_some_and(|status| status.draining);
+    let tell: Vec<u32> = group
+        .pods()
+        .filter(|(_, pod)| pod.running && !pod.node_lost && !pod.terminating && !refuses(pod))
+        .map(|(index, _)| index)
+        .collect();
+    // a worker that does not run has no requests; of one that does, only its own word counts
+    let idle = |pod: &WorkerPod| match &pod.worker {
+        _ if !pod.running || pod.node_lost || pod.ended.is_some() => true,
+        Some(Ok(status)) => status.draining && status.requests_in_flight == 0,
+        Some(Err(_)) | None => false,
+    };
+    let over = now.duration_since(since) >= SignedDuration::from_secs(i64::from(drain_seconds));
+    let done = group.pods().all(|(_, pod)| idle(pod));
+    let mut remove = lost(group);
+    if done || over {
+        let (grace_seconds, cause) =
+            if done { (None, Cause::Drained) } else { (Some(LAST_SECONDS), Cause::DrainTimeOver) };
+        let present = |pod: &WorkerPod| !pod.terminating && !pod.node_lost && pod.ended.is_none();
+        remove.extend(group.pods().filter(|(_, pod)| present(pod)).map(|(_, pod)| Removal {
+            pod: pod.name.clone(),
+            uid: pod.uid.clone(),
+            grace_seconds,
+            cause: cause.clone(),
+        }));
+    }
+    plan(remove, Intent::Drain { since, mark, tell })
+}
+
+/// Revisions that no group has, but for the newest few.
+fn forget(target: &Record, groups: &[Group], revisions: &[Record]) -> Vec<String> {
+    let in_use = |record: &&Record| {
+        record.revision == target.revision || groups.iter().any(|group| group.revision == record.revision)
+    };
+    let mut unused: Vec<&Record> = revisions.iter().filter(|record| !in_use(record)).collect();
+    unused.sort_by_key(|record| std::cmp::Reverse(record.number));
+    unused.into_iter().skip(HISTORY).map(|record| record.revision.clone()).collect()
+}
+
+impl Plan {
+    /// Names of the groups to create.
+    pub fn created_groups(&self, deployment: &str) -> Vec<String> {
+        self.create
+            .iter()
+            .map(|ordinal| labels::group_name(deployment, &self.target.revision, *ordinal))
+            .collect()
+    }
+}
