@@ -127,8 +127,13 @@ impl<M: StepModel> StepLoop<'_, M> {
                 return;
             }
             if let Some(mut session) = self.waiting.pop_front() {
-                session.outlet.run();
-                self.running.push(Running { session, state: self.model.new_state() });
+                match self.model.new_state() {
+                    Ok(state) => {
+                        session.outlet.run();
+                        self.running.push(Running { session, state });
+                    }
+                    Err(error) => session.fail(error.message, error.retryable),
+                }
             }
         }
     }

@@ -15,7 +15,10 @@ pub trait StepModel: Send + Sync + 'static {
     fn max_context(&self) -> usize;
 
     /// The state of an empty sequence.
-    fn new_state(&self) -> Self::State;
+    ///
+    /// # Errors
+    /// [`StepError`] if there is no memory for it.
+    fn new_state(&self) -> Result<Self::State, StepError>;
 
     /// Upper bound of the bytes of a state that has taken this many tokens.
     fn state_bytes(&self, tokens: usize) -> usize;

@@ -261,6 +261,14 @@ fn a_failed_step_ends_its_requests_and_the_engine_goes_on() {
 }
 
 #[test]
+fn a_request_without_memory_for_its_state_fails_alone() {
+    let (engine, controls) = engine(config());
+    controls.out_of_memory.store(true, Ordering::SeqCst);
+    assert_eq!(run(&engine, request(&[1], 9)).failure(), ("no memory for a state", true));
+    assert_eq!(run(&engine, request(&[1], 9)), reference(&request(&[1], 9)));
+}
+
+#[test]
 fn a_sink_that_panics_takes_nobody_along() {
     let (engine, _) = engine(config());
     engine.submit(request(&[1], 9), Box::new(|_| panic!("a bug of the caller's"))).unwrap();

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,6 +33,8 @@ pub struct Controls {
     pub gate: Mutex<()>,
     /// For the next steps, one each.
     pub faults: Mutex<VecDeque<Option<Fault>>>,
+    /// The next state cannot be made.
+    pub out_of_memory: AtomicBool,
     /// States alive.
     pub states: AtomicUsize,
     /// Rows of the largest step so far, and sequences in it.
@@ -79,9 +81,12 @@ impl StepModel for Toy {
         CONTEXT
     }
 
-    fn new_state(&self) -> State {
+    fn new_state(&self) -> Result<State, StepError> {
+        if self.0.out_of_memory.swap(false, Ordering::SeqCst) {
+            return Err(StepError { message: "no memory for a state".into(), retryable: true });
+        }
         self.0.states.fetch_add(1, Ordering::SeqCst);
-        State { hash: 0, poisoned: false, controls: self.0.clone() }
+        Ok(State { hash: 0, poisoned: false, controls: self.0.clone() })
     }
 
     fn state_bytes(&self, tokens: usize) -> usize {
