@@ -204,13 +204,14 @@ fn claim(present: Option<&Lease>, config: &LeaseConfig, decision: Decision) -> L
     let now = MicroTime(Timestamp::now());
     let old = present.and_then(|lease| lease.spec.clone()).unwrap_or_default();
     let taken = decision == Decision::Acquire;
+    let made = || ObjectMeta {
+        name: Some(config.name.clone()),
+        namespace: Some(config.namespace.clone()),
+        ..ObjectMeta::default()
+    };
     Lease {
-        metadata: ObjectMeta {
-            name: Some(config.name.clone()),
-            namespace: Some(config.namespace.clone()),
-            resource_version: present.and_then(|lease| lease.metadata.resource_version.clone()),
-            ..ObjectMeta::default()
-        },
+        // labels and annotations are those of who made it: Helm knows by them that it may delete it
+        metadata: present.map_or_else(made, |lease| lease.metadata.clone()),
         spec: Some(LeaseSpec {
             holder_identity: Some(config.identity.clone()),
             lease_duration_seconds: Some(i32::try_from(config.duration.as_secs()).unwrap_or(i32::MAX)),
@@ -254,6 +255,26 @@ mod tests {
     use super::*;
 
     const DURATION: Duration = Duration::from_secs(15);
+
+    #[test]
+    fn a_claim_keeps_what_others_wrote_on_the_lease() {
+        let config = LeaseConfig {
+            namespace: "system".into(),
+            name: "operator".into(),
+            identity: "me".into(),
+            duration: DURATION,
+            retry: Duration::from_secs(2),
+        };
+        let made = claim(None, &config, Decision::Acquire);
+        assert_eq!(made.metadata.name.as_deref(), Some("operator"));
+        let mut present = made;
+        present.metadata.resource_version = Some("7".into());
+        present.metadata.labels =
+            Some([("app.kubernetes.io/managed-by".to_owned(), "Helm".to_owned())].into());
+        for decision in [Decision::Acquire, Decision::Renew] {
+            assert_eq!(claim(Some(&present), &config, decision).metadata, present.metadata);
+        }
+    }
 
     fn seen(holder: &str, age: Duration, now: Instant) -> Seen {
         Seen { holder: holder.into(), duration: DURATION, changed_at: now - age }
