@@ -1,2 +1,16 @@
 //! The worker process: one shard of the experts, all dense weights, gRPC services.
 #![forbid(unsafe_code)]
+
+pub mod commands;
+pub mod config;
+pub mod context;
+pub mod grpc;
+pub mod http;
+pub mod lifecycle;
+pub mod loader;
+pub mod logs;
+pub mod metrics;
+pub mod placement;
+pub mod reply_stream;
+pub mod server;
+pub mod state;

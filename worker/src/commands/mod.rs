@@ -1,0 +1,43 @@
+//! The subcommands, one file each.
+
+pub mod serve;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{LogFormat, ServeConfig};
+
+/// A worker of a Belay group: serves a DeepSeek-V4 model, or a shard of one.
+#[derive(Debug, Parser)]
+#[command(name = "belay-worker", version)]
+pub struct Cli {
+    /// Shape of log lines, on standard error
+    #[arg(long, env = "BELAY_LOG_FORMAT", value_enum, default_value = "text", global = true)]
+    pub log_format: LogFormat,
+
+    /// What to log, as in `info` or `belay_worker=debug,info`
+    #[arg(long, env = "BELAY_LOG", default_value = "info", global = true)]
+    pub log: String,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve requests until SIGTERM, which drains
+    Serve(Box<ServeConfig>),
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Whatever stopped it.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Serve(config) => serve::run(*config),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What `belay-worker serve` is told: one struct for flags and environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+/// Options of `belay-worker serve`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeConfig {
+    /// Checkpoint directory: config.json, tokenizer.json and the safetensors files
+    #[arg(long, env = "BELAY_MODEL_DIR", value_name = "DIR")]
+    pub model_dir: PathBuf,
+
+    /// Name that clients ask for [default: last part of the directory]
+    #[arg(long, env = "BELAY_MODEL_NAME", value_name = "NAME")]
+    pub model_name: Option<String>,
+
+    /// Longest prompt + completion [default: the model's maximum]
+    #[arg(long, env = "BELAY_MAX_CONTEXT_TOKENS", value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_context_tokens: Option<u32>,
+
+    /// What the ranks of this worker are
+    #[arg(long, env = "BELAY_DEVICE", value_enum, ignore_case = true, default_value = "CPU")]
+    pub device: Device,
+
+    /// Ranks of this worker
+    #[arg(long, env = "BELAY_DEVICES_PER_WORKER", value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub devices_per_worker: u32,
+
+    /// Group of this worker; without one it stands alone and holds every expert
+    #[arg(long, env = "BELAY_GROUP", value_name = "NAME")]
+    pub group: Option<String>,
+
+    /// Revision of the deployment; workers of different revisions never exchange experts
+    #[arg(long, env = "BELAY_REVISION", value_name = "REVISION", default_value = "")]
+    pub revision: String,
+
+    /// Index of this worker in its group
+    #[arg(long, env = "BELAY_WORKER_INDEX", value_name = "N", default_value_t = 0)]
+    pub worker_index: u32,
+
+    /// Workers of the group
+    #[arg(long, env = "BELAY_GROUP_WORKERS", value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub group_workers: u32,
+
+    /// UID of this pod: tells one life of a worker from the next [default: random]
+    #[arg(long, env = "BELAY_POD_UID", value_name = "UID")]
+    pub pod_uid: Option<String>,
+
+    /// Placement of the group as JSON; read at start if it exists
+    #[arg(long, env = "BELAY_PLACEMENT_FILE", value_name = "FILE")]
+    pub placement_file: Option<PathBuf>,
+
+    /// How long SIGTERM waits for requests in flight, seconds
+    #[arg(long, env = "BELAY_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 300)]
+    pub drain_seconds: u64,
+
+    /// Address for inference, KServe open inference protocol, health and reflection
+    #[arg(long, env = "BELAY_GRPC_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:50051")]
+    pub grpc_listen: SocketAddr,
+
+    /// Address for the operator (belay.admin.v1.Admin)
+    #[arg(long, env = "BELAY_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:50052")]
+    pub admin_listen: SocketAddr,
+
+    /// Address for the workers of the group (framed TCP); not opened without a group
+    #[arg(long, env = "BELAY_FABRIC_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:50053")]
+    pub fabric_listen: SocketAddr,
+
+    /// Address for /metrics, /healthz and /readyz
+    #[arg(long, env = "BELAY_HTTP_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:9090")]
+    pub http_listen: SocketAddr,
+
+    /// How long a step waits for a peer's experts before it is lost, seconds
+    #[arg(long, env = "BELAY_FABRIC_TIMEOUT_SECONDS", value_name = "SECONDS", default_value_t = 20,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub fabric_timeout_seconds: u64,
+
+    /// Requests that are computed together
+    #[arg(long, env = "BELAY_MAX_SESSIONS", value_name = "N", default_value_t = 32,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_sessions: u32,
+
+    /// Requests that wait at most; more are refused with RESOURCE_EXHAUSTED
+    #[arg(long, env = "BELAY_MAX_QUEUED", value_name = "N", default_value_t = 256)]
+    pub max_queued: u32,
+}
+
+/// Kind of rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// Ranks on the processor
+    #[value(name = "CPU")]
+    Cpu,
+}
+
+/// Shape of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// What is wrong with options that each are fine alone.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The index is not one of the group's.
+    #[error("worker index {index} is out of range: the group has {workers} workers")]
+    WorkerIndex {
+        /// Given index.
+        index: u32,
+        /// Given size of the group.
+        workers: u32,
+    },
+    /// Several workers, but no group.
+    #[error("{0} workers need a group name (BELAY_GROUP)")]
+    NoGroup(u32),
+    /// No name was given and the directory has none.
+    #[error("the model directory {0:?} has no last part to name the model after; give BELAY_MODEL_NAME")]
+    NoModelName(PathBuf),
+}
+
+impl ServeConfig {
+    /// Checks what single options can't.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the option.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.worker_index >= self.group_workers {
+            return Err(ConfigError::WorkerIndex { index: self.worker_index, workers: self.group_workers });
+        }
+        if self.group_name().is_none() && self.group_workers > 1 {
+            return Err(ConfigError::NoGroup(self.group_workers));
+        }
+        self.served_name().map(|_| ())
+    }
+
+    /// Group of this worker; an empty variable is none.
+    #[must_use]
+    pub fn group_name(&self) -> Option<&str> {
+        self.group.as_deref().filter(|name| !name.is_empty())
+    }
+
+    /// Name that clients ask for.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoModelName`].
+    pub fn served_name(&self) -> Result<String, ConfigError> {
+        let given = self.model_name.clone().filter(|name| !name.is_empty());
+        let last = || Some(self.model_dir.file_name()?.to_string_lossy().into_owned());
+        given.or_else(last).ok_or_else(|| ConfigError::NoModelName(self.model_dir.clone()))
+    }
+
+    /// How long SIGTERM waits for requests in flight.
+    #[must_use]
+    pub fn drain_time(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: ServeConfig,
+    }
+
+    fn parse(args: &[&str]) -> ServeConfig {
+        let all = ["belay-worker", "--model-dir", "/models/nano"].iter().chain(args);
+        Cli::try_parse_from(all).unwrap_or_else(|error| panic!("{error}")).config
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contracts() {
+        let config = parse(&[]);
+        assert_eq!(config.served_name().unwrap(), "nano");
+        assert_eq!((config.devices_per_worker, config.worker_index, config.group_workers), (1, 0, 1));
+        assert_eq!(config.drain_seconds, 300);
+        let ports = [config.grpc_listen, config.admin_listen, config.fabric_listen, config.http_listen];
+        assert_eq!(ports.map(|address| address.port()), [50051, 50052, 50053, 9090]);
+        assert_eq!(config.validate(), Ok(()));
+    }
+
+    #[test]
+    fn contradictions_name_the_option() {
+        let error = |args: &[&str]| parse(args).validate().unwrap_err().to_string();
+        assert!(error(&["--worker-index", "2", "--group", "g", "--group-workers", "2"]).contains("index 2"));
+        assert!(error(&["--group-workers", "2"]).contains("BELAY_GROUP"));
+        assert!(error(&["--group", "", "--group-workers", "2"]).contains("BELAY_GROUP"));
+        assert!(parse(&["--group", "g", "--group-workers", "2", "--worker-index", "1"]).validate().is_ok());
+    }
+
+    #[test]
+    fn the_device_is_spelt_as_in_the_resource() {
+        assert_eq!(parse(&["--device", "CPU"]).device, Device::Cpu);
+        assert!(Cli::try_parse_from(["w", "--model-dir", "/m", "--device", "Abacus"]).is_err());
+    }
+}

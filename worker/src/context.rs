@@ -1,0 +1,211 @@
+//! What the services of one worker share.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use belay_engine::chat::{self, Conversation, Reply};
+use belay_engine::{Engine, Request, Sampling, Stop};
+use belay_fabric::{Group, Stats};
+use belay_proto::{admin, inference};
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::config::ServeConfig;
+use crate::grpc::errors;
+use crate::metrics::{Reading, RequestMetrics, Source};
+use crate::placement::Slot;
+use crate::reply_stream::{ReplyStream, reply_stream};
+use crate::state::Shared;
+
+/// One worker: its options, its state, and what it serves with once that is loaded.
+pub struct Context {
+    /// Options.
+    pub config: ServeConfig,
+    /// Name that clients ask for.
+    pub model_name: String,
+    /// UID of this life.
+    pub uid: String,
+    /// Life cycle and requests in flight.
+    pub shared: Arc<Shared>,
+    /// Metrics of requests.
+    pub requests: Arc<RequestMetrics>,
+    /// Set when the weights are there.
+    pub engine: ArcSwapOption<Engine>,
+    /// Set from the start in a group; `None` stand-alone.
+    pub group: ArcSwapOption<Group>,
+    /// Counters of the fabric in use.
+    pub fabric_stats: ArcSwapOption<Stats>,
+    /// Newest placement that was accepted; the life cycle follows it.
+    pub placement: watch::Sender<Option<Arc<admin::Placement>>>,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("model_name", &self.model_name).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// A worker that has not begun.
+    #[must_use]
+    pub fn new(config: ServeConfig, model_name: String) -> Self {
+        let uid = config.pod_uid.clone().filter(|uid| !uid.is_empty());
+        Self {
+            uid: uid.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+            config,
+            model_name,
+            shared: Arc::default(),
+            requests: Arc::default(),
+            engine: ArcSwapOption::empty(),
+            group: ArcSwapOption::empty(),
+            fabric_stats: ArcSwapOption::empty(),
+            placement: watch::Sender::new(None),
+        }
+    }
+
+    /// Place of this worker in its group; `None` stand-alone.
+    #[must_use]
+    pub fn slot(&self) -> Option<Slot> {
+        Some(Slot {
+            group: self.config.group_name()?.to_owned(),
+            revision: self.config.revision.clone(),
+            worker: self.config.worker_index,
+            workers: self.config.group_workers,
+            uid: self.uid.clone(),
+            ranks: self.config.devices_per_worker,
+        })
+    }
+
+    /// Refuses another model's name; an empty one means "the one you serve".
+    ///
+    /// # Errors
+    /// NOT_FOUND naming both.
+    pub fn check_model(&self, asked: &str) -> Result<(), Status> {
+        if asked.is_empty() || asked == self.model_name {
+            Ok(())
+        } else {
+            Err(errors::unknown_model(asked, &self.model_name))
+        }
+    }
+
+    /// Takes a request in and gives back its stream.
+    ///
+    /// # Errors
+    /// A status as in [`errors`].
+    pub async fn begin(&self, ask: Ask) -> Result<ReplyStream, Status> {
+        let begun = self.try_begin(ask).await;
+        if let Err(status) = &begun {
+            self.requests.refused(status.code());
+        }
+        begun
+    }
+
+    async fn try_begin(&self, ask: Ask) -> Result<ReplyStream, Status> {
+        self.check_model(&ask.model)?;
+        let timer = Arc::clone(&self.requests).start();
+        let ticket = self.shared.admit().map_err(errors::refused)?;
+        let engine = self
+            .engine
+            .load_full()
+            .ok_or_else(|| errors::refused(crate::state::Refusal::NotReady("no engine yet".into())))?;
+        let (prompt, mut reply) = encode(&engine, ask.prompt).await?;
+        if let Some(reply) = &mut reply {
+            reply.resume(&ask.resume);
+        }
+        let (sampling, stop) = sampling(ask.sampling);
+        let prompt_tokens = prompt.len() as u32;
+        let request = Request { id: ask.request_id, prompt, resume: ask.resume, sampling, stop };
+        tracing::debug!(id = request.id, prompt_tokens, resumed = request.resume.len(), "request");
+        let (sink, mut stream) = reply_stream(Arc::clone(&self.shared), ticket, timer, prompt_tokens, reply);
+        match engine.submit(request, sink) {
+            Ok(key) => {
+                stream.on_cancel(move || engine.cancel(key));
+                Ok(stream)
+            }
+            Err(error) => {
+                stream.discard();
+                Err(errors::not_submitted(error))
+            }
+        }
+    }
+}
+
+impl Source for Context {
+    fn read(&self) -> Reading {
+        let group = self.group.load();
+        Reading {
+            state: self.shared.get(),
+            in_flight: self.shared.in_flight(),
+            loaded: self.shared.loaded(),
+            engine: self.engine.load().as_ref().map(|engine| engine.stats()),
+            fabric: self.fabric_stats.load().as_ref().map(|stats| stats.snapshot()),
+            peers: group.as_ref().map_or_else(Vec::new, |group| group.peers()),
+        }
+    }
+}
+
+/// A request from any of the services.
+pub struct Ask {
+    /// Model asked for, or empty.
+    pub model: String,
+    /// For logs; empty: one is made.
+    pub request_id: String,
+    /// What to go on with.
+    pub prompt: Prompt,
+    /// Sampling and stop conditions.
+    pub sampling: inference::Sampling,
+    /// Tokens already produced elsewhere.
+    pub resume: Vec<u32>,
+}
+
+/// What to go on with.
+pub enum Prompt {
+    /// Token ids.
+    Ids(Vec<u32>),
+    /// Text; special tokens written out, nothing is added.
+    Text(String),
+    /// A conversation, to be written in the model's chat format.
+    Chat(Conversation),
+}
+
+/// Token ids of a prompt, off the async threads: a long text takes milliseconds.
+async fn encode(engine: &Engine, prompt: Prompt) -> Result<(Vec<u32>, Option<Reply>), Status> {
+    let (field, text, is_chat) = match prompt {
+        Prompt::Ids(ids) => return Ok((ids, None)),
+        Prompt::Text(text) => ("prompt", text, false),
+        Prompt::Chat(conversation) => {
+            let text =
+                chat::encode(&conversation).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            ("messages", text, true)
+        }
+    };
+    let tokenizer = Arc::clone(engine.tokenizer());
+    let encoded = tokio::task::spawn_blocking(move || {
+        let ids = tokenizer.encode(&text)?;
+        let reply = is_chat.then(|| Reply::after(&text, &tokenizer));
+        Ok::<_, belay_engine::TokenizerError>((ids, reply))
+    });
+    match encoded.await {
+        Ok(outcome) => outcome.map_err(|error| errors::invalid(field, error)),
+        Err(error) => Err(Status::internal(format!("{field}: the tokenizer failed: {error}"))),
+    }
+}
+
+/// The engine's terms for what the proto leaves open.
+fn sampling(sampling: inference::Sampling) -> (Sampling, Stop) {
+    let random_seed = || uuid::Uuid::new_v4().as_u64_pair().0;
+    (
+        Sampling {
+            temperature: sampling.temperature.unwrap_or(1.0),
+            top_p: sampling.top_p.unwrap_or(1.0),
+            top_k: sampling.top_k.unwrap_or(0),
+            seed: sampling.seed.unwrap_or_else(random_seed),
+        },
+        Stop {
+            max_tokens: sampling.max_tokens,
+            strings: sampling.stop,
+            ids: sampling.stop_ids,
+            ignore_eos: sampling.ignore_eos,
+        },
+    )
+}

@@ -1,0 +1,82 @@
+//! What went wrong, as gRPC statuses. Clients and the gateway decide by code and by the metadata `belay-retry`.
+
+use belay_engine::SubmitError;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
+
+use crate::state::Refusal;
+
+/// Metadata key that says that a request is sound and where it stands: `draining`, `not-ready` or `step-lost`.
+pub const RETRY_KEY: &str = "belay-retry";
+
+fn retryable(cause: &'static str, message: String) -> Status {
+    let mut metadata = MetadataMap::new();
+    metadata.insert(RETRY_KEY, MetadataValue::from_static(cause));
+    Status::with_metadata(Code::Unavailable, message, metadata)
+}
+
+/// This worker takes no requests now.
+#[must_use]
+pub fn refused(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::Draining => retryable("draining", "this worker is draining".into()),
+        Refusal::NotReady(why) => retryable("not-ready", format!("this worker is not ready: {why}")),
+    }
+}
+
+/// The engine did not take a request.
+#[must_use]
+pub fn not_submitted(error: SubmitError) -> Status {
+    match error {
+        SubmitError::Invalid { .. } => Status::invalid_argument(error.to_string()),
+        SubmitError::Overloaded { .. } => Status::resource_exhausted(error.to_string()),
+        SubmitError::Unavailable(_) => retryable("draining", error.to_string()),
+    }
+}
+
+/// A request that was taken failed.
+#[must_use]
+pub fn failed(message: String, is_retryable: bool, is_draining: bool) -> Status {
+    match (is_retryable, is_draining) {
+        (false, _) => Status::internal(message),
+        (true, true) => retryable("draining", message),
+        (true, false) => retryable("step-lost", message),
+    }
+}
+
+/// The model asked for is not the one served.
+#[must_use]
+pub fn unknown_model(asked: &str, served: &str) -> Status {
+    Status::not_found(format!("model {asked:?} is not served here; this worker serves {served:?}"))
+}
+
+/// A field of the request is wrong.
+#[must_use]
+pub fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(format!("{field}: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry_of(status: &Status) -> Option<&str> {
+        status.metadata().get(RETRY_KEY).and_then(|value| value.to_str().ok())
+    }
+
+    #[test]
+    fn each_cause_has_its_code_and_retry_hint() {
+        let invalid = not_submitted(SubmitError::Invalid { field: "top_p", message: "is 7".into() });
+        assert_eq!((invalid.code(), invalid.message()), (Code::InvalidArgument, "top_p: is 7"));
+        assert_eq!(not_submitted(SubmitError::Overloaded { queued: 3 }).code(), Code::ResourceExhausted);
+        let draining = not_submitted(SubmitError::Unavailable("draining".into()));
+        assert_eq!((draining.code(), retry_of(&draining)), (Code::Unavailable, Some("draining")));
+        assert_eq!(retry_of(&refused(Refusal::Draining)), Some("draining"));
+        assert_eq!(retry_of(&refused(Refusal::NotReady("loading".into()))), Some("not-ready"));
+        assert_eq!(retry_of(&failed("x".into(), true, false)), Some("step-lost"));
+        assert_eq!(retry_of(&failed("x".into(), true, true)), Some("draining"));
+        assert_eq!(failed("x".into(), false, true).code(), Code::Internal);
+        let unknown = unknown_model("a", "b");
+        assert!(unknown.message().contains("\"a\"") && unknown.message().contains("\"b\""));
+    }
+}

@@ -1,0 +1,275 @@
+//! Metrics in the manner of vLLM's, under the prefix `belay_`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use belay_engine::{FinishReason, Stats as EngineStats};
+use belay_fabric::{PeerState, StatsSnapshot};
+use belay_proto::admin::Phase;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tonic::Code;
+
+use crate::state::{State, phase_name};
+
+/// Label set of metrics about requests that ended well.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FinishedLabels {
+    finished_reason: &'static str,
+}
+
+/// Label set of metrics about requests that did not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailedLabels {
+    code: &'static str,
+}
+
+/// What is measured where it happens; the rest is read at scrape time.
+#[derive(Debug)]
+pub struct RequestMetrics {
+    first_token: Histogram,
+    whole: Histogram,
+    finished: Family<FinishedLabels, Counter>,
+    failed: Family<FailedLabels, Counter>,
+}
+
+impl Default for RequestMetrics {
+    fn default() -> Self {
+        Self {
+            first_token: Histogram::new([
+                0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
+            ]),
+            whole: Histogram::new([
+                0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0,
+            ]),
+            finished: Family::default(),
+            failed: Family::default(),
+        }
+    }
+}
+
+impl RequestMetrics {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "time_to_first_token_seconds",
+            "From the arrival of a request to its first token",
+            self.first_token.clone(),
+        );
+        registry.register(
+            "e2e_request_latency_seconds",
+            "From the arrival of a request to its end",
+            self.whole.clone(),
+        );
+        registry.register(
+            "request_success",
+            "Requests that ended with a finish reason",
+            self.finished.clone(),
+        );
+        registry.register("request_failure", "Requests that ended otherwise", self.failed.clone());
+    }
+
+    /// Begins to measure a request.
+    #[must_use]
+    pub fn start(self: Arc<Self>) -> RequestTimer {
+        RequestTimer { metrics: self, started: Instant::now(), has_tokens: false }
+    }
+
+    /// Counts a request that never began.
+    pub fn refused(&self, code: Code) {
+        self.failed.get_or_create(&FailedLabels { code: code_name(code) }).inc();
+    }
+}
+
+/// Measures one request.
+#[derive(Debug)]
+pub struct RequestTimer {
+    metrics: Arc<RequestMetrics>,
+    started: Instant,
+    has_tokens: bool,
+}
+
+impl RequestTimer {
+    /// Tokens came.
+    pub fn tokens(&mut self) {
+        if !std::mem::replace(&mut self.has_tokens, true) {
+            self.metrics.first_token.observe(self.started.elapsed().as_secs_f64());
+        }
+    }
+
+    /// The request ended well.
+    pub fn finished(&mut self, reason: FinishReason) {
+        let finished_reason = match reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        };
+        self.metrics.finished.get_or_create(&FinishedLabels { finished_reason }).inc();
+        self.metrics.whole.observe(self.started.elapsed().as_secs_f64());
+    }
+
+    /// The request ended with an error.
+    pub fn failed(&mut self, code: Code) {
+        self.metrics.refused(code);
+    }
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Cancelled => "CANCELLED",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::NotFound => "NOT_FOUND",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::Unavailable => "UNAVAILABLE",
+        _ => "INTERNAL",
+    }
+}
+
+/// Everything that is read when somebody scrapes.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The worker's state.
+    pub state: State,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Bytes done and to do.
+    pub loaded: (u64, u64),
+    /// Counters of the engine, once there is one.
+    pub engine: Option<EngineStats>,
+    /// Counters of the fabric, once there is one.
+    pub fabric: Option<StatsSnapshot>,
+    /// Connections to the other workers.
+    pub peers: Vec<PeerState>,
+}
+
+/// Where readings come from.
+pub trait Source: std::fmt::Debug + Send + Sync + 'static {
+    /// A reading of now.
+    fn read(&self) -> Reading;
+}
+
+/// A registry of everything that a worker exports.
+#[must_use]
+pub fn registry(requests: &RequestMetrics, source: Arc<dyn Source>) -> Registry {
+    let mut registry = Registry::with_prefix("belay");
+    requests.register(&mut registry);
+    registry.register_collector(Box::new(AtScrape(source)));
+    registry
+}
+
+#[derive(Debug)]
+struct AtScrape(Arc<dyn Source>);
+
+/// Label sets are slices of these.
+type Label<'a> = (&'a str, String);
+
+struct Writer<'a>(DescriptorEncoder<'a>);
+
+impl Writer<'_> {
+    fn gauge(&mut self, name: &str, help: &str, value: f64) -> std::fmt::Result {
+        self.gauges(name, help, &[], [(String::new(), value)])
+    }
+
+    /// One series for each value, told apart by the label; no label if `label` is empty.
+    fn gauges(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &[&str],
+        values: impl IntoIterator<Item = (String, f64)>,
+    ) -> std::fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (text, value) in values {
+            let gauge = ConstGauge::new(value);
+            match label.first() {
+                Some(label) => {
+                    let labels: [Label<'_>; 1] = [(label, text)];
+                    gauge.encode(metric.encode_family(&labels)?)?;
+                }
+                None => return gauge.encode(metric),
+            }
+        }
+        Ok(())
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> std::fmt::Result {
+        let counter = ConstCounter::new(value);
+        counter.encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
+    }
+
+    fn state(&mut self, reading: &Reading) -> std::fmt::Result {
+        let state = &reading.state;
+        let phases = [
+            Phase::Starting,
+            Phase::WaitingForPlacement,
+            Phase::Loading,
+            Phase::Connecting,
+            Phase::Ready,
+            Phase::Failed,
+        ];
+        let phases =
+            phases.map(|phase| (phase_name(phase).replace(' ', "_"), f64::from(state.phase == phase)));
+        self.gauges("phase", "1 for the phase that the worker is in", &["phase"], phases)?;
+        self.gauge("draining", "1 while new requests are refused", f64::from(state.draining))?;
+        self.gauge("placement_epoch", "Epoch of the placement in force", state.epoch as f64)?;
+        self.gauge("requests_in_flight", "Requests whose stream is open", reading.in_flight as f64)?;
+        let dense = state.card.as_ref().map_or(0, |card| card.dense_bytes);
+        self.gauge("dense_bytes", "Bytes of the weights that every worker holds", dense as f64)?;
+        let by_rank = |value: fn(&belay_proto::admin::RankStatus) -> f64| -> Vec<(String, f64)> {
+            state.ranks.iter().map(|rank| (rank.rank.to_string(), value(rank))).collect()
+        };
+        let bytes = by_rank(|rank| rank.expert_bytes as f64);
+        self.gauges("expert_bytes", "Bytes of the experts that a rank holds", &["rank"], bytes)?;
+        let experts = by_rank(|rank| f64::from(rank.experts));
+        self.gauges("experts", "Copies of (layer, expert) that a rank holds", &["rank"], experts)?;
+        self.gauge("load_bytes", "Bytes loaded so far", reading.loaded.0 as f64)?;
+        self.gauge("load_bytes_expected", "Bytes to load", reading.loaded.1 as f64)
+    }
+
+    fn engine(&mut self, stats: &EngineStats) -> std::fmt::Result {
+        self.gauge("num_requests_running", "Requests that take part in steps", stats.running as f64)?;
+        self.gauge("num_requests_waiting", "Requests that wait for a place", stats.queued as f64)?;
+        self.counter("prompt_tokens", "Tokens of prompts fed", stats.prefilled_tokens)?;
+        self.counter("generation_tokens", "Tokens produced", stats.generated_tokens)?;
+        self.counter("steps", "Steps that went well", stats.steps)?;
+        self.counter("steps_lost", "Steps that were lost with their requests", stats.failed_steps)?;
+        self.gauge("kv_cache_bytes", "Decode state that requests may come to need", stats.kv_bytes as f64)?;
+        let limit = stats.kv_bytes_limit as f64;
+        self.gauge("kv_cache_bytes_limit", "Upper bound of belay_kv_cache_bytes", limit)
+    }
+
+    fn fabric(&mut self, stats: &StatsSnapshot, peers: &[PeerState]) -> std::fmt::Result {
+        self.counter("fabric_routes", "Routes of exchanges, local ones included", stats.routes)?;
+        self.counter("fabric_routes_served", "Routes computed for peers", stats.routes_served)?;
+        self.counter("fabric_rows_sent", "Rows sent to peers", stats.rows_sent)?;
+        self.counter("fabric_sent_bytes", "Bytes of asks sent to peers", stats.bytes_sent)?;
+        self.counter("fabric_received_bytes", "Bytes of results from peers", stats.bytes_received)?;
+        self.counter("fabric_exchanges_failed", "Exchanges that failed", stats.failed)?;
+        let connected = peers.iter().map(|peer| (peer.worker.to_string(), f64::from(peer.connected)));
+        self.gauges("fabric_peer_connected", "1 if asks can be sent to a worker", &["worker"], connected)?;
+        let latency = &stats.latency;
+        let help = "Time of whole exchanges, dispatch to combine";
+        let mut metric =
+            self.0.encode_descriptor("fabric_exchange_seconds", help, None, MetricType::Histogram)?;
+        metric.encode_histogram::<[(&str, &str); 0]>(latency.sum, latency.count, &latency.buckets, None)
+    }
+}
+
+impl Collector for AtScrape {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let reading = self.0.read();
+        let mut writer = Writer(encoder);
+        writer.state(&reading)?;
+        if let Some(stats) = &reading.engine {
+            writer.engine(stats)?;
+        }
+        if let Some(stats) = &reading.fabric {
+            writer.fabric(stats, &reading.peers)?;
+        }
+        Ok(())
+    }
+}
