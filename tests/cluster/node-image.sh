@@ -137,5 +137,7 @@ STOPSIGNAL SIGRTMIN+3
 ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]
 D
 docker rmi "$plain" > /dev/null
+# a gigabyte each: older ones go, unless a container uses them (Docker refuses then)
+docker images --format '{{.Repository}}:{{.Tag}}' local/kind-node | grep -vxF "$image" | xargs -r docker rmi > /dev/null 2>&1 || true
 rm -rf "$root" "$images" "$netfilter"
 echo "$image"
