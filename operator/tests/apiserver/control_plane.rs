@@ -1,0 +1,172 @@
+//! etcd, kube-apiserver and the garbage collector on loopback, for the length of a test.
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use kube::{Client, Config, config::Kubeconfig};
+
+/// User of the tests: may do everything.
+pub const ADMIN: &str = "admin";
+/// User of the operator: may do what its role allows.
+pub const OPERATOR: &str = "operator";
+
+/// A control plane of its own. Its processes end with it.
+pub struct ControlPlane {
+    children: Vec<Child>,
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+/// Where the programs are: `BELAY_KUBERNETES_BIN`, or where the kind scripts put them.
+pub fn programs() -> Option<PathBuf> {
+    let chosen = std::env::var_os("BELAY_KUBERNETES_BIN").map(PathBuf::from);
+    let usual = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/belay/kind/bin"));
+    let needed = ["etcd", "kube-apiserver", "kube-controller-manager"];
+    [chosen, usual].into_iter().flatten().find(|dir| needed.iter().all(|program| dir.join(program).exists()))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl ControlPlane {
+    /// Starts everything and waits until it answers.
+    pub async fn start(programs: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (etcd, peer, port) = (free_port(), free_port(), free_port());
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let users =
+            format!("{ADMIN}-token,{ADMIN},{ADMIN},system:masters\n{OPERATOR}-token,{OPERATOR},{OPERATOR}\n");
+        fs::write(at("users.csv"), users).unwrap();
+        let key = Command::new("openssl").args(["genrsa", "-out", &at("sa.key"), "2048"]).output().unwrap();
+        assert!(key.status.success(), "openssl genrsa");
+        let mut this = Self { children: vec![], dir, port };
+        let etcd_url = format!("http://127.0.0.1:{etcd}");
+        let peer_url = format!("http://127.0.0.1:{peer}");
+        this.spawn(
+            &programs.join("etcd"),
+            &[
+                "--data-dir",
+                &at_dir(&this, "etcd"),
+                "--unsafe-no-fsync",
+                "--listen-client-urls",
+                &etcd_url,
+                "--advertise-client-urls",
+                &etcd_url,
+                "--listen-peer-urls",
+                &peer_url,
+            ],
+        );
+        this.spawn(
+            &programs.join("kube-apiserver"),
+            &[
+                "--etcd-servers",
+                &etcd_url,
+                "--bind-address",
+                "127.0.0.1",
+                "--secure-port",
+                &port.to_string(),
+                "--cert-dir",
+                &at_dir(&this, "certs"),
+                "--service-account-key-file",
+                &at_dir(&this, "sa.key"),
+                "--service-account-signing-key-file",
+                &at_dir(&this, "sa.key"),
+                "--service-account-issuer",
+                "https://kubernetes.default.svc",
+                "--token-auth-file",
+                &at_dir(&this, "users.csv"),
+                "--authorization-mode",
+                "RBAC",
+                "--service-cluster-ip-range",
+                "10.96.0.0/16",
+                // there is no controller that would make service accounts
+                "--disable-admission-plugins",
+                "ServiceAccount",
+                "--enable-admission-plugins",
+                "OwnerReferencesPermissionEnforcement",
+            ],
+        );
+        this.wait_ready().await;
+        let kubeconfig = this.kubeconfig(ADMIN).display().to_string();
+        this.spawn(
+            &programs.join("kube-controller-manager"),
+            &[
+                "--kubeconfig",
+                &kubeconfig,
+                "--leader-elect=false",
+                "--secure-port=0",
+                "--controllers=garbage-collector-controller,disruption-controller",
+            ],
+        );
+        this
+    }
+
+    fn spawn(&mut self, program: &Path, args: &[&str]) {
+        let name = program.file_name().unwrap().display().to_string();
+        let log = fs::File::create(self.dir.path().join(format!("{name}.log"))).unwrap();
+        let mut command = Command::new(program);
+        command.args(args).stdout(Stdio::null()).stderr(log);
+        self.children.push(command.spawn().unwrap());
+    }
+
+    async fn wait_ready(&self) {
+        let end = Instant::now() + Duration::from_secs(120);
+        loop {
+            if self.dir.path().join("certs/apiserver.crt").exists() {
+                let request = http::Request::get("/readyz").body(vec![]).unwrap();
+                if self.client(ADMIN).await.request_text(request).await.is_ok_and(|text| text == "ok") {
+                    return;
+                }
+            }
+            assert!(
+                Instant::now() < end,
+                "kube-apiserver does not get ready; see {}",
+                self.dir.path().display()
+            );
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// A kubeconfig for a user.
+    pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        let path = self.dir.path().join(format!("{user}.kubeconfig"));
+        let text = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "it",
+            "clusters": [{ "name": "it", "cluster": {
+                "server": format!("https://127.0.0.1:{}", self.port),
+                "certificate-authority": self.dir.path().join("certs/apiserver.crt") } }],
+            "users": [{ "name": "it", "user": { "token": format!("{user}-token") } }],
+            "contexts": [{ "name": "it", "context": { "cluster": "it", "user": "it", "namespace": "default" } }],
+        });
+        fs::write(&path, text.to_string()).unwrap();
+        path
+    }
+
+    /// A client of a user.
+    pub async fn client(&self, user: &str) -> Client {
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig(user)).unwrap();
+        let options = kube::config::KubeConfigOptions::default();
+        let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+        // a refused eviction (429) is an answer here, not something to ask again for
+        config.default_retry = false;
+        Client::try_from(config).unwrap()
+    }
+}
+
+fn at_dir(plane: &ControlPlane, name: &str) -> String {
+    plane.dir.path().join(name).display().to_string()
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        for child in self.children.iter_mut().rev() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
