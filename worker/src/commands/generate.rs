@@ -11,8 +11,8 @@ use belay_cpu::CpuBackend;
 use belay_engine::{
     Engine, EngineConfig, Event, FinishReason, Request, Sampling, ServedModel, Stop, Tokenizer,
 };
-use belay_fabric::{InProcess, Placement, Table, WorkerEntry};
-use belay_model::{Checkpoint, ExpertBank, Model, ModelCard, Numerics};
+use belay_fabric::{InProcess, Table};
+use belay_model::{Checkpoint, ExpertBank, Model, Numerics};
 use clap::Args;
 use serde::Serialize;
 
@@ -192,7 +192,13 @@ fn load(
     ranks: u32,
 ) -> anyhow::Result<ServedModel<CpuBackend>> {
     let backend = Arc::new(CpuBackend::detect());
-    let table = table(checkpoint.card(), ranks)?;
+    let config = checkpoint.config();
+    ensure!(
+        (1..=checkpoint.card().experts).contains(&ranks),
+        "--ranks {ranks}: must be from 1 to {}, the experts of a layer",
+        config.experts
+    );
+    let table = Table::stand_alone(config.depth(), config.experts, ranks)?;
     let model = Model::load(Arc::clone(&backend), checkpoint, numerics, &mut |_, _| {})?;
     let mut banks: Vec<Arc<dyn ExpertCompute>> = Vec::new();
     for rank in 0..ranks {
@@ -200,23 +206,5 @@ fn load(
         bank.load(table.of_rank(rank), &mut |_, _| {})?;
         banks.push(Arc::new(bank));
     }
-    let hidden = checkpoint.config().hidden_size;
-    Ok(ServedModel::new(model, Arc::new(InProcess::new(table, banks, hidden))))
-}
-
-/// One copy of each expert, in blocks of neighbours.
-fn table(card: &ModelCard, ranks: u32) -> anyhow::Result<Table> {
-    ensure!(
-        (1..=card.experts).contains(&ranks),
-        "--ranks {ranks}: must be from 1 to {}, the experts of a layer",
-        card.experts
-    );
-    let owner = |expert: u32| u64::from(expert) * u64::from(ranks) / u64::from(card.experts);
-    let layer: Vec<Vec<u32>> = (0..card.experts).map(|expert| vec![owner(expert) as u32]).collect();
-    Ok(Table::new(Placement {
-        epoch: 1,
-        ranks_per_worker: ranks,
-        workers: vec![WorkerEntry { index: 0, address: String::new(), uid: String::new() }],
-        layers: vec![layer; card.layers as usize],
-    })?)
+    Ok(ServedModel::new(model, Arc::new(InProcess::new(table, banks, config.hidden_size))))
 }

@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub mod generate;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -28,6 +29,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve requests until SIGTERM, which drains
     Serve(Box<ServeConfig>),
+    /// Complete one prompt and print the completion
+    Generate(Box<generate::GenerateArgs>),
 }
 
 impl Command {
@@ -38,6 +41,7 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Serve(config) => serve::run(*config),
+            Self::Generate(args) => generate::run(*args),
         }
     }
 }
