@@ -19,9 +19,10 @@ use crate::validate;
 /// Bounds of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// Longest prompt + completion in tokens; `None`: the model's maximum. Never more than that.
+    /// Longest prompt + completion in tokens; `None`: the model's maximum. Never more than that, nor than the state of
+    /// one sequence can be within `kv_bytes`.
     pub max_context: Option<usize>,
-    /// Requests that take part in a step at most.
+    /// Requests that take part in a step at most; at least 1.
     pub max_sessions: usize,
     /// Requests that wait at most; more are refused.
     pub max_queued: usize,
@@ -66,8 +67,15 @@ impl Engine {
         tokenizer: Arc<Tokenizer>,
         config: EngineConfig,
     ) -> std::io::Result<Self> {
+        // With no place at all, requests would wait for ever.
+        let config = EngineConfig { max_sessions: config.max_sessions.max(1), ..config };
         let model = Arc::new(model);
-        let max_context = config.max_context.map_or(model.max_context(), |max| max.min(model.max_context()));
+        let asked = config.max_context.map_or(model.max_context(), |max| max.min(model.max_context()));
+        let max_context = fitting_context(&*model, asked, config.kv_bytes);
+        if max_context < asked {
+            let kv_bytes = config.kv_bytes;
+            tracing::warn!(asked, max_context, kv_bytes, "the memory for decode states limits the context");
+        }
         let shared = Arc::new(Shared::default());
         let (commands, receiver) = crossbeam_channel::unbounded();
         let thread = {
@@ -111,7 +119,7 @@ impl Engine {
     /// [`SubmitError`]; the sink then hears nothing.
     pub fn submit(&self, request: Request, sink: Sink) -> Result<SessionKey, SubmitError> {
         validate::request(&request, self.vocab_size, self.max_context)?;
-        let kv_bytes = self.kv_bytes(&request)?;
+        let kv_bytes = self.kv_bytes(&request);
         let mut output =
             Output::new(self.tokenizer.clone(), &request.stop, self.max_context - request.prompt.len());
         let ended = validate::replay(&request.resume, &mut output)?;
@@ -176,23 +184,26 @@ impl Engine {
         }
     }
 
-    /// Bytes of state that a request may come to need; refuses one that could never run.
-    fn kv_bytes(&self, request: &Request) -> Result<usize, SubmitError> {
+    /// Bytes of state that a request may come to need. No more than there are: the context is cut to that.
+    fn kv_bytes(&self, request: &Request) -> usize {
         let room = self.max_context - request.prompt.len();
         let output = request.stop.max_tokens.map_or(room, |max| room.min(max as usize));
-        let tokens = request.prompt.len() + output;
-        let needed = (self.state_bytes)(tokens);
-        if needed > self.config.kv_bytes {
-            return Err(SubmitError::Invalid {
-                field: "max_tokens",
-                message: format!(
-                    "a sequence of {tokens} tokens needs up to {needed} bytes of state, this worker has {}",
-                    self.config.kv_bytes
-                ),
-            });
-        }
-        Ok(needed)
+        (self.state_bytes)(request.prompt.len() + output)
     }
+}
+
+/// The longest context, up to `asked`, whose state fits into `kv_bytes`.
+fn fitting_context<M: StepModel>(model: &M, asked: usize, kv_bytes: usize) -> usize {
+    let (mut fits, mut too_long) = (0, asked + 1);
+    while fits + 1 < too_long {
+        let middle = fits + (too_long - fits) / 2;
+        if model.state_bytes(middle) <= kv_bytes {
+            fits = middle;
+        } else {
+            too_long = middle;
+        }
+    }
+    fits
 }
 
 impl Drop for Engine {

@@ -117,8 +117,8 @@ impl<M: StepModel> StepLoop<'_, M> {
         self.running.retain_mut(|running| keep(&mut running.session));
     }
 
-    /// Moves sessions from the queue to the running ones, first come first served, while there is room. A session
-    /// that alone may need more than the limit was refused at submission.
+    /// Moves sessions from the queue to the running ones, first come first served, while there is room. A single
+    /// session always has room: the context is cut to what the memory holds.
     fn admit(&mut self) {
         while self.running.len() < self.config.max_sessions {
             let Some(next) = self.waiting.front() else { return };

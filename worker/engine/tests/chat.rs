@@ -184,3 +184,24 @@ fn refusals_name_the_message() {
     let without_function = Conversation { tools: vec![tool(), json!({})], ..conversation(json!([user])) };
     assert_eq!(encode(&without_function).unwrap_err().to_string(), "tools[1].function: missing");
 }
+
+/// Conversations made up at random, encoded by the nano model's training code (`train/chat.py`), which agreed with the
+/// published encoder on 1500 others.
+#[test]
+fn conversations_become_the_same_text_as_in_training() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/chat.jsonl");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut count = 0;
+    for line in text.lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let conversation = Conversation {
+            tools: case["tools"].as_array().cloned().unwrap_or_default(),
+            response_format: case.get("response_format").cloned(),
+            thinking: case["thinking"].as_bool().unwrap(),
+            ..conversation(case["messages"].clone())
+        };
+        assert_eq!(encode(&conversation).unwrap(), case["prompt"].as_str().unwrap(), "{line}");
+        count += 1;
+    }
+    assert_eq!(count, 60);
+}

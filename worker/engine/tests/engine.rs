@@ -160,13 +160,15 @@ fn refusals_name_the_field_and_the_numbers() {
 }
 
 #[test]
-fn a_request_that_can_never_fit_is_refused_and_a_big_one_waits_for_room() {
+fn memory_bounds_the_context_and_a_big_request_waits_for_room() {
     let small = EngineConfig { kv_bytes: 50 * BYTES_PER_TOKEN, ..config() };
     let (engine, controls) = engine(small);
+    assert_eq!(engine.max_context(), 50);
     assert_eq!(
-        submit(&engine, request(&[1; 40], 11)).err().expect("a refusal").to_string(),
-        "max_tokens: a sequence of 51 tokens needs up to 510 bytes of state, this worker has 500"
+        submit(&engine, request(&[1; 50], 1)).err().expect("a refusal").to_string(),
+        "prompt: 50 tokens do not fit: the context holds 50, at least one of them for the output"
     );
+    assert_eq!(run(&engine, request(&[1; 40], 99)).ids.len(), 10);
     let gate = controls.gate.lock().unwrap();
     let first = submit(&engine, request(&[1; 20], 10)).unwrap();
     let second = submit(&engine, request(&[2; 20], 10)).unwrap();
