@@ -113,7 +113,11 @@ impl Dispatcher {
                     trials.patience.found();
                     return Ok(lease);
                 }
-                Pick::Wait(again) => again,
+                Pick::Wait(again) => match &trials.refusal {
+                    // the rest of the fleet is full, and those that are down would not have helped: say so at once
+                    Some(full @ Failure::Overloaded { .. }) if !started => return Err(full.clone()),
+                    _ => again,
+                },
                 Pick::UnknownModel if started => None,
                 Pick::UnknownModel => return Err(Failure::UnknownModel(model.to_owned())),
                 Pick::Exhausted => {

@@ -268,6 +268,18 @@ async fn when_all_are_overloaded_the_client_is_told_to_come_back() {
 }
 
 #[tokio::test]
+async fn overload_is_told_at_once_though_another_worker_is_down() {
+    let (down, busy) = (Worker::start().await, Worker::start().await);
+    down.script.draining.store(true, Ordering::SeqCst);
+    busy.script.overloaded.store(true, Ordering::SeqCst);
+    let gateway = gateway(&[&down, &busy], &["--hold-seconds=3600"]).await;
+    for _ in 0..4 {
+        let answer = client::post(gateway.api, "/v1/chat/completions", &chat_body(4, false)).await;
+        assert_eq!(answer.status, 429);
+    }
+}
+
+#[tokio::test]
 async fn a_started_stream_waits_for_room_when_all_are_overloaded() {
     let worker = Worker::with_faults(&[Fault::StepLost(5)]).await;
     let gateway = gateway(&[&worker], &[]).await;
