@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub mod generate;
+pub mod logits;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ pub enum Command {
     Serve(Box<ServeConfig>),
     /// Complete one prompt and print the completion
     Generate(Box<generate::GenerateArgs>),
+    /// Write the logits and routes of given token sequences
+    Logits(Box<logits::LogitsArgs>),
 }
 
 impl Command {
@@ -42,6 +45,7 @@ impl Command {
         match self {
             Self::Serve(config) => serve::run(*config),
             Self::Generate(args) => generate::run(*args),
+            Self::Logits(args) => logits::run(&args),
         }
     }
 }
