@@ -13,6 +13,9 @@ use thiserror::Error;
 pub const LENGTH: usize = 8;
 
 /// The part of the spec that reaches pods.
+///
+/// Its JSON is what is hashed. A field that is added later must be absent from the JSON while it has its default, or
+/// every hash changes.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Content {

@@ -22,14 +22,17 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     build::{NewPod, Prepared},
     observe::Observed,
     plan::{Cause, Removal},
 };
-use crate::{events::Note, worker_client::WorkerClient};
+use crate::{
+    events::Note,
+    worker_client::{WorkerClient, WorkerError},
+};
 
 /// What came of it: the only thing besides observations that status is made from.
 #[derive(Debug, Default)]
@@ -133,8 +136,12 @@ pub async fn apply(
     });
     for (call, epoch, answer) in join_all(pushes).await {
         match answer {
-            Ok(()) => info!(pod = call.pod, epoch, "placement pushed"),
-            Err(error) => applied.push_failures.push((call.pod.clone(), error.to_string())),
+            // a worker that loads is told again each round: it counts the epoch only once it has its experts
+            Ok(()) => debug!(pod = call.pod, epoch, "placement pushed"),
+            Err(WorkerError::Refused { message, .. }) => {
+                applied.push_failures.push((call.pod.clone(), message))
+            }
+            Err(error) => debug!(pod = call.pod, epoch, %error, "placement not pushed; it is tried again"),
         }
         applied.changed = true;
     }

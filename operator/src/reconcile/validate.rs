@@ -55,6 +55,8 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
     let Some(owner) = deployment.controller_owner_ref(&()) else {
         return invalid("metadata.uid", "is missing");
     };
+    // so that a foreground deletion waits until the last child is gone
+    let owner = OwnerReference { block_owner_deletion: Some(true), ..owner };
     let source = &spec.model.source;
     let sources =
         [source.persistent_volume_claim.is_some(), source.host_path.is_some(), source.image.is_some()];

@@ -1,0 +1,196 @@
+//! What the status says about what was observed and done.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "test code")]
+#![allow(dead_code, reason = "each test takes what it needs of the common part")]
+mod common;
+
+use belay_crds::{ModelDeploymentStatus, Reason};
+use belay_operator::{
+    group::{Group, Trouble},
+    reconcile::{
+        apply::Applied,
+        observe::{Objects, Observed},
+        plan::{Intent, plan},
+        status::{refused, status},
+    },
+};
+use belay_proto::admin::Phase;
+use common::{IMAGE, at, group, record, validated};
+
+fn look(
+    groups: Vec<Group>,
+    applied: &Applied,
+    previous: Option<&ModelDeploymentStatus>,
+) -> ModelDeploymentStatus {
+    let wanted = validated("harbour");
+    let revisions = vec![record("harbour")];
+    let plan = plan(&wanted, &groups, &revisions, Some(IMAGE), at(0)).unwrap();
+    let observed = Observed { groups, revisions, objects: Objects::default(), now: at(0) };
+    status(&wanted, &observed, &plan, applied, previous).0
+}
+
+fn serving() -> Vec<Group> {
+    let record = record("harbour");
+    let mut groups: Vec<Group> = (0..2).map(|n| group(&record, "harbour", n, Phase::Ready)).collect();
+    let plan = plan(&validated("harbour"), &groups, &[record], Some(IMAGE), at(0)).unwrap();
+    for (group, plan) in groups.iter_mut().zip(plan.groups) {
+        let Intent::Run { placement, .. } = plan.intent else { panic!("runs") };
+        group.placement = placement;
+    }
+    groups
+}
+
+#[track_caller]
+fn says(status: &ModelDeploymentStatus, kind: &str, value: &str, reason: &str, words: &str) {
+    let condition = status.conditions.iter().find(|condition| condition.type_ == kind).unwrap();
+    assert_eq!((condition.status.as_str(), condition.reason.as_str()), (value, reason), "{condition:?}");
+    assert!(condition.message.contains(words), "{}", condition.message);
+}
+
+#[test]
+fn all_is_well() {
+    let status = look(serving(), &Applied::default(), None);
+    says(&status, "Available", "True", "GroupsReady", "2 of 2 groups");
+    says(&status, "Progressing", "False", "Settled", "");
+    says(&status, "ExpertsCovered", "True", "AllExpertsLive", "2 groups");
+    says(&status, "Degraded", "False", "AsExpected", "");
+    assert_eq!((status.replicas, status.ready_replicas, status.updated_replicas), (2, 2, 2));
+    assert_eq!(status.selector, "serving.belay.dev/model-deployment=harbour,serving.belay.dev/worker=0");
+    assert_eq!(status.observed_generation, Some(7));
+    let experts = status.experts.unwrap();
+    assert_eq!((experts.total, experts.copies, experts.min_live_copies), (48, 96, 2));
+}
+
+#[test]
+fn created_groups_are_there_but_not_ready() {
+    let applied = Applied { created_groups: vec!["harbour-dcd10987-0".into()], ..Applied::default() };
+    let status = look(vec![], &applied, None);
+    assert_eq!((status.replicas, status.ready_replicas, status.updated_replicas), (1, 0, 1));
+    says(&status, "Available", "False", "NoGroupReady", "0 of 2");
+    says(&status, "Progressing", "True", "GroupsStarting", "harbour-dcd10987-0");
+    says(&status, "ExpertsCovered", "False", "NotLoaded", "");
+    says(&status, "Degraded", "False", "AsExpected", "");
+}
+
+#[test]
+fn progress_of_loading_is_shown() {
+    let record = record("harbour");
+    let mut loading = group(&record, "harbour", 0, Phase::Loading);
+    for slot in loading.slots.iter_mut().flatten() {
+        let status = slot.worker.as_mut().unwrap().as_mut().unwrap();
+        (status.load_bytes_done, status.load_bytes_total) = (10, 40);
+        status.message = "layer 1 of 4".into();
+    }
+    let status = look(vec![loading], &Applied::default(), None);
+    let group = &status.groups[0];
+    let loading = group.loading.as_ref().unwrap();
+    assert_eq!((loading.bytes_done, loading.bytes_total), (30, 120));
+    assert!(group.message.as_ref().unwrap().contains("layer 1 of 4"));
+}
+
+#[test]
+fn lost_worker_uncovers_experts_although_another_group_serves() {
+    let mut groups = serving();
+    groups[0].slots[1] = None;
+    let status = look(groups, &Applied::default(), None);
+    assert_eq!(status.ready_replicas, 1);
+    says(&status, "Available", "True", "GroupsReady", "1 of 2 groups takes");
+    says(&status, "ExpertsCovered", "False", "ExpertsLost", "16 of 48 experts");
+    says(&status, "Progressing", "True", "Recovering", "-0");
+    says(&status, "Degraded", "True", "Recovering", "is being created");
+    assert_eq!(status.experts.unwrap().min_live_copies, 1);
+}
+
+#[test]
+fn silent_node_is_told_before_the_pods_are_gone() {
+    let mut groups = serving();
+    groups[0].slots[1].as_mut().unwrap().node_lost = true;
+    let status = look(groups, &Applied::default(), None);
+    says(&status, "Degraded", "True", "NodeLost", "node node-1 does not respond");
+    says(&status, "ExpertsCovered", "False", "ExpertsLost", "");
+}
+
+#[test]
+fn failed_worker_is_quoted() {
+    let record = record("harbour");
+    let mut failed = group(&record, "harbour", 0, Phase::WaitingForPlacement);
+    let worker = failed.slots[1].as_mut().unwrap().worker.as_mut().unwrap().as_mut().unwrap();
+    worker.set_phase(Phase::Failed);
+    worker.reason = "CheckpointInvalid".into();
+    worker.message = "model-00002.safetensors: tensor head.weight is missing".into();
+    let status = look(vec![failed], &Applied::default(), None);
+    says(&status, "Degraded", "True", "CheckpointInvalid", "tensor head.weight is missing");
+    assert!(status.groups[0].message.as_ref().unwrap().contains("head.weight"));
+}
+
+#[test]
+fn refused_pod_is_quoted() {
+    let name = "harbour-dcd10987-0";
+    let words = "violates PodSecurity \"restricted:latest\": hostPath volumes";
+    let applied = Applied {
+        created_groups: vec![name.into()],
+        refused: vec![(format!("{name}-1"), words.into())],
+        ..Applied::default()
+    };
+    says(&look(vec![], &applied, None), "Degraded", "True", "PodRefused", words);
+}
+
+#[test]
+fn real_faults_come_before_what_follows_from_them() {
+    let mut groups = serving();
+    groups[0].slots[1] = None; // recovering
+    let pod = groups[1].slots[0].as_mut().unwrap();
+    pod.ready = false;
+    pod.running = false;
+    pod.worker = None;
+    pod.trouble =
+        Some(Trouble { reason: Reason::ImageUnavailable, message: "ErrImagePull: no such tag".into() });
+    let status = look(groups, &Applied::default(), None);
+    says(&status, "Degraded", "True", "ImageUnavailable", "no such tag");
+    says(&status, "Degraded", "True", "ImageUnavailable", "is being created");
+}
+
+#[test]
+fn draining_group_serves_no_more_and_does_not_count_as_a_fault() {
+    let mut groups = serving();
+    groups[1].draining_since = Some(at(-5));
+    groups[1].slots[0] = None;
+    for slot in groups[1].slots.iter_mut().flatten() {
+        slot.worker.as_mut().unwrap().as_mut().unwrap().requests_in_flight = 2;
+    }
+    let status = look(groups, &Applied::default(), None);
+    assert_eq!((status.replicas, status.ready_replicas, status.updated_replicas), (2, 1, 1));
+    let line = &status.groups[1];
+    assert!(line.draining && line.ready_workers == 0 && line.requests_in_flight == Some(4));
+    says(&status, "Degraded", "False", "AsExpected", "");
+    says(&status, "ExpertsCovered", "True", "AllExpertsLive", "");
+}
+
+#[test]
+fn current_revision_changes_when_the_rollout_is_complete() {
+    let before = ModelDeploymentStatus { current_revision: Some("aaaaaaaa".into()), ..Default::default() };
+    let mut groups = serving();
+    assert_eq!(
+        look(groups.clone(), &Applied::default(), Some(&before)).current_revision,
+        record("harbour").revision.into()
+    );
+    groups[1].revision = "aaaaaaaa".into();
+    let status = look(groups, &Applied::default(), Some(&before));
+    assert_eq!(status.current_revision, before.current_revision);
+    says(&status, "Progressing", "True", "RollingOut", "harbour-dcd10987-1");
+}
+
+#[test]
+fn same_observation_gives_the_same_status() {
+    let first = look(serving(), &Applied::default(), None);
+    assert_eq!(look(serving(), &Applied::default(), Some(&first)), first, "or it would be written for ever");
+}
+
+#[test]
+fn refusal_keeps_what_was_known_and_names_the_field() {
+    let known = look(serving(), &Applied::default(), None);
+    let next =
+        refused(Some(&known), Some(8), Reason::InvalidSpec, "spec.replicas: must not be negative", at(1));
+    assert_eq!((next.ready_replicas, next.observed_generation), (2, Some(8)));
+    says(&next, "Degraded", "True", "InvalidSpec", "spec.replicas");
+    says(&next, "Available", "True", "GroupsReady", "");
+}
