@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use belay_proto::inference::{
-    FinishReason, GenerateRequest, Sampling, TokenIds, generate_request::Prompt, inference_client::InferenceClient,
+    FinishReason, GenerateRequest, Sampling, TokenIds, generate_request::Prompt,
+    inference_client::InferenceClient,
 };
 use tonic::transport::Channel;
 
@@ -42,7 +43,9 @@ pub async fn generate(channel: &Channel, model: &str, prompt: &[u32], length: Le
     let mut stream = InferenceClient::new(channel.clone()).generate(request).await?.into_inner();
     let mut answer =
         Answer { ids: Vec::new(), text: String::new(), finish: FinishReason::Unspecified, pieces: 0 };
-    while let Some(piece) = stream.message().await.with_context(|| format!("after {} tokens", answer.ids.len()))? {
+    while let Some(piece) =
+        stream.message().await.with_context(|| format!("after {} tokens", answer.ids.len()))?
+    {
         answer.ids.extend(&piece.ids);
         answer.text.push_str(&piece.text);
         answer.pieces += 1;
@@ -77,7 +80,8 @@ pub async fn chat(url: &str, model: &str, question: &str, max_tokens: u32) -> Re
         "model": model, "stream": true, "temperature": 0, "max_tokens": max_tokens,
         "messages": [{"role": "user", "content": question}],
     });
-    let response = reqwest::Client::new().post(format!("{url}/v1/chat/completions")).json(&body).send().await?;
+    let response =
+        reqwest::Client::new().post(format!("{url}/v1/chat/completions")).json(&body).send().await?;
     let status = response.status();
     let text = response.text().await?;
     if !status.is_success() {

@@ -57,5 +57,6 @@ impl Env {
 }
 
 fn var(name: &str) -> Result<String> {
-    env::var(name).with_context(|| format!("{name} is not set; run the cluster tests with `make test-cluster`"))
+    env::var(name)
+        .with_context(|| format!("{name} is not set; run the cluster tests with `make test-cluster`"))
 }

@@ -156,7 +156,11 @@ impl Kubectl {
     /// # Errors
     /// With what `kubectl` said.
     pub fn pod_http(&self, pod: &str, port: u16, path: &str) -> Result<String> {
-        self.run(&["get", "--raw", &format!("/api/v1/namespaces/{}/pods/{pod}:{port}/proxy{path}", self.namespace)])
+        self.run(&[
+            "get",
+            "--raw",
+            &format!("/api/v1/namespaces/{}/pods/{pod}:{port}/proxy{path}", self.namespace),
+        ])
     }
 }
 

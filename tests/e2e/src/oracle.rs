@@ -101,7 +101,8 @@ impl LoneWorker {
     pub async fn long_streams(&self, prompts: &[Case], count: u32) -> Result<Vec<Expected>> {
         let mut expected = Vec::new();
         for case in prompts {
-            let answer = client::generate(&self.channel, "", &case.prompt_ids, Length::Exactly(count)).await?;
+            let answer =
+                client::generate(&self.channel, "", &case.prompt_ids, Length::Exactly(count)).await?;
             expected.push(Expected { prompt: case.prompt_ids.clone(), ids: answer.ids });
         }
         Ok(expected)

@@ -55,7 +55,8 @@ impl Fixture {
     /// Installs or upgrades the chart with the demo's values, and `--set` pairs of one's own.
     pub fn install(&self, set: &[&str]) -> Result<String> {
         let chart = self.chart()?;
-        let mut args = vec!["upgrade", "--install", "belay", &chart, "--create-namespace", "--wait", "--timeout", "3m"];
+        let mut args =
+            vec!["upgrade", "--install", "belay", &chart, "--create-namespace", "--wait", "--timeout", "3m"];
         for pair in set {
             args.extend_from_slice(&["--set", pair]);
         }

@@ -28,7 +28,11 @@ fn t3_helm_install_leads_to_ready_pods() -> Result<()> {
     let fixture = fixture()?;
     fixture.install(&[])?;
     for pod in fixture.system.list(&["pods"])? {
-        ensure!(pod["status"]["containerStatuses"][0]["ready"] == true, "{} is not ready", pod["metadata"]["name"]);
+        ensure!(
+            pod["status"]["containerStatuses"][0]["ready"] == true,
+            "{} is not ready",
+            pod["metadata"]["name"]
+        );
     }
     Ok(())
 }

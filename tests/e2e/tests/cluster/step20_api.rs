@@ -41,7 +41,8 @@ spec:
 #[test]
 fn t2_a_sound_manifest_is_accepted() -> Result<()> {
     let kubectl = fixture()?.models;
-    let ran = kubectl.try_run(&["apply", "--dry-run=server", "-f", "-"], Some(&manifest("replicas: 1", "replicas: 0")))?;
+    let ran = kubectl
+        .try_run(&["apply", "--dry-run=server", "-f", "-"], Some(&manifest("replicas: 1", "replicas: 0")))?;
     ensure!(ran.ok, "{}", ran.stderr);
     Ok(())
 }
@@ -52,11 +53,19 @@ fn t3_nonsense_is_refused_at_admission_with_the_field_and_the_reason() -> Result
     let source = "{ persistentVolumeClaim: { claimName: weights, path: bf16 } }";
     for (from, to, says) in [
         ("replicas: 1", "replicas: -1", vec!["spec.replicas"]),
-        (source, "{ persistentVolumeClaim: { claimName: w }, hostPath: { path: /m } }", vec!["source", "exactly one"]),
+        (
+            source,
+            "{ persistentVolumeClaim: { claimName: w }, hostPath: { path: /m } }",
+            vec!["source", "exactly one"],
+        ),
         (source, "{}", vec!["source", "exactly one"]),
         ("workers: 2", "workers: 0", vec!["spec.group.workers"]),
         ("device: CPU", "device: Abacus", vec!["spec.group.device", "Abacus"]),
-        ("maxSurge: 1, maxUnavailable: 0", "maxSurge: 0, maxUnavailable: 0", vec!["maxSurge", "maxUnavailable"]),
+        (
+            "maxSurge: 1, maxUnavailable: 0",
+            "maxSurge: 0, maxUnavailable: 0",
+            vec!["maxSurge", "maxUnavailable"],
+        ),
         ("name: bad", "name: a-name-so-long-that-no-pod-name-made-of-it-fits-into-63-chars", vec!["name"]),
         ("replicas: 1", "replicas: 1.5", vec!["spec.replicas"]),
         ("  replicas: 1", "  replica: 1", vec!["replica"]),

@@ -41,7 +41,8 @@ async fn t3_two_pods_of_two_ranks_give_the_reference_tokens() -> Result<()> {
     // every third prompt: each skill is there, long documents included
     let mut equal = 0;
     for case in cases.iter().step_by(3) {
-        let answer = client::generate(&channel, NANO, &case.prompt_ids, Length::ToEnd { at_most: 128 }).await?;
+        let answer =
+            client::generate(&channel, NANO, &case.prompt_ids, Length::ToEnd { at_most: 128 }).await?;
         ensure!(answer.ids == case.greedy_ids, "{}: {:?} for {:?}", case.id, answer.ids, case.greedy_ids);
         ensure!(answer.text == case.greedy_text, "{}: {:?} for {:?}", case.id, answer.text, case.greedy_text);
         ensure!(answer.finish == FinishReason::Stop, "{}: {:?}", case.id, answer.finish);

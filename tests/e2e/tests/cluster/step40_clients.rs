@@ -11,8 +11,9 @@ async fn python(script: &str) -> Result<()> {
     let tunnel = fixture.gateway()?;
     let path = fixture.env.root.join("tests/e2e/clients").join(script);
     let eval = fixture.env.root.join("tests/fixtures/models/nano/eval.jsonl");
-    let args = [path.as_os_str(), format!("127.0.0.1:{}", tunnel.port).as_ref(), NANO.as_ref(), eval.as_os_str()]
-        .map(std::ffi::OsStr::to_owned);
+    let args =
+        [path.as_os_str(), format!("127.0.0.1:{}", tunnel.port).as_ref(), NANO.as_ref(), eval.as_os_str()]
+            .map(std::ffi::OsStr::to_owned);
     let ran = run(&fixture.env.python, args, None)?;
     println!("{}", ran.stdout);
     ensure!(ran.ok, "{script}: {}{}", ran.stdout, ran.stderr);

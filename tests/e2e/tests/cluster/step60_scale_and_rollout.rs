@@ -33,7 +33,9 @@ async fn t2_an_image_change_under_traffic() -> Result<()> {
     let image = pod["spec"]["containers"][0]["image"].as_str().context("image")?;
     let other = format!("{}:e2e-other", image.rsplit_once(':').context("tag")?.0);
     // the same content under another tag: what changes is the image of the spec
-    for node in run(&fixture.env.tool("kind"), ["get", "nodes", "--name", &fixture.env.cluster], None)?.stdout.lines() {
+    for node in
+        run(&fixture.env.tool("kind"), ["get", "nodes", "--name", &fixture.env.cluster], None)?.stdout.lines()
+    {
         let tag = ["exec", node, "ctr", "-n", "k8s.io", "images", "tag", "--force", image, &other];
         let ran = run("docker".as_ref(), tag, None)?;
         ensure!(ran.ok, "{node}: {}", ran.stderr);

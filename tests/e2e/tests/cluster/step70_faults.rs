@@ -86,7 +86,8 @@ async fn status_says_it_is_not_ready(fixture: &Fixture) -> Result<()> {
 async fn answers(fixture: &Fixture, tunnel: &Tunnel) -> Result<()> {
     let channel = Endpoint::from_shared(tunnel.url())?.connect().await?;
     for case in fixture.cases(&["fact"], 5)? {
-        let answer = client::generate(&channel, NANO, &case.prompt_ids, Length::ToEnd { at_most: 128 }).await?;
+        let answer =
+            client::generate(&channel, NANO, &case.prompt_ids, Length::ToEnd { at_most: 128 }).await?;
         ensure!(answer.ids == case.greedy_ids, "{}: {:?} for {:?}", case.id, answer.ids, case.greedy_ids);
     }
     Ok(())

@@ -28,11 +28,14 @@ async fn t2_uninstalling_the_chart_strands_nothing() -> Result<()> {
     fixture.nano().await?;
     fixture.helm(&["uninstall", "belay", "--wait"])?;
     let label = "app.kubernetes.io/instance=belay";
-    for kind in ["clusterroles", "clusterrolebindings", "deployments,services,pods,leases,poddisruptionbudgets"] {
+    for kind in
+        ["clusterroles", "clusterrolebindings", "deployments,services,pods,leases,poddisruptionbudgets"]
+    {
         let left = fixture.system.list(&[kind, "-l", label])?;
         ensure!(left.is_empty(), "left: {left:?}");
     }
     // the user's resource is the user's: it and its pods stay, and can be deleted without the operator
     fixture.models.run(&["delete", "mdep", NANO, "--timeout=60s"])?;
-    wait::until("its pods are gone", SOON, || Ok(fixture.models.workers(NANO)?.is_empty().then_some(()))).await
+    wait::until("its pods are gone", SOON, || Ok(fixture.models.workers(NANO)?.is_empty().then_some(())))
+        .await
 }
