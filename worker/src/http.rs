@@ -21,7 +21,7 @@ struct Pages {
 pub fn router(context: Arc<Context>, registry: Registry) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .with_state(Pages { context, registry: Arc::new(registry) })
 }
@@ -34,6 +34,17 @@ async fn metrics(State(pages): State<Pages>) -> Response {
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}\n")).into_response(),
+    }
+}
+
+/// The process lives, unless its engine has died: then only a restart helps.
+async fn alive(State(pages): State<Pages>) -> Response {
+    let stopped = pages.context.engine.load().as_ref().and_then(|engine| engine.stats().stopped);
+    match stopped {
+        None => "ok\n".into_response(),
+        Some(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("the engine has stopped: {reason}\n")).into_response()
+        }
     }
 }
 

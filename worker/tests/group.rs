@@ -28,9 +28,12 @@ struct Member {
 impl Member {
     async fn start(index: u32, uid: &str, extra: &[&str]) -> Self {
         let index_text = index.to_string();
-        let mut args = vec!["--group", "nano-abcd1234-0", "--revision", "abcd1234", "--group-workers", "2"];
-        args.extend(["--devices-per-worker", "2", "--worker-index", &index_text, "--pod-uid", uid]);
+        let mut args = vec!["--group", "nano-abcd1234-0", "--revision", "abcd1234"];
+        args.extend(["--worker-index", &index_text, "--pod-uid", uid]);
         args.extend(extra);
+        if !extra.contains(&"--group-workers") {
+            args.extend(["--group-workers", "2", "--devices-per-worker", "2"]);
+        }
         let process = Process::start(&args);
         let admin = admin(&process.admin).await;
         Self { process, admin, index, uid: uid.into() }
@@ -178,6 +181,46 @@ async fn a_killed_worker_costs_a_retryable_step_and_its_next_life_makes_the_grou
         let answer = generate(&mut member.inference().await, ask(ids(&case.prompt_ids))).await.unwrap();
         assert_eq!(answer.ids, case.greedy_ids, "worker {}", member.index);
     }
+}
+
+#[tokio::test]
+async fn a_worker_that_freezes_costs_a_step_within_seconds_and_comes_back_by_itself() {
+    let (mut first, second) = group().await;
+    let case = &cases("fact", 1)[0];
+    let mut client = first.inference().await;
+    let mut under_way = client.generate(endless(&case.prompt_ids)).await.unwrap().into_inner();
+    assert!(under_way.try_next().await.unwrap().is_some());
+
+    second.process.signal("STOP");
+    let frozen = std::time::Instant::now();
+    let lost = collect(under_way).await.unwrap_err();
+    assert_eq!((lost.code(), retry_hint(&lost)), (Code::Unavailable, Some("step-lost")), "{lost}");
+    assert!(frozen.elapsed().as_secs() < 15, "long before the 20 s that a step may wait for experts");
+    wait_phase(&mut first.admin, Phase::Connecting).await;
+    second.process.signal("CONT");
+    wait_phase(&mut first.admin, Phase::Ready).await;
+    let answer = generate(&mut client, ask(ids(&case.prompt_ids))).await.unwrap();
+    assert_eq!(answer.ids, case.greedy_ids);
+}
+
+#[tokio::test]
+async fn a_group_of_one_worker_needs_no_peers() {
+    let extra = ["--group-workers", "1", "--devices-per-worker", "4"];
+    let mut only = Member::start(0, "life-0", &extra).await;
+    wait_phase(&mut only.admin, Phase::WaitingForPlacement).await;
+    let refused = generate(&mut only.inference().await, ask(ids(&[0]))).await.unwrap_err();
+    assert_eq!((refused.code(), retry_hint(&refused)), (Code::Unavailable, Some("not-ready")));
+    let mut placement = placement(1, &[&only]);
+    placement.ranks_per_worker = 4;
+    for (expert, copies) in placement.layers.iter_mut().flat_map(|layer| layer.experts.iter_mut().enumerate())
+    {
+        copies.ranks = vec![expert as u32 / 4];
+    }
+    only.place(&placement).await.unwrap();
+    wait_phase(&mut only.admin, Phase::Ready).await;
+    let case = &cases("fact", 1)[0];
+    let answer = generate(&mut only.inference().await, ask(ids(&case.prompt_ids))).await.unwrap();
+    assert_eq!(answer.ids, case.greedy_ids);
 }
 
 #[tokio::test]

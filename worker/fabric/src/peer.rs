@@ -1,10 +1,12 @@
 //! The asking side of one peer: a connection, kept alive and renewed by a thread of its own.
 //!
 //! The thread that needs an answer writes the ask and reads the result itself: a hand-over to a reader thread
-//! would cost two wake-ups for each layer. The owner thread only dials, pings an idle link and notices its loss.
+//! would cost two wake-ups for each layer. The owner thread only dials, pings and notices a loss. It pings over a
+//! second connection as well, which the server answers at once even while it computes: so a peer that is silent
+//! because it works long is told apart from one that is gone, long before the ask's own deadline.
 
 use std::io::{self, BufReader, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
@@ -91,6 +93,8 @@ fn unexpected(kind: Kind) -> WireError {
 pub(crate) struct Peer {
     pub(crate) entry: WorkerEntry,
     link: Mutex<Option<Link>>,
+    /// The link's socket, to cut it while an exchange waits on it.
+    socket: Mutex<Option<TcpStream>>,
     connected: AtomicBool,
     message: Mutex<String>,
     stop: Mutex<bool>,
@@ -109,6 +113,7 @@ impl Peer {
         Arc::new(Self {
             entry,
             link: Mutex::default(),
+            socket: Mutex::default(),
             connected: AtomicBool::new(false),
             message: Mutex::new("not connected yet".into()),
             stop: Mutex::new(false),
@@ -138,18 +143,16 @@ impl Peer {
     /// Body of the owner thread: connected whenever it can be, until [`Self::stop`].
     pub(crate) fn keep_connected(&self, shared: &Shared) {
         let mut failures = 0u32;
+        let mut pulse = None;
         loop {
-            let pause = if self.is_connected() {
-                self.check_idle_link(shared);
-                if self.is_connected() { shared.timeouts.heartbeat } else { Duration::ZERO }
-            } else {
-                match dial(&self.entry, shared) {
-                    Ok(link) => {
-                        // state under the link's lock: an exchange that loses this link at once must be heard last
-                        let mut guard = lock(&self.link);
-                        *guard = Some(link);
-                        self.set_state(shared, true, "connected");
-                        drop(guard);
+            let pause = match &mut pulse {
+                Some(pulse) if self.is_connected() => {
+                    self.check(pulse, shared);
+                    if self.is_connected() { shared.timeouts.heartbeat } else { Duration::ZERO }
+                }
+                _ => match self.connect(shared) {
+                    Ok(fresh) => {
+                        pulse = Some(fresh);
                         failures = 0;
                         shared.timeouts.heartbeat
                     }
@@ -158,14 +161,30 @@ impl Peer {
                         failures = failures.saturating_add(1);
                         backoff(failures)
                     }
-                }
+                },
             };
             if self.stopped_within(pause) {
-                lock(&self.link).take();
+                // after an exchange under way
+                let mut guard = lock(&self.link);
+                self.cut();
+                guard.take();
                 self.set_state(shared, false, "no longer in the placement");
                 return;
             }
         }
+    }
+
+    /// Opens the link and the connection for pings; gives back the latter.
+    fn connect(&self, shared: &Shared) -> Result<Link, String> {
+        let link = dial(&self.entry, shared)?;
+        let pulse = dial(&self.entry, shared)?;
+        let socket = link.stream.get_ref().socket().try_clone().map_err(|error| error.to_string())?;
+        // state under the link's lock: an exchange that loses this link at once must be heard last
+        let mut guard = lock(&self.link);
+        *guard = Some(link);
+        *lock(&self.socket) = Some(socket);
+        self.set_state(shared, true, "connected");
+        Ok(pulse)
     }
 
     /// Sleeps until the pause is over, the link was lost, or the peer is stopped; true for the last.
@@ -177,8 +196,16 @@ impl Peer {
         *self.wake.wait_timeout(stop, pause).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn check_idle_link(&self, shared: &Shared) {
-        // a held link is in use by an exchange, which notices a loss itself
+    /// Pings over both connections; the link only while no exchange has it.
+    fn check(&self, pulse: &mut Link, shared: &Shared) {
+        if let Err(error) = pulse.ping(shared.timeouts.handshake) {
+            // an exchange may be waiting on the link: cutting its socket ends the wait
+            self.cut();
+            let mut guard = lock(&self.link);
+            guard.take();
+            self.set_state(shared, false, &describe(&error));
+            return;
+        }
         let mut guard = match self.link.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -190,8 +217,17 @@ impl Peer {
             None => link.ping(shared.timeouts.handshake).map_err(|error| describe(&error)),
         };
         if let Err(reason) = checked {
+            self.cut();
             guard.take();
             self.set_state(shared, false, &reason);
+        }
+    }
+
+    /// Closes the link's connection for both sides, whoever holds the link.
+    fn cut(&self) {
+        if let Some(socket) = lock(&self.socket).take() {
+            // it may be closed already
+            let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
@@ -293,6 +329,7 @@ impl Call<'_> {
 
     /// Gives the link up and wakes the owner thread, which dials again.
     fn lose(&mut self, reason: String) -> FabricError {
+        self.peer.cut();
         self.link.take();
         self.peer.set_state(self.shared, false, &reason);
         self.peer.wake.notify_all();

@@ -75,6 +75,46 @@ fn a_peer_that_hangs_is_a_timeout_and_is_dialled_again() {
 }
 
 #[test]
+fn a_peer_that_computes_long_is_not_taken_for_lost() {
+    let workers = group(2, 1, Timeouts { handshake: Duration::from_millis(200), ..quick() });
+    let (x, routes) = batch(4, 0);
+    workers[1].held.store(true, Ordering::Release);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| exchange(&*workers[0].group, 0, &x, &routes));
+        // many heartbeats, and longer than a ping may take
+        std::thread::sleep(Duration::from_millis(800));
+        assert!(!asking.is_finished());
+        workers[1].held.store(false, Ordering::Release);
+        assert_eq!(asking.join().unwrap(), exchange(&one_process(1), 0, &x, &routes));
+    });
+}
+
+#[test]
+fn a_peer_that_vanishes_without_a_word_fails_the_exchange_before_its_deadline() {
+    // between the two workers, so that all bytes of worker 1 can be made to stop without closing anything
+    let timeouts =
+        Timeouts { ask: Duration::from_secs(60), handshake: Duration::from_millis(300), ..quick() };
+    let workers: Vec<Worker> =
+        (0..2).map(|index| Worker::start(identity(index, &format!("u{index}")), timeouts)).collect();
+    let tunnel = common::Tunnel::to(workers[1].group.local_addr());
+    let mut addresses = addresses(&workers);
+    addresses[1].0 = tunnel.address.to_string();
+    let placement = placement(1, 1, &addresses);
+    workers.iter().for_each(|worker| worker.place(&placement));
+    workers.iter().for_each(|worker| until("connected", || worker.connected()));
+    let (x, routes) = batch(4, 0);
+    assert!(exchange(&*workers[0].group, 0, &x, &routes).is_ok());
+
+    tunnel.blocked.store(true, Ordering::Release);
+    let started = Instant::now();
+    let lost = exchange(&*workers[0].group, 0, &x, &routes);
+    assert!(matches!(lost, Err(FabricError::PeerLost { worker: 1, .. })), "{lost:?}");
+    assert!(started.elapsed() < Duration::from_secs(30), "the heartbeat notices it, not the ask's deadline");
+    tunnel.blocked.store(false, Ordering::Release);
+    until("it works again", || exchange(&*workers[0].group, 0, &x, &routes).is_ok());
+}
+
+#[test]
 fn a_second_copy_serves_while_its_first_holder_is_away() {
     let mut workers: Vec<Worker> =
         (0..3).map(|i| Worker::start(identity(i, &format!("u{i}")), quick())).collect();

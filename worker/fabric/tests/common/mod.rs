@@ -3,9 +3,10 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::HashSet;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use belay_backend::{ExpertCompute, Fabric, FabricError, Route};
@@ -179,5 +180,39 @@ pub fn exchange(
     Ok(y.iter().map(|value| value.to_bits()).collect())
 }
 
-/// Lines that threads of a test leave for its end.
-pub type Findings = Arc<Mutex<Vec<String>>>;
+/// A relay of TCP connections that can hold every byte back without closing anything, as a lost node does.
+pub struct Tunnel {
+    pub address: SocketAddr,
+    pub blocked: Arc<AtomicBool>,
+}
+
+impl Tunnel {
+    pub fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let blocked = Arc::new(AtomicBool::new(false));
+        let gate = Arc::clone(&blocked);
+        // ends with the test process; its connections end with either side
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let (Ok(near), Ok(far)) = (near, TcpStream::connect(target)) else { return };
+                for (from, to) in [(near.try_clone(), far.try_clone()), (Ok(far), Ok(near))] {
+                    let (mut from, mut to, gate) = (from.unwrap(), to.unwrap(), Arc::clone(&gate));
+                    std::thread::spawn(move || {
+                        let mut piece = [0u8; 16 * 1024];
+                        while let Ok(count @ 1..) = from.read(&mut piece) {
+                            while gate.load(Ordering::Acquire) {
+                                std::thread::sleep(Duration::from_millis(2));
+                            }
+                            if to.write_all(&piece[..count]).is_err() {
+                                break;
+                            }
+                        }
+                        let _ = to.shutdown(std::net::Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self { address, blocked }
+    }
+}
