@@ -259,6 +259,7 @@ async fn a_mounted_placement_is_taken_at_start_if_it_fits() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("placement.json");
     let mut second = Member::start(1, "life-1", &[]).await;
+    wait_phase(&mut second.admin, Phase::WaitingForPlacement).await;
     let mut document = placement(3, &[&second]);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
