@@ -1,0 +1,70 @@
+//! The trained model: every evaluation prompt, and both layouts.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use belay_model::NoTrace;
+use common::*;
+use serde::Deserialize;
+
+const MOST_TOKENS: usize = 128;
+
+#[derive(Deserialize)]
+struct Prompt {
+    id: String,
+    prompt_ids: Vec<u32>,
+    greedy_ids: Vec<u32>,
+    min_margin: f32,
+}
+
+fn prompts() -> Vec<Prompt> {
+    let text = std::fs::read_to_string(fixtures().join("models/nano/eval.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn every_evaluation_prompt_gives_the_reference_tokens() {
+    let loaded = load(&nano_dir("bf16"));
+    let stop = loaded.model.config().eos_token;
+    let prompts = prompts();
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let differing: Vec<String> = std::thread::scope(|scope| {
+        let worker = || {
+            let mut differing = Vec::new();
+            while let Some(prompt) = prompts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let found = greedy(&loaded, &prompt.prompt_ids, MOST_TOKENS, Some(stop));
+                if found != prompt.greedy_ids {
+                    let at = found.iter().zip(&prompt.greedy_ids).take_while(|(a, b)| a == b).count();
+                    differing.push(format!("{} at token {at}, margin {}", prompt.id, prompt.min_margin));
+                }
+            }
+            differing
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
+    let equal = prompts.len() - differing.len();
+    println!("{equal} of {} prompts give the reference's tokens", prompts.len());
+    assert_eq!((equal, prompts.len()), (220, 220), "{differing:#?}");
+}
+
+/// The same weights in FP8 + MXFP4: decoding is exact, so even the bits are equal.
+#[test]
+fn both_layouts_give_the_same_bits() {
+    let (bf16, fp4) = (load(&nano_dir("bf16")), load(&nano_dir("fp4")));
+    assert!(fp4.checkpoint.card().expert_bytes < bf16.checkpoint.card().expert_bytes / 3);
+    for prompt in prompts().iter().step_by(31) {
+        let ids = [prompt.prompt_ids.as_slice(), &prompt.greedy_ids].concat();
+        let expected = logits(&bf16, &*bf16.fabric, &ids, 64, &mut NoTrace);
+        let found = logits(&fp4, &*fp4.fabric, &ids, 64, &mut NoTrace);
+        assert_same_bits(&expected, &found, &prompt.id);
+    }
+    for prompt in prompts().iter().step_by(23) {
+        let found = greedy(&fp4, &prompt.prompt_ids, MOST_TOKENS, Some(fp4.model.config().eos_token));
+        assert_eq!(found, prompt.greedy_ids, "{}", prompt.id);
+    }
+}
