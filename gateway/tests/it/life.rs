@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::support::{
-    Fault, LONG, MODEL, Worker, answer, channel, eventually, gateway, generate, http as client, ids, metric,
-    request, text,
+    Fault, MODEL, Worker, answer, channel, eventually, gateway, generate, http as client, ids, metric,
+    metric_becomes, request, text,
 };
 
 const LENGTH: u32 = 12;
@@ -148,8 +148,7 @@ async fn a_request_is_held_until_a_worker_is_ready() {
     let api = gateway.api;
     let asking =
         tokio::spawn(async move { client::post(api, "/v1/chat/completions", &chat_body(4, false)).await });
-    let held = async { while metric(&gateway, "belay_gateway_requests_held").await < 1.0 {} };
-    tokio::time::timeout(LONG, held).await.unwrap();
+    metric_becomes(&gateway, "belay_gateway_requests_held", |value| value >= 1.0).await;
     assert!(!asking.is_finished());
     worker.script.draining.store(false, Ordering::SeqCst);
     let answer = asking.await.unwrap();
@@ -180,8 +179,7 @@ async fn holding_is_bounded_in_count_and_time() {
     let api = gateway.api;
     let first =
         tokio::spawn(async move { client::post(api, "/v1/chat/completions", &chat_body(4, true)).await });
-    let held = async { while metric(&gateway, "belay_gateway_requests_held").await < 1.0 {} };
-    tokio::time::timeout(LONG, held).await.unwrap();
+    metric_becomes(&gateway, "belay_gateway_requests_held", |value| value >= 1.0).await;
     // the seat is given up for the moment of an attempt: the second request may get in between, but not both
     let second = client::post(api, "/v1/chat/completions", &chat_body(4, true)).await;
     let first = first.await.unwrap();
@@ -379,9 +377,9 @@ async fn a_client_that_goes_away_cancels_the_work() {
     let body = chat_body(4, false).to_string();
     let asking =
         tokio::spawn(async move { client::open(api, Method::POST, "/v1/chat/completions", body).await });
-    while metric(&gateway, "belay_gateway_requests_held").await < 1.0 {}
+    metric_becomes(&gateway, "belay_gateway_requests_held", |value| value >= 1.0).await;
     asking.abort();
-    while metric(&gateway, "belay_gateway_requests_held").await > 0.0 {}
+    metric_becomes(&gateway, "belay_gateway_requests_held", |value| value <= 0.0).await;
     gateway.shut_down().await;
 }
 
@@ -399,7 +397,7 @@ async fn requests_go_to_the_worker_with_the_fewest() {
     }
     assert_eq!(workers.each_ref().map(Worker::active), [3, 3, 3]);
     workers[1].script.stalled.store(false, Ordering::SeqCst);
-    while metric(&gateway, "belay_gateway_requests_in_flight").await > 6.0 {}
+    metric_becomes(&gateway, "belay_gateway_requests_in_flight", |value| value <= 6.0).await;
     for _ in 0..3 {
         workers[1].script.stalled.store(true, Ordering::SeqCst);
         let body = chat_body(1, true).to_string();

@@ -5,7 +5,7 @@ use axum::body::Body;
 use http::{Method, Request};
 use serde_json::{Value, json};
 
-use crate::support::{MODEL, Worker, answer, gateway, http as client, metric};
+use crate::support::{MODEL, Worker, answer, gateway, http as client, metric, metric_becomes};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -193,6 +193,6 @@ async fn requests_are_measured_by_model_path_and_code() {
     let open = client::open(gateway.api, Method::POST, CHAT, asked).await;
     assert_eq!(metric(&gateway, "belay_gateway_requests_in_flight").await, 1.0);
     drop(open);
-    while metric(&gateway, "belay_gateway_requests_in_flight").await > 0.0 {}
+    metric_becomes(&gateway, "belay_gateway_requests_in_flight", |value| value <= 0.0).await;
     assert_eq!(metric(&gateway, &series(MODEL, "client_gone")).await, 1.0);
 }

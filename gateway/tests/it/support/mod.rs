@@ -87,3 +87,13 @@ pub async fn metric(gateway: &Gateway, series: &str) -> f64 {
     let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {series} in\n{page}")).parse().unwrap()
 }
+
+/// Waits until a value of the gateway's metrics page is as wanted.
+pub async fn metric_becomes(gateway: &Gateway, series: &str, wanted: impl Fn(f64) -> bool) {
+    let waiting = async {
+        while !wanted(metric(gateway, series).await) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LONG, waiting).await.unwrap_or_else(|_| panic!("{series} never became as wanted"));
+}
