@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 
 use crossbeam_channel::Sender;
 
@@ -43,6 +43,7 @@ impl Default for EngineConfig {
 pub struct Engine {
     commands: Sender<Command>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: ThreadId,
     tokenizer: Arc<Tokenizer>,
     shared: Arc<Shared>,
     config: EngineConfig,
@@ -88,6 +89,7 @@ impl Engine {
             commands,
             vocab_size: model.vocab_size(),
             state_bytes: Box::new(move |tokens| model.state_bytes(tokens)),
+            thread_id: thread.thread().id(),
             thread: Mutex::new(Some(thread)),
             tokenizer,
             shared,
@@ -177,8 +179,12 @@ impl Engine {
     /// From a sink it does not wait: that would be for itself.
     pub fn shutdown(&self) {
         let _ = self.commands.send(Command::Shutdown);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
+        if std::thread::current().id() == self.thread_id {
+            return;
+        }
+        // Held while it waits, so that all callers do.
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
             // The loop catches its panics and has said what there is to say.
             let _ = thread.join();
         }
