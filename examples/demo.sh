@@ -55,7 +55,7 @@ progress() {
           + (if .loading.bytesTotal then ", \(.loading.bytesDone // 0 | . / 1048576 | floor) of \(.loading.bytesTotal / 1048576 | floor) MiB loaded" else "" end)
           + (if .message then ", \(.message)" else "" end))[]),
         ($s.conditions // [] | map("\(.type)=\(.status) \(.reason)"
-          + (if .status != "False" or .type == "Degraded" then ": \(.message)" else "" end))[]) ]
+          + (if .message != "" and (.status == "True" or .type == "Degraded") then ": \(.message)" else "" end))[]) ]
     | .[]'
 }
 settled() {
@@ -112,7 +112,7 @@ for id in fact-42 doc-60 code-131; do
   question $id "HTTP: POST /v1/chat/completions, stream"
   case_of $id | jq '{model: "nano", stream: true, temperature: 0, max_tokens: 128, messages}' |
     curl -sSN --max-time 120 "http://$address/v1/chat/completions" -H 'content-type: application/json' -d @- |
-    sed -u -n 's/^data: \({.*\)/\1/p; s/^{/{/p' |
+    sed -u -n 's/^data: {/{/p; t; /^{/p' |
     jq --unbuffered -rj 'if .error then "error: " + .error.message else .choices[0].delta.content // empty end' | tee "$answer"
   judge $id "$(cat "$answer")"
 done

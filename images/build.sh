@@ -11,7 +11,7 @@ release=$CARGO_TARGET_DIR/$target/release
 programs=(belay-worker belay-gateway belay-operator)
 
 say "building ${programs[*]} for $target (from nothing: some minutes)"
-cargo build --quiet --release --locked --target "$target" -p belay-images "${programs[@]/#/-p}" >&2
+cargo build --release --locked --target "$target" -p belay-images "${programs[@]/#/-p}" >&2
 
 write() { # NAME TITLE ARGUMENT...
   local name=$1 title=$2; shift 2
