@@ -104,7 +104,7 @@ impl Worker {
         };
         worker.serve_admin(admin);
         worker.serve_http(http);
-        worker.serve_grpc(grpc)?;
+        worker.serve_grpc(grpc).await?;
         let live = lifecycle::live(Arc::clone(&worker.context), backend, fabric, worker.stop.clone());
         worker.tasks.spawn(async move { ("life cycle", live.await) });
         Ok(worker)
@@ -139,7 +139,7 @@ impl Worker {
         self.tasks.spawn(async move { ("http", serving.await.map_err(Into::into)) });
     }
 
-    fn serve_grpc(&mut self, listener: TcpListener) -> anyhow::Result<()> {
+    async fn serve_grpc(&mut self, listener: TcpListener) -> anyhow::Result<()> {
         let inference = InferenceServer::new(InferenceService(Arc::clone(&self.context)))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -156,6 +156,8 @@ impl Worker {
                 .with_service_name("grpc.health.v1.Health")
         };
         let (reporter, health) = tonic_health::server::health_reporter();
+        // a new reporter says SERVING
+        set_health(&reporter, ServingStatus::NotServing).await;
         let serving = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -277,12 +279,16 @@ async fn report_health(context: Arc<Context>, reporter: HealthReporter, stop: Ca
             state.phase == Phase::Ready && !state.draining
         };
         let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", "belay.inference.v1.Inference", "inference.GRPCInferenceService"] {
-            reporter.set_service_status(service, status).await;
-        }
+        set_health(&reporter, status).await;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = states.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
+    for service in ["", "belay.inference.v1.Inference", "inference.GRPCInferenceService"] {
+        reporter.set_service_status(service, status).await;
     }
 }

@@ -167,8 +167,8 @@ async fn a_killed_worker_costs_a_retryable_step_and_its_next_life_makes_the_grou
     let refused = generate(&mut client, ask(ids(&case.prompt_ids))).await.unwrap_err();
     assert_eq!((refused.code(), retry_hint(&refused)), (Code::Unavailable, Some("not-ready")), "{refused}");
 
+    // placed at once: the call waits until the headers are read
     let mut second = Member::start(1, "life-2", &[]).await;
-    wait_phase(&mut second.admin, Phase::WaitingForPlacement).await;
     let placement = placement(2, &[&first, &second]);
     for member in [&mut first, &mut second] {
         member.place(&placement).await.unwrap();

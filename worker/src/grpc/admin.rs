@@ -1,17 +1,22 @@
 //! `belay.admin.v1.Admin`, for the operator.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use belay_proto::admin::admin_server::Admin;
 use belay_proto::admin::{
-    GetStatusRequest, PeerStatus, SetDrainRequest, SetDrainResponse, SetPlacementRequest,
+    GetStatusRequest, ModelCard, PeerStatus, Phase, SetDrainRequest, SetDrainResponse, SetPlacementRequest,
     SetPlacementResponse, WorkerStatus,
 };
+use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use crate::context::Context;
 use crate::placement::{self, PlacementRefusal};
 use crate::state::State;
+
+/// How long SetPlacement waits for a worker that is still reading the checkpoint's headers.
+const HEADERS_WAIT: Duration = Duration::from_secs(3);
 
 /// Status, placement and drain of one worker.
 #[derive(Clone, Debug)]
@@ -49,20 +54,25 @@ impl AdminService {
         }
     }
 
-    fn place(&self, document: belay_proto::admin::Placement) -> Result<(), Status> {
+    /// The card, which comes a moment after the start: a placement may be quicker.
+    async fn card(&self) -> Result<ModelCard, Status> {
+        let mut states = self.0.shared.watch();
+        let opened = states.wait_for(|state| state.card.is_some() || state.phase == Phase::Failed);
+        match timeout(HEADERS_WAIT, opened).await {
+            Ok(Ok(state)) => state
+                .card
+                .clone()
+                .ok_or_else(|| Status::failed_precondition(format!("{}: {}", state.reason, state.message))),
+            _ => Err(Status::unavailable("the checkpoint's headers are not read yet")),
+        }
+    }
+
+    async fn place(&self, document: belay_proto::admin::Placement) -> Result<(), Status> {
         let context = &self.0;
         let Some(slot) = context.slot() else {
             return Err(Status::failed_precondition("this worker stands alone and holds every expert"));
         };
-        let state = context.shared.get();
-        let Some(card) = &state.card else {
-            return Err(if state.reason.is_empty() {
-                Status::unavailable("the checkpoint's headers are not read yet")
-            } else {
-                Status::failed_precondition(format!("{}: {}", state.reason, state.message))
-            });
-        };
-        placement::accept(&document, &slot, card).map_err(refused)?;
+        placement::accept(&document, &slot, &self.card().await?).map_err(refused)?;
         let mut outcome = Ok(());
         // decided under the lock of the watch: of two calls at once, the older one can't win
         context.placement.send_if_modified(|current| {
@@ -99,7 +109,7 @@ impl Admin for AdminService {
     ) -> Result<Response<SetPlacementResponse>, Status> {
         let document =
             request.into_inner().placement.ok_or_else(|| Status::invalid_argument("placement: missing"))?;
-        let (epoch, outcome) = (document.epoch, self.place(document));
+        let (epoch, outcome) = (document.epoch, self.place(document).await);
         if let Err(status) = &outcome {
             tracing::warn!(epoch, reason = status.message(), "refused a placement");
         }
