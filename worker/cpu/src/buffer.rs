@@ -52,3 +52,11 @@ impl CpuMatrix {
         }
     }
 }
+
+impl<'a> StoredRow<'a> {
+    /// The row itself if it is stored as f32 and aligned, so that nothing has to be decoded.
+    pub(crate) fn as_f32(self) -> Option<&'a [f32]> {
+        let is_native = self.format == Format::F32 && cfg!(target_endian = "little");
+        if is_native { bytemuck::try_cast_slice(self.data).ok() } else { None }
+    }
+}

@@ -31,7 +31,14 @@ pub(crate) fn linear(
             weights.resize(inputs, 0.0);
             products.resize(rows, 0.0);
             for output in range {
-                kernels.decode(w.row(output), weights);
+                let row = w.row(output);
+                let weights: &[f32] = match row.as_f32() {
+                    Some(row) => row,
+                    None => {
+                        kernels.decode(row, weights);
+                        weights
+                    }
+                };
                 let first = output / group_outputs * inputs;
                 kernels.dot_all(weights, rows, |row| &x[row * x_width + first..][..inputs], products);
                 for (row, &product) in products.iter().enumerate() {

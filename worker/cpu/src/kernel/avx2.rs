@@ -119,13 +119,15 @@ pub(super) fn dots<const N: usize>(w: &[f32], x: [&[f32]; N]) -> [f32; N] {
             at += LANES;
         }
     }
-    std::array::from_fn(|i| {
-        let mut sum = horizontal(_mm256_add_ps(even[i], odd[i]));
+    let mut sums = [0.0; N];
+    // a loop, because a closure handed to the standard library is compiled without these instructions
+    for i in 0..N {
+        sums[i] = horizontal(_mm256_add_ps(even[i], odd[i]));
         for k in at..len {
-            sum = w[k].mul_add(x[i][k], sum);
+            sums[i] = w[k].mul_add(x[i][k], sums[i]);
         }
-        sum
-    })
+    }
+    sums
 }
 
 /// Sum of 8 lanes: halves, then quarters, then neighbours.

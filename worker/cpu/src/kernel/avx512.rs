@@ -122,11 +122,14 @@ pub(super) fn dots<const N: usize>(w: &[f32], x: [&[f32]; N]) -> [f32; N] {
             }
         }
     }
-    std::array::from_fn(|i| {
+    let mut sums = [0.0; N];
+    // a loop, because a closure handed to the standard library is compiled without these instructions
+    for i in 0..N {
         let sum = _mm512_add_ps(even[i], odd[i]);
         let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sum)));
-        avx2::horizontal(_mm256_add_ps(_mm512_castps512_ps256(sum), high))
-    })
+        sums[i] = avx2::horizontal(_mm256_add_ps(_mm512_castps512_ps256(sum), high));
+    }
+    sums
 }
 
 /// The first `count` lanes, at most all 16.
