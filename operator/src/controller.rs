@@ -1,5 +1,9 @@
 //! Watches, and what they lead to.
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use belay_crds::{ModelDeployment, labels};
 use futures::{StreamExt as _, channel::mpsc};
@@ -24,7 +28,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     backoff::{ErrorClass, key},
@@ -38,6 +42,9 @@ type Guarded = DeserializeGuard<ModelDeployment>;
 
 /// Deployments that are worked on at the same time.
 const CONCURRENCY: u16 = 16;
+
+/// How long to gather events about a deployment before it is looked at: pods of a group change together.
+const GATHER: Duration = Duration::from_millis(50);
 
 fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
@@ -65,7 +72,7 @@ pub async fn run(
         // our own status writes are no news
         .predicate_filter(predicates::generation, PredicateConfig::default());
     Controller::for_stream(roots, reader)
-        .with_config(Config::default().concurrency(CONCURRENCY))
+        .with_config(Config::default().concurrency(CONCURRENCY).debounce(GATHER))
         .owns(api::<Pod>(client, namespace), children.clone())
         .owns(api::<Service>(client, namespace), children.clone())
         .owns(api::<ConfigMap>(client, namespace), children.clone())
@@ -151,7 +158,7 @@ pub async fn watch_nodes(
         let news = match event {
             None => return,
             Some(Err(error)) => {
-                debug!(error = describe(&error), "watch of nodes broke; it is taken up again");
+                warn!(error = describe(&error), "watch of nodes broke; it is taken up again");
                 false
             }
             Some(Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node))) => {

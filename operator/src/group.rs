@@ -39,7 +39,9 @@ pub struct WorkerPod {
     pub node: Option<String>,
     /// Whether that node takes no new pods: it is probably being emptied.
     pub node_leaving: bool,
-    /// Whether that node does not answer, or is gone.
+    /// Whether that node does not respond, or is gone.
+    pub node_silent: bool,
+    /// Whether it is given up: its node is silent and its worker does not answer either.
     pub node_lost: bool,
     /// Whether the kubelet finds it ready: that is what gateways go by.
     pub ready: bool,
@@ -96,6 +98,11 @@ impl WorkerPod {
                 reason: Reason::NodeLost,
                 message: format!("node {node} does not respond"),
             });
+        }
+        if self.node_silent {
+            let node = self.node.as_deref().unwrap_or("?");
+            let message = format!("node {node} does not respond, but the worker does: it is left alone");
+            return Some(Trouble { reason: Reason::NodeLost, message });
         }
         if let Some(trouble) = &self.trouble {
             return Some(trouble.clone());

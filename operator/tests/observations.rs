@@ -122,6 +122,22 @@ fn pods_know_how_their_node_is() {
 }
 
 #[test]
+fn worker_that_answers_is_not_given_up_with_its_node() {
+    let mut objects = listed("harbour");
+    for pod in &mut objects.pods[..2] {
+        set_status(pod, "silent", running());
+    }
+    let peer = group(&record("harbour"), "harbour", 0, Phase::Ready);
+    let status = peer.slots[0].as_ref().unwrap().worker.clone().unwrap();
+    let answers = [("uid-0".to_owned(), status), ("uid-1".to_owned(), Err("no answer".to_owned()))];
+    let groups = seen(&objects, &Answers { workers: answers.into(), ..Answers::default() });
+    let lost: Vec<bool> = groups[0].pods().map(|(_, pod)| pod.node_lost).collect();
+    assert_eq!(lost, [false, true, false]);
+    let told = groups[0].slots[0].as_ref().unwrap().problem().unwrap();
+    assert!(told.message.contains("left alone"), "{}", told.message);
+}
+
+#[test]
 fn worker_that_contradicts_the_kubelet_is_believed() {
     let mut objects = listed("harbour");
     set_status(&mut objects.pods[0], "up", running());

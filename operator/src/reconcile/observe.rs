@@ -102,7 +102,7 @@ pub async fn observe(
         budgets: owned(budgets, &uid),
     };
     let now = Timestamp::now();
-    let answers = ask(client, workers, nodes, node_lost_seconds, &namespace, &objects.pods, now).await?;
+    let answers = ask(client, workers, &namespace, &objects.pods).await?;
     let revisions: Vec<Record> = objects.revisions.iter().filter_map(record).collect();
     let groups = assemble(&name, &objects, &revisions, &answers, nodes, node_lost_seconds, now);
     Ok(Observed { groups, revisions, objects, now })
@@ -118,25 +118,19 @@ fn owned<K: Resource + Clone>(list: ObjectList<K>, uid: &str) -> Vec<K> {
 async fn ask(
     client: &Client,
     workers: &WorkerClient,
-    nodes: &dyn Nodes,
-    node_lost_seconds: i64,
     namespace: &str,
     pods: &[Pod],
-    now: Timestamp,
 ) -> Result<Answers, kube::Error> {
-    let statuses = pods
-        .iter()
-        .filter(|pod| runs(pod) && !on_lost_node(pod, nodes, node_lost_seconds, now))
-        .map(async |pod: &Pod| {
-            let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone())?;
-            let uid = pod.uid()?;
-            let answer = match workers.status(&ip).await {
-                Ok(status) if status.uid != uid => Err(format!("a worker with another UID answers at {ip}")),
-                Ok(status) => Ok(status),
-                Err(error) => Err(error.to_string()),
-            };
-            Some((uid, answer))
-        });
+    let statuses = pods.iter().filter(|pod| runs(pod)).map(async |pod: &Pod| {
+        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone())?;
+        let uid = pod.uid()?;
+        let answer = match workers.status(&ip).await {
+            Ok(status) if status.uid != uid => Err(format!("a worker with another UID answers at {ip}")),
+            Ok(status) => Ok(status),
+            Err(error) => Err(error.to_string()),
+        };
+        Some((uid, answer))
+    });
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     let warnings = pods.iter().filter(|pod| trouble::needs_events(pod)).map(async |pod: &Pod| {
         let Some(uid) = pod.uid() else { return Ok(None) };
@@ -229,6 +223,8 @@ fn worker_pod(
     let no_events = vec![];
     let events = answers.events.get(&uid).unwrap_or(&no_events);
     let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+    let node_silent = on_silent_node(pod, nodes, node_lost_seconds, now);
+    let worker = answers.workers.get(&uid).cloned();
     let why = || [status.reason, status.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
     WorkerPod {
         name: pod.name_any(),
@@ -237,7 +233,9 @@ fn worker_pod(
             .as_deref()
             .and_then(|node| nodes.state(node))
             .is_some_and(|state| state.unschedulable),
-        node_lost: on_lost_node(pod, nodes, node_lost_seconds, now),
+        node_silent,
+        // a kubelet may be away while its pods go on: who answers is alive
+        node_lost: node_silent && !matches!(worker, Some(Ok(_))),
         node,
         ready,
         running: runs(pod),
@@ -245,7 +243,7 @@ fn worker_pod(
         ended: ended.then(why),
         marked_draining: pod.annotations().get(labels::DRAINING).is_some_and(|value| value == "true"),
         trouble: trouble::of_pod(pod, events, now),
-        worker: answers.workers.get(&uid).cloned(),
+        worker,
         uid,
     }
 }
@@ -257,7 +255,7 @@ fn runs(pod: &Pod) -> bool {
     state.is_some_and(|state| state.running.is_some())
 }
 
-fn on_lost_node(pod: &Pod, nodes: &dyn Nodes, node_lost_seconds: i64, now: Timestamp) -> bool {
+fn on_silent_node(pod: &Pod, nodes: &dyn Nodes, node_lost_seconds: i64, now: Timestamp) -> bool {
     let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) else { return false };
     match nodes.state(node) {
         Some(state) => state.lost(node_lost_seconds, now),

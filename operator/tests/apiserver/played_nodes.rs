@@ -28,6 +28,7 @@ use tonic::{Request, Response, Status};
 /// What tests set and see of a worker.
 #[derive(Clone, Debug, Default)]
 pub struct Worker {
+    pub node: String,
     pub status: WorkerStatus,
     pub placement: Option<Placement>,
 }
@@ -52,9 +53,23 @@ struct Server {
     state: Arc<Mutex<State>>,
 }
 
+impl Server {
+    /// A worker on a lost node says nothing, also on connections that exist.
+    async fn unless_lost(&self) {
+        let lost = {
+            let state = self.state.lock().unwrap();
+            state.lost_nodes.contains(&state.workers[&self.uid].node)
+        };
+        if lost {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Admin for Server {
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<WorkerStatus>, Status> {
+        self.unless_lost().await;
         Ok(Response::new(self.state.lock().unwrap().workers[&self.uid].status.clone()))
     }
 
@@ -62,6 +77,7 @@ impl Admin for Server {
         &self,
         request: Request<SetPlacementRequest>,
     ) -> Result<Response<SetPlacementResponse>, Status> {
+        self.unless_lost().await;
         let placement = request.into_inner().placement.unwrap();
         let mut state = self.state.lock().unwrap();
         let worker = state.workers.get_mut(&self.uid).unwrap();
@@ -137,10 +153,12 @@ impl PlayedNodes {
         let mut next_ip = 1u8;
         loop {
             let pods: Api<Pod> = Api::all(client.clone());
-            let list = pods
-                .list(&ListParams::default().labels("app.kubernetes.io/name=belay-worker"))
-                .await
-                .unwrap();
+            let Ok(list) =
+                pods.list(&ListParams::default().labels("app.kubernetes.io/name=belay-worker")).await
+            else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue; // the control plane is on its way out
+            };
             let uids: BTreeSet<String> = list.iter().filter_map(|pod| pod.uid()).collect();
             servers.retain(|uid, server| {
                 let stays = uids.contains(uid);
@@ -220,6 +238,7 @@ impl PlayedNodes {
 
     fn begin(&self, pod: &Pod, ip: Ipv4Addr, servers: &mut BTreeMap<String, JoinHandle<()>>) {
         let uid = pod.uid().unwrap();
+        let node = pod.spec.as_ref().unwrap().node_name.clone().unwrap();
         let label = |key: &str| pod.labels()[&format!("serving.belay.dev/{key}")].clone();
         let mut status = WorkerStatus {
             group: label("group"),
@@ -236,7 +255,7 @@ impl PlayedNodes {
             status.reason.clone_from(reason);
             status.message.clone_from(message);
         }
-        state.workers.insert(uid.clone(), Worker { status, placement: None });
+        state.workers.insert(uid.clone(), Worker { node, status, placement: None });
         let service = AdminServer::new(Server { uid: uid.clone(), state: self.state.clone() });
         let address = SocketAddr::new(IpAddr::V4(ip), ADMIN_PORT);
         let serving = tonic::transport::Server::builder().add_service(service).serve(address);

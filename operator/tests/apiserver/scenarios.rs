@@ -49,6 +49,8 @@ pub async fn all(programs: &Path) {
     let client = plane.client(ADMIN).await;
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     crds.create(&PostParams::default(), &ModelDeployment::crd()).await.unwrap();
+    let established = kube::runtime::wait::conditions::is_crd_established();
+    kube::runtime::wait::await_condition(crds, ModelDeployment::crd_name(), established).await.unwrap();
     let roles: Api<ClusterRole> = Api::all(client.clone());
     roles.create(&PostParams::default(), &rbac::cluster_role("belay-operator")).await.unwrap();
     let binding = json!({ "metadata": { "name": "belay-operator" },
