@@ -48,6 +48,17 @@ logged helm helm upgrade --install belay charts/belay --namespace $system --crea
 # --- 3. the model -----------------------------------------------------------------------------------------------------
 say "kubectl apply -f $manifest"
 sed "s#ghcr.io/belay-dev/#$registry/#" "$manifest" | kubectl apply -f -
+# The tag of the image stays from build to build, and so would the workers of an earlier build.  Kubernetes names an
+# imported image by the digest of its index.
+if [ -z "${DEMO_REGISTRY:-}" ]; then
+  built=$(tar -xOf out/images/belay-worker.tar index.json | sha256sum | cut -d' ' -f1)
+  mapfile -t stale < <(kubectl --namespace $models get pods --selector serving.belay.dev/model-deployment=nano -o json |
+    jq -r --arg built "$built" '.items[] | select(.status.containerStatuses[0].imageID // $built | contains($built) | not) | .metadata.name')
+  if [ ${#stale[@]} -gt 0 ]; then
+    say "workers of another build run: their pods are made anew"
+    kubectl --namespace $models delete pods "${stale[@]}"
+  fi
+fi
 progress() {
   kubectl --namespace $models get modeldeployments.serving.belay.dev nano -o json | jq -r '
     (.status // {}) as $s
