@@ -53,7 +53,7 @@ sed "s#ghcr.io/belay-dev/#$registry/#" "$manifest" | kubectl apply -f -
 if [ -z "${DEMO_REGISTRY:-}" ]; then
   built=$(tar -xOf out/images/belay-worker.tar index.json | sha256sum | cut -d' ' -f1)
   mapfile -t stale < <(kubectl --namespace $models get pods --selector serving.belay.dev/model-deployment=nano -o json |
-    jq -r --arg built "$built" '.items[] | select(.status.containerStatuses[0].imageID // $built | contains($built) | not) | .metadata.name')
+    jq -r --arg built "$built" '.items[] | select(.status.containerStatuses[0].imageID // "" | . != "" and (contains($built) | not)) | .metadata.name')
   if [ ${#stale[@]} -gt 0 ]; then
     say "workers of another build run: their pods are made anew"
     kubectl --namespace $models delete pods "${stale[@]}"

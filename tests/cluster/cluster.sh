@@ -78,6 +78,19 @@ choose_node_image() {
   "$scripts/node-image.sh"
 }
 
+# Each node takes about 20 inotify instances; when they run out, the third cluster's API server just ends.
+raise_inotify() {
+  local setting=/proc/sys/fs/inotify/max_user_instances
+  if [ "$(cat $setting)" -lt 1024 ] && [ -w $setting ] && echo 1024 2> /dev/null > $setting; then
+    say "fs.inotify.max_user_instances is 1024 now"
+  fi
+}
+
+create() {
+  logged kind-create kind create cluster --name "$BELAY_CLUSTER" --image "$1" --config "$cluster_home/kind.yaml" \
+    --kubeconfig "$KUBECONFIG" --wait 3m
+}
+
 up() {
   alone "cluster-$BELAY_CLUSTER"
   mkdir -p "$BELAY_MODELS"
@@ -100,8 +113,9 @@ up() {
   fi
   say "creating cluster $BELAY_CLUSTER with $image"
   kind_config > "$cluster_home/kind.yaml"
-  logged kind-create kind create cluster --name "$BELAY_CLUSTER" --image "$image" --config "$cluster_home/kind.yaml" \
-    --kubeconfig "$KUBECONFIG" --wait 3m
+  raise_inotify
+  # kubeadm's waits are short for a machine that is busy compiling: one more try
+  (create "$image") || { say "once more"; create "$image"; }
   logged kind-wait kubectl wait --for=condition=Ready node --all --timeout=120s
   ln -sfn "$BELAY_BIN" "$BELAY_CACHE/bin"
   say "cluster $BELAY_CLUSTER runs: export KUBECONFIG=$KUBECONFIG PATH=$BELAY_CACHE/bin:\$PATH"
@@ -110,7 +124,7 @@ up() {
 down() {
   alone "cluster-$BELAY_CLUSTER"
   choose_docker
-  if docker_answers "${DOCKER_HOST:-}" && [ -x "$BELAY_BIN/kind" ]; then
+  if [ -x "$BELAY_BIN/kind" ] && kind get clusters 2> /dev/null | grep -qx "$BELAY_CLUSTER"; then
     say "deleting cluster $BELAY_CLUSTER"
     logged kind-delete kind delete cluster --name "$BELAY_CLUSTER" --kubeconfig "$KUBECONFIG"
   fi
