@@ -118,7 +118,8 @@ impl WorkerPod {
                 };
                 Some(Trouble { reason, message })
             }
-            Err(message) if self.ready => {
+            // one that is being deleted stops answering a little before its pod is gone
+            Err(message) if self.ready && !self.terminating => {
                 Some(Trouble { reason: Reason::WorkerUnreachable, message: message.clone() })
             }
             _ => None,

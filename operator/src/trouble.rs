@@ -86,15 +86,29 @@ fn from_events(events: &[Event], now: Timestamp) -> Option<Trouble> {
         .filter(|event| event.type_.as_deref() == Some("Warning"))
         .filter_map(|event| Some((at(event)?, event)))
         .filter(|(at, _)| now.as_second() - at.as_second() <= EVENT_SECONDS);
-    let (_, event) = recent.max_by_key(|(at, _)| *at)?;
-    let kind = event.reason.clone().unwrap_or_default();
-    let reason = match kind.as_str() {
-        "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => Reason::VolumeUnavailable,
-        "Failed" | "ErrImageNeverPull" | "InspectFailed" => Reason::ImageUnavailable,
-        _ => Reason::PodNotStarting,
-    };
+    // only what keeps a container from being made: a failing probe, say, is no news about a pod that starts
+    let telling = recent.filter_map(|(at, event)| Some((at, kind_of(event.reason.as_deref()?)?, event)));
+    let (_, reason, event) = telling.max_by_key(|(at, ..)| *at)?;
+    let kind = event.reason.as_deref().unwrap_or_default();
     let message = event.message.as_deref().unwrap_or_default().trim();
     Some(Trouble { reason, message: format!("{kind}: {message}") })
+}
+
+/// What kind of trouble an event of the kubelet or a controller tells of, if any.
+fn kind_of(event: &str) -> Option<Reason> {
+    match event {
+        "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => Some(Reason::VolumeUnavailable),
+        "Failed" | "ErrImageNeverPull" | "InspectFailed" => Some(Reason::ImageUnavailable),
+        "FailedCreatePodSandBox"
+        | "FailedCreatePodContainer"
+        | "NetworkNotReady"
+        | "OutOfpods"
+        | "OutOfcpu"
+        | "OutOfmemory"
+        | "NodeAffinity"
+        | "UnexpectedAdmissionError" => Some(Reason::PodNotStarting),
+        _ => None,
+    }
 }
 
 fn container_status(pod: &Pod) -> Option<&ContainerStatus> {
@@ -169,6 +183,13 @@ mod tests {
         );
         assert_eq!(of_pod(&pod, &[event("FailedMount", text, 600)], now), None, "too old to be true");
         assert_eq!(of_pod(&pod, &[], now), None);
+        let probe = event("Unhealthy", "Readiness probe failed", 999);
+        assert_eq!(of_pod(&pod, std::slice::from_ref(&probe), now), None, "the container is just starting");
+        is(
+            of_pod(&pod, &[event("FailedMount", text, 900), probe], now),
+            Reason::VolumeUnavailable,
+            "nowhere",
+        );
     }
 
     #[test]

@@ -93,7 +93,7 @@ fn lost_worker_uncovers_experts_although_another_group_serves() {
     groups[0].slots[1] = None;
     let status = look(groups, &Applied::default(), None);
     assert_eq!(status.ready_replicas, 1);
-    says(&status, "Available", "True", "GroupsReady", "1 of 2 groups takes");
+    says(&status, "Available", "True", "GroupsReady", "1 of 2 groups take");
     says(&status, "ExpertsCovered", "False", "ExpertsLost", "16 of 48 experts");
     says(&status, "Progressing", "True", "Recovering", "-0");
     says(&status, "Degraded", "True", "Recovering", "is being created");
@@ -107,6 +107,22 @@ fn silent_node_is_told_before_the_pods_are_gone() {
     let status = look(groups, &Applied::default(), None);
     says(&status, "Degraded", "True", "NodeLost", "node node-1 does not respond");
     says(&status, "ExpertsCovered", "False", "ExpertsLost", "");
+}
+
+#[test]
+fn pod_that_ends_is_not_called_unreachable() {
+    let mut groups = serving();
+    let pod = groups[0].slots[1].as_mut().unwrap();
+    pod.worker = Some(Err("no answer".into()));
+    says(
+        &look(groups.clone(), &Applied::default(), None),
+        "Degraded",
+        "True",
+        "WorkerUnreachable",
+        "no answer",
+    );
+    groups[0].slots[1].as_mut().unwrap().terminating = true;
+    says(&look(groups, &Applied::default(), None), "Degraded", "True", "Recovering", "is ending");
 }
 
 #[test]

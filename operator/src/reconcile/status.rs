@@ -345,7 +345,11 @@ impl View<'_> {
         if !gaps.is_empty() {
             (false, Reason::ExpertsLost, gaps.join("; "))
         } else if complete > 0 {
-            (true, Reason::AllExpertsLive, format!("in {complete} groups"))
+            (
+                true,
+                Reason::AllExpertsLive,
+                format!("in {complete} group{}", if complete == 1 { "" } else { "s" }),
+            )
         } else {
             (false, Reason::NotLoaded, "no group has loaded the model".to_owned())
         }
