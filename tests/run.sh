@@ -77,6 +77,7 @@ unit() {
 }
 
 cluster() {
+  alone "tests-$BELAY_CLUSTER"
   local environment=$logs/test-environment
   rm -f "$environment"
   check "cluster: prepare" tests/cluster/prepare.sh "$environment"
