@@ -73,6 +73,9 @@ lint() {
 }
 
 unit() {
+  # the operator is also tried against a real API server, without nodes
+  check "unit: etcd and kube-apiserver" tests/cluster/programs.sh apiserver
+  export BELAY_KUBERNETES_BIN=$node_bin
   counted unit cargo test --quiet --locked --workspace --no-fail-fast
 }
 

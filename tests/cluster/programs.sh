@@ -1,12 +1,13 @@
 #!/bin/bash
-# programs.sh base | node | deny: build Kubernetes' programs from Go modules, each kept by version.
+# programs.sh base | node | apiserver | deny: build Kubernetes' programs from Go modules, each kept by version.
 #   base: kind, kubectl, helm and grpcurl        node: what the node image needs besides
+#   apiserver: etcd, kube-apiserver and kube-controller-manager, which the operator's tests start by themselves
 #   deny: cargo-deny, for `make lint` (from crates.io)
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 alone programs
 links=$BELAY_BIN
-[ "${1:-}" != node ] || links=$node_bin
+case ${1:-} in node | apiserver) links=$node_bin ;; esac
 export CGO_ENABLED=0 GOFLAGS="-mod=mod -trimpath -buildvcs=false" GOWORK=off
 
 # built NAME VERSION PROGRAM...: whether the cache has them all; links them into the folder of this set
@@ -96,6 +97,10 @@ node)
   kubernetes kubeadm kubelet kubectl kube-apiserver kube-controller-manager kube-scheduler kube-proxy
   pause
   ;;
+apiserver)
+  build etcd "$ETCD_VERSION" go.etcd.io/etcd/server/v3 etcd=go.etcd.io/etcd/server/v3
+  kubernetes kube-apiserver kube-controller-manager
+  ;;
 deny)
   at=$BELAY_CACHE/programs/cargo-deny-$CARGO_DENY_VERSION
   if [ ! -x "$at/bin/cargo-deny" ]; then
@@ -105,5 +110,5 @@ deny)
   fi
   ln -sfn "$at/bin/cargo-deny" "$BELAY_BIN/cargo-deny"
   ;;
-*) die "usage: programs.sh base | node | deny" ;;
+*) die "usage: programs.sh base | node | apiserver | deny" ;;
 esac
