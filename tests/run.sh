@@ -96,6 +96,7 @@ cluster() {
 }
 
 [ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster ..."
+tests/cluster/install-tools.sh build || exit 1
 for part in "$@"; do
   case $part in
   lint | unit | cluster) "$part" ;;

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Install what building and running the cluster needs and this machine lacks, from the distribution's packages.
+# install-tools.sh [build]: install what this machine lacks, from the distribution's packages.
+# build: only what lint and unit tests need; else also what images, a kind cluster and its tests need.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 
@@ -17,21 +18,23 @@ need curl        curl        "asks the gateway over HTTP"
 need jq          jq          "reads JSON in the scripts"
 need flock       util-linux  "one run at a time"
 need gcc         gcc         "links Rust programs, and builds the pause program"
-need python3     python3     "runs client packages against the gateway (make test)"
-python3 -c 'import ensurepip' 2> /dev/null || { missing+=(python3-venv); why+=("  python3-venv: a place for these packages (make test)"); }
-need musl-gcc    musl-tools  "C parts of static binaries"
 [ -f /usr/include/stdio.h ] || [ -f "/usr/include/$(uname -m)-linux-gnu/stdio.h" ] || { missing+=(libc6-dev); why+=("  libc6-dev: C headers"); }
-choose_docker
-if command -v docker > /dev/null && docker_answers "${DOCKER_HOST:-}"; then
-  say "a Docker daemon answers at ${DOCKER_HOST:-the default address}: it is used as it is"
-else
-  need docker      docker.io   "runs the nodes of kind"
-  need dockerd     docker.io   "runs the nodes of kind"
-  need runc        runc        "runs the nodes of kind"
-  need iptables    iptables    "Docker's networks"
-  need ip          iproute2    "a bridge for our Docker daemon"
+if [ "${1:-}" != build ]; then
+  need musl-gcc    musl-tools  "C parts of static binaries"
+  need python3     python3     "runs client packages against the gateway (make test)"
+  python3 -c 'import ensurepip' 2> /dev/null || { missing+=(python3-venv); why+=("  python3-venv: a place for these packages (make test)"); }
+  need debootstrap debootstrap "root of the node image, where kindest/node can't be pulled or does not run"
+  choose_docker
+  if command -v docker > /dev/null && docker_answers "${DOCKER_HOST:-}"; then
+    say "a Docker daemon answers at ${DOCKER_HOST:-the default address}: it is used as it is"
+  else
+    need docker      docker.io   "runs the nodes of kind"
+    need dockerd     docker.io   "runs the nodes of kind"
+    need runc        runc        "runs the nodes of kind"
+    need iptables    iptables    "Docker's networks"
+    need ip          iproute2    "a bridge for our Docker daemon"
+  fi
 fi
-need debootstrap debootstrap "root of the node image, where kindest/node can't be pulled or does not run"
 
 if [ ${#missing[@]} -gt 0 ]; then
   mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
@@ -54,4 +57,3 @@ if command -v rustup > /dev/null && ! (cd "$checkout" && rustup target list --in
   say "rustup target add $target"
   (cd "$checkout" && logged rustup rustup target add "$target")
 fi
-say "tools: complete"
