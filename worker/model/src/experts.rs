@@ -181,7 +181,7 @@ impl<B: Backend> ExpertBank<B> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match spare {
             Some(scratch) if scratch.rows >= rows && scratch.x_rows >= x_rows => Ok(scratch),
-            _ => self.new_scratch(x_rows, rows),
+            _ => self.new_scratch(x_rows.next_power_of_two(), rows.next_power_of_two()),
         }
     }
 

@@ -105,11 +105,12 @@ impl<B: Backend> Scratch<B> {
     ) -> Result<(&mut Temporaries<B>, &mut HostTemporaries)> {
         let device = match self.device.take() {
             Some(device) if device.rows >= rows => device,
-            _ => Temporaries::new(backend, config, rows)?,
+            // rounded up, so that slowly growing steps do not allocate each time
+            _ => Temporaries::new(backend, config, rows.next_power_of_two())?,
         };
         let device = self.device.insert(device);
         if wanted > device.last.as_ref().map_or(0, |last| last.rows) {
-            device.last = Some(LastRows::new(backend, config, wanted)?);
+            device.last = Some(LastRows::new(backend, config, wanted.next_power_of_two())?);
         }
         Ok((device, &mut self.host))
     }
