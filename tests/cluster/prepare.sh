@@ -10,6 +10,7 @@
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 cd "$checkout"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$BELAY_CACHE/target}
 [ "$BELAY_CLUSTER" != belay ] || die "belay is the cluster of the demo: name another one in BELAY_CLUSTER"
 
 "$scripts/install-tools.sh"

@@ -1,8 +1,9 @@
 //! A way into the cluster from this machine: `kubectl port-forward` to one pod, on a loopback port.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     process::{Child, Command, Stdio},
+    thread::{self, JoinHandle},
 };
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +14,8 @@ use crate::{env::Env, kubectl::Kubectl};
 #[derive(Debug)]
 pub struct Tunnel {
     child: Child,
+    /// Reads what `kubectl` says of each connection: it ends when nobody does.
+    reader: Option<JoinHandle<()>>,
     /// Loopback port on this machine.
     pub port: u16,
     /// The pod at the other end.
@@ -48,11 +51,16 @@ impl Tunnel {
             .stdin(Stdio::null())
             .spawn()?;
         let mut said = String::new();
-        BufReader::new(child.stdout.take().context("no standard output")?).read_line(&mut said)?;
+        let mut output = BufReader::new(child.stdout.take().context("no standard output")?);
+        output.read_line(&mut said)?;
+        let reader = thread::spawn(move || {
+            // an error is the end as well
+            let _ = io::copy(&mut output, &mut io::sink());
+        });
         // "Forwarding from 127.0.0.1:41234 -> 8080"
         let local = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
         match local {
-            Some(local) => Ok(Self { child, port: local, pod: pod.to_owned() }),
+            Some(local) => Ok(Self { child, reader: Some(reader), port: local, pod: pod.to_owned() }),
             None => bail!("kubectl port-forward to {pod} said {said:?}"),
         }
     }
@@ -69,5 +77,8 @@ impl Drop for Tunnel {
         // it may have ended by itself with its pod
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
     }
 }
