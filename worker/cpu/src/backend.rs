@@ -172,10 +172,9 @@ impl Backend for CpuBackend {
             Entries::Selected { k, .. } => *k,
         };
         let work = 2 * out.len() * (op.window.min(op.start + op.rows.len()) + most_entries);
-        each_row(&self.pool, out, width, work, |row, out| {
-            QUERY.with_borrow_mut(|(logits, ..)| {
-                attention::attend(self.kernels, op, op.rows.start + row, logits, out);
-            });
+        each_row(&self.pool, out, op.width, work, |item, out| {
+            let (row, head) = (op.rows.start + item / op.heads, item % op.heads);
+            QUERY.with_borrow_mut(|(logits, ..)| attention::attend(self.kernels, op, row, head, logits, out));
         });
         Ok(())
     }
