@@ -4,6 +4,11 @@ set -uo pipefail
 . "$(dirname "$0")/cluster/env.sh"
 cd "$checkout"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$BELAY_CACHE/target} CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
+if [ -n "${CI:-}" ]; then
+  # a clone in another folder each time: incremental state is never used again, and old builds of our crates only pile up
+  export CARGO_INCREMENTAL=0
+  find "$CARGO_TARGET_DIR" -maxdepth 4 \( -name 'belay*' -o -name 'libbelay*' \) -mtime +3 -exec rm -rf {} + 2> /dev/null
+fi
 # the cluster of the demo is not ours to delete
 if [ "$BELAY_CLUSTER" = belay ]; then BELAY_CLUSTER=belay-test; fi
 passed=0
