@@ -7,6 +7,7 @@ use belay_e2e::{
     client,
     client::Length,
     kubectl::{condition, run},
+    traffic::Traffic,
     tunnel::Tunnel,
     wait,
 };
@@ -34,7 +35,29 @@ async fn t1_a_deleted_worker_comes_back_and_a_request_in_the_gap_is_held() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn t2_a_stopped_node_costs_its_pods_not_the_group() -> Result<()> {
+async fn t2_a_worker_killed_under_traffic_costs_no_request_and_no_token() -> Result<()> {
+    let fixture = fixture()?;
+    fixture.nano().await?;
+    let streams = fixture.long_streams().await?;
+    let tunnel = fixture.gateway()?;
+    let traffic = Traffic::start(&tunnel.url(), NANO, &streams, 4)?;
+    for worker in 0..2 {
+        let before = traffic.answered();
+        wait::until("traffic", SOON, || Ok((traffic.answered() >= before + 8).then_some(()))).await?;
+        let victim = pod_name(&fixture.models.workers(NANO)?[worker])?;
+        fixture.models.run(&["delete", "pod", &victim, "--grace-period=0", "--force", "--wait=false"])?;
+        status_says_it_is_not_ready(&fixture).await?;
+        fixture.settled(NANO, 1).await?;
+    }
+    let before = traffic.answered();
+    wait::until("traffic", SOON, || Ok((traffic.answered() >= before + 8).then_some(()))).await?;
+    let report = traffic.stop().await;
+    println!("{} streams over the loss of either worker", report.right);
+    report.all_right(24)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t3_a_stopped_node_costs_its_pods_not_the_group() -> Result<()> {
     let fixture = fixture()?;
     fixture.nano().await?;
     let node = |pod: &serde_json::Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
@@ -47,10 +70,18 @@ async fn t2_a_stopped_node_costs_its_pods_not_the_group() -> Result<()> {
         .min_by_key(|node| system.iter().filter(|other| *other == node).count())
         .context("no worker pod")?;
     let tunnel = Tunnel::to_gateway(&fixture.env, &fixture.system, Some(&lost))?;
+    let streams = fixture.long_streams().await?;
+    let traffic = Traffic::start(&tunnel.url(), NANO, &streams, 2)?;
+    wait::until("traffic", SOON, || Ok((traffic.answered() >= 4).then_some(()))).await?;
     docker(&["stop", "-t", "1", &lost])?;
     let outcome = survive(&fixture, &lost).await;
     docker(&["start", &lost])?;
     outcome?;
+    let before = traffic.answered();
+    wait::until("traffic", SOON, || Ok((traffic.answered() >= before + 4).then_some(()))).await?;
+    let report = traffic.stop().await;
+    println!("{} streams over the loss of a node", report.right);
+    report.all_right(8)?;
     answers(&fixture, &tunnel).await?;
     wait::until("the node is back", SOON, || {
         let node = fixture.system.get(&["node", &lost])?;
