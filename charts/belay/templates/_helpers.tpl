@@ -85,9 +85,16 @@ priorityClassName: {{ . }}
 nodeSelector:
 {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $values.tolerations }}
 tolerations:
+{{- with $values.tolerations }}
 {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- /* Kubernetes' own default is to wait 5 minutes: too long for what looks after lost nodes */}}
+{{- range list "not-ready" "unreachable" }}
+- key: node.kubernetes.io/{{ . }}
+  operator: Exists
+  effect: NoExecute
+  tolerationSeconds: {{ $root.Values.operator.nodeLostSeconds }}
 {{- end }}
 affinity:
 {{- if $values.affinity }}

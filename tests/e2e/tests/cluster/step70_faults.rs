@@ -61,14 +61,23 @@ async fn t3_a_stopped_node_costs_its_pods_not_the_group() -> Result<()> {
     let fixture = fixture()?;
     fixture.nano().await?;
     let node = |pod: &serde_json::Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
-    let system: Vec<String> = fixture.system.list(&["pods"])?.iter().map(node).collect();
+    let system = fixture.system.list(&["pods"])?;
+    let on = |name: &str, component: &str| {
+        let label = "app.kubernetes.io/component";
+        system.iter().filter(|pod| node(pod) == name && pod["metadata"]["labels"][label] == component).count()
+    };
+    let gateways = system
+        .iter()
+        .filter(|pod| pod["metadata"]["labels"]["app.kubernetes.io/component"] == "gateway")
+        .count();
     let workers = fixture.models.workers(NANO)?;
-    // a node that holds a worker, and if possible none of our control plane: what is tested is the group
+    // the node that costs most: it holds a worker and, if possible, the operator; a gateway must be left to ask
     let lost = workers
         .iter()
         .map(node)
-        .min_by_key(|node| system.iter().filter(|other| *other == node).count())
-        .context("no worker pod")?;
+        .filter(|node| on(node, "gateway") < gateways)
+        .max_by_key(|node| on(node, "operator"))
+        .context("every gateway is on the workers' node")?;
     let tunnel = Tunnel::to_gateway(&fixture.env, &fixture.system, Some(&lost))?;
     let streams = fixture.long_streams().await?;
     let traffic = Traffic::start(&tunnel.url(), NANO, &streams, 2)?;
