@@ -1,5 +1,5 @@
 //! What container runtimes rely on in an archive, and that equal input gives equal bytes.
-#![allow(clippy::unwrap_used)] // helpers of tests are not seen as tests
+#![allow(clippy::unwrap_used)] // functions that tests share are not seen as tests
 
 use std::collections::BTreeMap;
 use std::fs;
