@@ -70,8 +70,9 @@ impl<M: StepModel> StepLoop<'_, M> {
     fn run(&mut self, commands: &Receiver<Command>) {
         while self.obey(commands) {
             self.admit();
+            self.count_memory();
             self.step();
-            self.shared.kv_bytes.store(self.kv_bytes(), Ordering::Relaxed);
+            self.count_memory();
         }
     }
 
@@ -115,6 +116,8 @@ impl<M: StepModel> StepLoop<'_, M> {
         };
         self.waiting.retain_mut(keep);
         self.running.retain_mut(|running| keep(&mut running.session));
+        // If it was the last one, no step follows.
+        self.count_memory();
     }
 
     /// Moves sessions from the queue to the running ones, first come first served, while there is room. A single
@@ -140,6 +143,10 @@ impl<M: StepModel> StepLoop<'_, M> {
 
     fn kv_bytes(&self) -> usize {
         self.running.iter().map(|running| running.session.kv_bytes).sum()
+    }
+
+    fn count_memory(&self) {
+        self.shared.kv_bytes.store(self.kv_bytes(), Ordering::Relaxed);
     }
 
     fn step(&mut self) {

@@ -118,4 +118,23 @@ mod tests {
         assert!(matcher.push("ND, and so on", &mut text));
         assert_eq!(text, "an EN");
     }
+
+    #[test]
+    fn the_match_that_is_complete_first_wins_however_the_text_is_cut() {
+        let cases: [(&[&str], &str, &str); 4] = [
+            (&["bcde", "cd"], "abcdef", "ab"),
+            (&["cd", "bcde"], "abcdef", "ab"),
+            // Those that end together: the longest.
+            (&["c", "abc", "bc"], "xabcx", "x"),
+            (&["bcx", "d"], "abcd", "abc"),
+        ];
+        for (stops, text, expected) in cases {
+            let stops: Vec<String> = stops.iter().map(|&stop| stop.into()).collect();
+            for size in 1..=text.len() {
+                let pieces: Vec<String> =
+                    text.as_bytes().chunks(size).map(|piece| String::from_utf8_lossy(piece).into()).collect();
+                assert_eq!(stream(&stops, &pieces), (expected.into(), true), "{stops:?} in {pieces:?}");
+            }
+        }
+    }
 }

@@ -6,9 +6,11 @@ mod toy;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use belay_engine::{EngineConfig, Event, FinishReason, Request, Sampling, Stop, SubmitError};
+use belay_engine::{Engine, EngineConfig, Event, FinishReason, Request, Sampling, Stop, SubmitError};
 use proptest::prelude::*;
-use toy::{BYTES_PER_TOKEN, CONTEXT, Fault, config, engine, eventually, reference, request, run, submit};
+use toy::{
+    BYTES_PER_TOKEN, CONTEXT, Controls, Fault, config, engine, eventually, reference, request, run, submit,
+};
 
 fn requests() -> impl Strategy<Value = Request> {
     let sampling = (prop_oneof![Just(0.0f32), 0.2f32..2.0], 0.5f32..=1.0, 0u32..5, any::<u64>())
@@ -34,6 +36,12 @@ fn configs() -> impl Strategy<Value = EngineConfig> {
     })
 }
 
+/// No request, no state, no memory counted for one.
+fn is_empty(engine: &Engine, controls: &Controls) -> bool {
+    let stats = engine.stats();
+    stats.running + stats.queued + controls.states.load(Ordering::SeqCst) + stats.kv_bytes == 0
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -49,10 +57,7 @@ proptest! {
         let (rows, sequences) = *controls.largest.lock().unwrap();
         prop_assert!(sequences <= config.max_sessions);
         prop_assert!(rows <= config.prefill_tokens + config.max_sessions);
-        eventually("all places and states are given back", || {
-            let stats = engine.stats();
-            stats.running + stats.queued + controls.states.load(Ordering::SeqCst) + stats.kv_bytes == 0
-        });
+        eventually("all places and states are given back", || is_empty(&engine, &controls));
     }
 
     #[test]
@@ -93,10 +98,7 @@ proptest! {
         for (listener, request) in kept {
             prop_assert_eq!(listener.hear(), reference(request));
         }
-        eventually("cancelled requests are gone", || {
-            let stats = engine.stats();
-            stats.running + stats.queued + controls.states.load(Ordering::SeqCst) == 0
-        });
+        eventually("cancelled requests are gone", || is_empty(&engine, &controls));
     }
 }
 
@@ -283,6 +285,48 @@ fn a_sink_that_panics_takes_nobody_along() {
     engine.submit(request(&[1], 9), Box::new(|_| panic!("a bug of the caller's"))).unwrap();
     assert_eq!(run(&engine, request(&[2], 9)), reference(&request(&[2], 9)));
     eventually("its place is given back", || engine.stats().running == 0);
+}
+
+#[test]
+fn a_panic_outside_a_step_ends_every_request_and_the_engine_says_why() {
+    let (engine, controls) = engine(config());
+    let gate = controls.gate.lock().unwrap();
+    let running = submit(&engine, request(&[1], 90)).unwrap();
+    eventually("the first runs", || engine.stats().running == 1);
+    controls.broken.store(true, Ordering::SeqCst);
+    let queued = submit(&engine, request(&[2], 9)).unwrap();
+    drop(gate);
+    for listener in [running, queued] {
+        assert_eq!(listener.hear().failure(), ("the engine has stopped", true));
+    }
+    let why = "the step loop panicked: a bug of the engine's";
+    assert_eq!(engine.stats().stopped.as_deref(), Some(why));
+    let refusal = submit(&engine, request(&[3], 9)).err();
+    assert_eq!(refusal, Some(SubmitError::Unavailable(format!("the engine has stopped: {why}"))));
+    eventually("places and states are given back", || {
+        let stats = engine.stats();
+        stats.running + stats.queued + controls.states.load(Ordering::SeqCst) == 0
+    });
+}
+
+#[test]
+fn whoever_ends_or_is_cancelled_gives_back_place_and_memory() {
+    let (engine, controls) = engine(EngineConfig { max_sessions: 1, max_queued: 1, ..config() });
+    for _ in 0..3 {
+        let gate = controls.gate.lock().unwrap();
+        let keep = |_| true;
+        let running = engine.submit(request(&[1], 90), Box::new(keep)).unwrap();
+        eventually("the first runs", || engine.stats().running == 1);
+        eventually("its memory is counted", || engine.stats().kv_bytes == 91 * BYTES_PER_TOKEN);
+        let queued = engine.submit(request(&[2], 90), Box::new(keep)).unwrap();
+        assert_eq!(engine.stats().queued, 1);
+        engine.cancel(running);
+        engine.cancel(queued);
+        drop(gate);
+        eventually("cancelled ones leave nothing behind", || is_empty(&engine, &controls));
+        assert_eq!(run(&engine, request(&[3], 9)), reference(&request(&[3], 9)));
+        eventually("those that end leave nothing behind", || is_empty(&engine, &controls));
+    }
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub struct Controls {
     pub faults: Mutex<VecDeque<Option<Fault>>>,
     /// The next state cannot be made.
     pub out_of_memory: AtomicBool,
+    /// Making the next state panics, which no step is there to catch.
+    pub broken: AtomicBool,
     /// States alive.
     pub states: AtomicUsize,
     /// Rows of the largest step so far, and sequences in it.
@@ -82,6 +84,7 @@ impl StepModel for Toy {
     }
 
     fn new_state(&self) -> Result<State, StepError> {
+        assert!(!self.0.broken.load(Ordering::SeqCst), "a bug of the engine's");
         if self.0.out_of_memory.swap(false, Ordering::SeqCst) {
             return Err(StepError { message: "no memory for a state".into(), retryable: true });
         }
