@@ -90,6 +90,15 @@ impl WorkerPod {
         })
     }
 
+    /// Whether its worker failed, that is what is wrong with the pod, and nothing but a new pod helps. One whose engine
+    /// has stopped does not count: its liveness probe has the kubelet restart it.
+    pub fn failed_for_good(&self) -> bool {
+        let has_failed = self
+            .status()
+            .is_some_and(|status| status.phase() == Phase::Failed && status.reason != "EngineStopped");
+        has_failed && !self.node_lost && !self.node_silent && self.trouble.is_none() && !self.terminating
+    }
+
     /// What is wrong with it: why it does not run, or why its worker fails.
     pub fn problem(&self) -> Option<Trouble> {
         if self.node_lost {

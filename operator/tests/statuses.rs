@@ -134,8 +134,43 @@ fn failed_worker_is_quoted() {
     worker.reason = "CheckpointInvalid".into();
     worker.message = "model-00002.safetensors: tensor head.weight is missing".into();
     let status = look(vec![failed], &Applied::default(), None);
-    says(&status, "Degraded", "True", "CheckpointInvalid", "tensor head.weight is missing");
-    assert!(status.groups[0].message.as_ref().unwrap().contains("head.weight"));
+    let told = "harbour-dcd10987-0-1: model-00002.safetensors: tensor head.weight is missing; \
+                after mending it, delete the pod";
+    says(&status, "Degraded", "True", "CheckpointInvalid", told);
+    assert_eq!(status.groups[0].message.as_deref(), Some(told));
+}
+
+#[test]
+fn the_way_on_is_told_once_and_only_where_a_new_pod_is_what_helps() {
+    const WAY_ON: &str = "; after mending it, delete the pod";
+    let record = record("harbour");
+    let fail = |group: &mut Group, slot: usize, reason: &str, message: &str| {
+        let worker = group.slots[slot].as_mut().unwrap().worker.as_mut().unwrap().as_mut().unwrap();
+        worker.set_phase(Phase::Failed);
+        (worker.reason, worker.message) = (reason.into(), message.into());
+    };
+    let degraded = |failed: &Group| {
+        let status = look(vec![failed.clone()], &Applied::default(), None);
+        status.conditions.iter().find(|condition| condition.type_ == "Degraded").unwrap().message.clone()
+    };
+    let mut failed = group(&record, "harbour", 0, Phase::WaitingForPlacement);
+    fail(&mut failed, 0, "CheckpointNotFound", "/model: no such directory");
+    fail(&mut failed, 1, "CheckpointNotFound", "/model: no such directory");
+    let told = degraded(&failed);
+    assert_eq!(told.matches(WAY_ON).count(), 1, "{told}");
+    assert!(told.ends_with(&format!("no such directory{WAY_ON}")), "{told}");
+
+    // The kubelet restarts these by itself.
+    fail(&mut failed, 0, "EngineStopped", "the step loop panicked: x");
+    fail(&mut failed, 1, "EngineStopped", "the step loop panicked: x");
+    let told = degraded(&failed);
+    assert!(told.ends_with("EngineStopped: the step loop panicked: x"), "{told}");
+
+    // What is wrong is the node, not what the worker said last.
+    fail(&mut failed, 1, "CheckpointNotFound", "/model: no such directory");
+    failed.slots[1].as_mut().unwrap().node_lost = true;
+    let told = degraded(&failed);
+    assert!(!told.contains(WAY_ON), "{told}");
 }
 
 #[test]

@@ -19,6 +19,8 @@ use crate::{
 
 /// Most problems that the message of Degraded lists.
 const LISTED: usize = 5;
+/// How to go on with a worker that failed for good: it stays up as it is, to say why.
+const WAY_ON: &str = "; after mending it, delete the pod";
 
 /// Something wrong, with the pod or group that it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub struct Problem {
     pub subject: String,
     /// Cause.
     pub message: String,
+    /// Whether a pod must be deleted once the cause is mended.
+    pub needs_new_pod: bool,
 }
 
 /// The status after a round of reconciling, and the problems in it.
@@ -148,22 +152,22 @@ impl View<'_> {
     fn problems(&self) -> Vec<Problem> {
         let mut problems = vec![];
         for group in self.live() {
-            let mut add = |reason, subject: &str, message: &str| {
-                let (group, subject) = (group.name.clone(), subject.to_owned());
-                problems.push(Problem { reason, group, subject, message: message.to_owned() });
+            let mut add = |reason, subject: &str, message: &str, needs_new_pod| {
+                let (group, subject, message) = (group.name.clone(), subject.to_owned(), message.to_owned());
+                problems.push(Problem { reason, group, subject, message, needs_new_pod });
             };
             let plan = self.plan.groups.iter().find(|plan| plan.name == group.name);
             if let Some(trouble) = plan.and_then(|plan| plan.problem.as_ref()) {
-                add(trouble.reason, &group.name, &trouble.message);
+                add(trouble.reason, &group.name, &trouble.message, false);
             }
             for (_, pod) in group.pods() {
                 if let Some(trouble) = pod.problem() {
-                    add(trouble.reason, &pod.name, &trouble.message);
+                    add(trouble.reason, &pod.name, &trouble.message, pod.failed_for_good());
                 }
                 if let Some((_, message)) =
                     self.applied.push_failures.iter().find(|(name, _)| *name == pod.name)
                 {
-                    add(Reason::PlacementInvalid, &pod.name, message);
+                    add(Reason::PlacementInvalid, &pod.name, message, false);
                 }
             }
             if group.first_ready.is_some()
@@ -175,6 +179,7 @@ impl View<'_> {
                     group: group.name.clone(),
                     subject: group.name.clone(),
                     message: waits_for(group).unwrap_or_default(),
+                    needs_new_pod: false,
                 });
             }
         }
@@ -185,6 +190,7 @@ impl View<'_> {
                 group,
                 subject: pod.clone(),
                 message: message.clone(),
+                needs_new_pod: false,
             });
         }
         problems
@@ -201,7 +207,7 @@ impl View<'_> {
         let problem = problems
             .iter()
             .find(|problem| problem.group == group.name && problem.reason != Reason::Recovering);
-        let told = problem.map(|problem| format!("{}: {}", problem.subject, problem.message));
+        let told = problem.map(|problem| listed(std::slice::from_ref(problem)));
         let message = if draining {
             Some("finishes its requests".to_owned())
         } else {
@@ -376,16 +382,16 @@ fn waits_for(group: &Group) -> Option<String> {
     Some(format!("{}: {doing}", pod.name))
 }
 
+/// The causes in the words of whoever reported them, then once how to go on.
 fn listed(problems: &[Problem]) -> String {
-    let mut parts: Vec<String> = problems
-        .iter()
-        .take(LISTED)
-        .map(|problem| format!("{}: {}", problem.subject, problem.message))
-        .collect();
+    let named = &problems[..problems.len().min(LISTED)];
+    let mut parts: Vec<String> =
+        named.iter().map(|problem| format!("{}: {}", problem.subject, problem.message)).collect();
     if problems.len() > LISTED {
         parts.push(format!("and {} more", problems.len() - LISTED));
     }
-    parts.join("; ")
+    let way_on = if named.iter().any(|problem| problem.needs_new_pod) { WAY_ON } else { "" };
+    parts.join("; ") + way_on
 }
 
 fn number(value: u64) -> i64 {
