@@ -76,6 +76,13 @@ impl Context {
         })
     }
 
+    /// What stopped the engine, if it has stopped by itself.
+    #[must_use]
+    pub fn engine_stopped(&self) -> Option<String> {
+        // whoever stops it on purpose takes it out of here first
+        self.engine.load().as_ref()?.stats().stopped
+    }
+
     /// Refuses another model's name; an empty one means "the one you serve".
     ///
     /// # Errors

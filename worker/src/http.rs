@@ -39,8 +39,7 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 
 /// The process lives, unless its engine has died: then only a restart helps.
 async fn alive(State(pages): State<Pages>) -> Response {
-    let stopped = pages.context.engine.load().as_ref().and_then(|engine| engine.stats().stopped);
-    match stopped {
+    match pages.context.engine_stopped() {
         None => "ok\n".into_response(),
         Some(reason) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("the engine has stopped: {reason}\n")).into_response()

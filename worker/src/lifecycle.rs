@@ -17,6 +17,9 @@ use crate::context::Context;
 use crate::loader::{self, LoadError, Opened, Ranks, proto_card};
 use crate::placement::{self, Slot};
 
+/// How often the life cycle looks whether the engine still runs.
+const ENGINE_CHECK: Duration = Duration::from_secs(1);
+
 /// Why a life ended early, apart from the failed phase: the process itself is broken.
 type Fatal = anyhow::Error;
 
@@ -32,13 +35,21 @@ pub async fn live<B: Backend + 'static>(
     fabric: Option<TcpListener>,
     stop: CancellationToken,
 ) -> Result<(), Fatal> {
-    let ended = match (context.slot(), fabric) {
-        (Some(slot), Some(listener)) => grouped(&context, backend, slot, listener, &stop).await,
-        _ => alone(&context, backend).await,
+    let life = async {
+        match (context.slot(), fabric) {
+            (Some(slot), Some(listener)) => grouped(&context, backend, slot, listener, &stop).await,
+            _ => alone(&context, backend, &stop).await,
+        }
+    };
+    // that ends the life: no placement and no peer makes this worker ready again
+    let ended = tokio::select! {
+        ended = life => ended,
+        why = engine_stops(&context) => Err(Ending::EngineStopped(why)),
     };
     match ended {
         Ok(()) => {}
         Err(Ending::Failed(error)) => context.shared.fail(error.reason(), error.to_string()),
+        Err(Ending::EngineStopped(why)) => context.shared.fail("EngineStopped", why),
         Err(Ending::Fatal(error)) => return Err(error),
     }
     // a failed worker stays up and says why
@@ -46,8 +57,19 @@ pub async fn live<B: Backend + 'static>(
     Ok(())
 }
 
+/// Waits until the engine has stopped by itself, and says why.
+async fn engine_stops(context: &Context) -> String {
+    loop {
+        tokio::time::sleep(ENGINE_CHECK).await;
+        if let Some(why) = context.engine_stopped() {
+            return why;
+        }
+    }
+}
+
 enum Ending {
     Failed(LoadError),
+    EngineStopped(String),
     Fatal(Fatal),
 }
 
@@ -89,7 +111,11 @@ async fn open(context: &Arc<Context>) -> Result<Opened, Ending> {
     Ok(opened)
 }
 
-async fn alone<B: Backend + 'static>(context: &Arc<Context>, backend: Arc<B>) -> Result<(), Ending> {
+async fn alone<B: Backend + 'static>(
+    context: &Arc<Context>,
+    backend: Arc<B>,
+    stop: &CancellationToken,
+) -> Result<(), Ending> {
     let opened = open(context).await?;
     let config = opened.checkpoint.config();
     let hidden = config.hidden_size;
@@ -102,6 +128,7 @@ async fn alone<B: Backend + 'static>(context: &Arc<Context>, backend: Arc<B>) ->
     context.fabric_stats.store(Some(fabric.stats()));
     start_engine(context, model, Arc::new(fabric), &opened)?;
     context.shared.enter(Phase::Ready, "");
+    stop.cancelled().await;
     Ok(())
 }
 
