@@ -1,6 +1,6 @@
 //! The operator's program against a real API server, with its own role and nothing more. Nodes, scheduler and workers
-//! are played; the cluster tests have real ones. Needs etcd, kube-apiserver and kube-controller-manager (see
-//! `control_plane::programs`); says so and passes where they are missing.
+//! are played; the cluster tests have real ones. Needs etcd, kube-apiserver and kube-controller-manager in
+//! `BELAY_KUBERNETES_BIN`, which `make unit` sets; says so and passes where that is not set.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "test code")]
 
 #[path = "apiserver/control_plane.rs"]
@@ -13,9 +13,7 @@ mod scenarios;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operator_keeps_its_promises_against_a_real_api_server() {
     let Some(programs) = control_plane::programs() else {
-        eprintln!(
-            "SKIPPED: etcd, kube-apiserver and kube-controller-manager are not in BELAY_KUBERNETES_BIN"
-        );
+        eprintln!("SKIPPED: BELAY_KUBERNETES_BIN is not set; run it with `make unit`");
         return;
     };
     scenarios::all(&programs).await;

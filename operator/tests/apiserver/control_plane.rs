@@ -21,12 +21,16 @@ pub struct ControlPlane {
     port: u16,
 }
 
-/// Where the programs are: `BELAY_KUBERNETES_BIN`, or where the kind scripts put them.
+/// Where the programs are: `BELAY_KUBERNETES_BIN`, which `make unit` sets; `None` if it is not set.
+///
+/// # Panics
+/// If it is set, and one of the programs is not there.
 pub fn programs() -> Option<PathBuf> {
-    let chosen = std::env::var_os("BELAY_KUBERNETES_BIN").map(PathBuf::from);
-    let usual = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/belay/kind/bin"));
-    let needed = ["etcd", "kube-apiserver", "kube-controller-manager"];
-    [chosen, usual].into_iter().flatten().find(|dir| needed.iter().all(|program| dir.join(program).exists()))
+    let dir = PathBuf::from(std::env::var_os("BELAY_KUBERNETES_BIN")?);
+    for program in ["etcd", "kube-apiserver", "kube-controller-manager"] {
+        assert!(dir.join(program).exists(), "BELAY_KUBERNETES_BIN: {} has no {program}", dir.display());
+    }
+    Some(dir)
 }
 
 fn free_port() -> u16 {
