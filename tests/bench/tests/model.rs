@@ -1,6 +1,7 @@
 //! A generated model is a checkpoint that loads and generates, and the same bytes every time.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
