@@ -6,6 +6,7 @@ use arc_swap::ArcSwapOption;
 use belay_engine::chat::{self, Conversation, Reply};
 use belay_engine::{Engine, Request, Sampling, Stop};
 use belay_fabric::{Group, Stats};
+use belay_proto::inference::TokenizeResponse;
 use belay_proto::{admin, inference};
 use tokio::sync::watch;
 use tonic::Status;
@@ -15,7 +16,7 @@ use crate::grpc::errors;
 use crate::metrics::{Reading, RequestMetrics, Source};
 use crate::placement::Slot;
 use crate::reply_stream::{ReplyStream, reply_stream};
-use crate::state::Shared;
+use crate::state::{Refusal, Shared};
 
 /// One worker: its options, its state, and what it serves with once that is loaded.
 pub struct Context {
@@ -111,17 +112,15 @@ impl Context {
         self.check_model(&ask.model)?;
         let timer = Arc::clone(&self.requests).start();
         let ticket = self.shared.admit().map_err(errors::refused)?;
-        let engine = self
-            .engine
-            .load_full()
-            .ok_or_else(|| errors::refused(crate::state::Refusal::NotReady("no engine yet".into())))?;
+        let engine = self.serving(&ask.model)?;
         let (prompt, mut reply) = encode(&engine, ask.prompt).await?;
         if let Some(reply) = &mut reply {
             reply.resume(&ask.resume);
         }
         let (sampling, stop) = sampling(ask.sampling);
         let prompt_tokens = prompt.len() as u32;
-        let request = Request { id: ask.request_id, prompt, resume: ask.resume, sampling, stop };
+        let request =
+            Request { id: ask.request_id, prompt, resume: ask.resume, sampling, stop, ..Request::default() };
         tracing::debug!(id = request.id, prompt_tokens, resumed = request.resume.len(), "request");
         let (sink, mut stream) = reply_stream(Arc::clone(&self.shared), ticket, timer, prompt_tokens, reply);
         match engine.submit(request, sink) {
@@ -134,6 +133,45 @@ impl Context {
                 Err(errors::not_submitted(error))
             }
         }
+    }
+}
+
+impl Context {
+    /// Token ids of a text or a conversation, as [`Self::begin`] would feed them.
+    ///
+    /// # Errors
+    /// A status as in [`errors`].
+    pub async fn tokenize(&self, model: &str, prompt: Prompt) -> Result<TokenizeResponse, Status> {
+        let engine = self.serving(model)?;
+        let (ids, _) = encode(&engine, prompt).await?;
+        let tokens = ids.iter().map(|&id| engine.tokenizer().spelling(id)).collect();
+        Ok(TokenizeResponse { ids, tokens, max_context_tokens: engine.max_context() as u32 })
+    }
+
+    /// Text of token ids, special tokens written out.
+    ///
+    /// # Errors
+    /// A status as in [`errors`]: `ids` with one that the vocabulary does not have.
+    pub fn detokenize(&self, model: &str, ids: &[u32]) -> Result<String, Status> {
+        let engine = self.serving(model)?;
+        let tokenizer = engine.tokenizer();
+        if let Some((index, id)) =
+            ids.iter().enumerate().find(|(_, id)| **id as usize >= tokenizer.vocab_size())
+        {
+            let last = tokenizer.vocab_size() - 1;
+            return Err(errors::invalid(
+                "ids",
+                format!("token {index} is {id}, but the vocabulary ends at {last}"),
+            ));
+        }
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.spelling(id)).collect();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The engine, if the model is the one served.
+    fn serving(&self, model: &str) -> Result<Arc<Engine>, Status> {
+        self.check_model(model)?;
+        self.engine.load_full().ok_or_else(|| errors::refused(Refusal::NotReady("no engine yet".into())))
     }
 }
 
@@ -207,12 +245,14 @@ fn sampling(sampling: inference::Sampling) -> (Sampling, Stop) {
             top_p: sampling.top_p.unwrap_or(1.0),
             top_k: sampling.top_k.unwrap_or(0),
             seed: sampling.seed.unwrap_or_else(random_seed),
+            ..Sampling::default()
         },
         Stop {
             max_tokens: sampling.max_tokens,
             strings: sampling.stop,
             ids: sampling.stop_ids,
             ignore_eos: sampling.ignore_eos,
+            ..Stop::default()
         },
     )
 }

@@ -103,11 +103,8 @@ impl RequestTimer {
     }
 
     /// The request ended well.
-    pub fn finished(&mut self, reason: FinishReason) {
-        let finished_reason = match reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-        };
+    pub fn finished(&mut self, reason: &FinishReason) {
+        let finished_reason = reason.as_str();
         self.metrics.finished.get_or_create(&FinishedLabels { finished_reason }).inc();
         self.metrics.whole.observe(self.started.elapsed().as_secs_f64());
     }

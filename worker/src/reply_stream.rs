@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use belay_engine::chat::Reply;
-use belay_engine::{Event, FinishReason, Sink};
+use belay_engine::{Event, FailureKind, FinishReason, Sink};
 use belay_proto::inference::{self, GenerateResponse, Usage};
 use futures::Stream;
 use tonic::Status;
@@ -31,7 +31,7 @@ struct Pending {
 
 struct Failure {
     message: String,
-    is_retryable: bool,
+    kind: FailureKind,
 }
 
 #[derive(Default)]
@@ -70,7 +70,7 @@ struct Outlet {
 impl Outlet {
     fn take(&mut self, event: Event) -> bool {
         match event {
-            Event::Tokens { ids, text } => {
+            Event::Tokens { ids, text, .. } => {
                 let (reasoning, content) = match &mut self.reply {
                     Some(reply) => {
                         let part = reply.push(&ids, &text);
@@ -84,12 +84,18 @@ impl Outlet {
                     pending.text.push_str(&content);
                 })
             }
-            Event::Finished { reason, prompt_tokens, completion_tokens } => {
-                let usage = Usage { prompt_tokens, completion_tokens };
+            Event::Prompt { .. } => true,
+            Event::Finished { reason, usage } => {
+                let usage = Usage {
+                    prompt_tokens: usage.prompt_tokens,
+                    completion_tokens: usage.completion_tokens,
+                    cached_tokens: usage.cached_tokens,
+                    ..Usage::default()
+                };
                 self.mailbox.put(|pending| pending.end = Some(Ok((reason, usage))))
             }
-            Event::Failed { message, retryable } => {
-                let failure = Failure { message, is_retryable: retryable };
+            Event::Failed { message, kind } => {
+                let failure = Failure { message, kind };
                 self.mailbox.put(|pending| pending.end = Some(Err(failure)))
             }
         }
@@ -100,7 +106,7 @@ impl Drop for Outlet {
     fn drop(&mut self) {
         self.mailbox.put(|pending| {
             pending.end.get_or_insert_with(|| {
-                Err(Failure { message: "the engine has stopped".into(), is_retryable: true })
+                Err(Failure { message: "the engine has stopped".into(), kind: FailureKind::Lost })
             });
         });
     }
@@ -179,23 +185,23 @@ impl ReplyStream {
             self.timer.tokens();
         }
         if std::mem::take(&mut self.is_first) {
-            response.usage = Some(Usage { prompt_tokens: self.prompt_tokens, completion_tokens: 0 });
+            response.usage = Some(Usage { prompt_tokens: self.prompt_tokens, ..Usage::default() });
         }
         match end {
             None => {}
             Some(Ok((reason, usage))) => {
                 self.is_over = true;
-                self.timer.finished(reason);
+                self.timer.finished(&reason);
                 response.set_finish_reason(match reason {
-                    FinishReason::Stop => inference::FinishReason::Stop,
                     FinishReason::Length => inference::FinishReason::Length,
+                    _ => inference::FinishReason::Stop,
                 });
                 response.usage = Some(usage);
             }
             Some(Err(failure)) => {
                 self.is_over = true;
                 let is_draining = self.shared.get().draining;
-                let status = errors::failed(failure.message, failure.is_retryable, is_draining);
+                let status = errors::failed(failure.message, failure.kind, is_draining);
                 self.timer.failed(status.code());
                 return Poll::Ready(Some(Err(status)));
             }
@@ -245,7 +251,7 @@ mod tests {
     }
 
     fn tokens(ids: &[u32], text: &str) -> Event {
-        Event::Tokens { ids: ids.to_vec(), text: text.into() }
+        Event::Tokens { ids: ids.to_vec(), text: text.into(), logprobs: Vec::new() }
     }
 
     #[test]
@@ -257,7 +263,8 @@ mod tests {
         assert_eq!((first.ids, first.text.as_str()), (vec![1, 2, 3], "ab"));
         assert_eq!(first.usage.unwrap().prompt_tokens, 7);
         assert!(sink(tokens(&[4], "c")));
-        assert!(sink(Event::Finished { reason: FinishReason::Stop, prompt_tokens: 7, completion_tokens: 4 }));
+        let usage = belay_engine::Usage { prompt_tokens: 7, completion_tokens: 4, cached_tokens: 0 };
+        assert!(sink(Event::Finished { reason: FinishReason::EndOfSequence, usage }));
         let last = stream.next().now_or_never().unwrap().unwrap().unwrap();
         assert_eq!(
             (last.ids.as_slice(), last.finish_reason()),
@@ -274,7 +281,7 @@ mod tests {
     fn tokens_before_a_failure_are_delivered_before_it() {
         let (mut sink, mut stream, shared) = pair();
         sink(tokens(&[1], "a"));
-        sink(Event::Failed { message: "worker 1 is not reachable".into(), retryable: true });
+        sink(Event::Failed { message: "worker 1 is not reachable".into(), kind: FailureKind::Lost });
         assert_eq!(stream.next().now_or_never().unwrap().unwrap().unwrap().ids, [1]);
         let status = stream.next().now_or_never().unwrap().unwrap().unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unavailable);

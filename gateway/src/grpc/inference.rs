@@ -1,7 +1,10 @@
 //! `belay.inference.v1.Inference`: the workers' own service, with hold, retry and resume in between.
 use std::pin::Pin;
 
-use belay_proto::inference::{ChatRequest, GenerateRequest, GenerateResponse, inference_server::Inference};
+use belay_proto::inference::{
+    ChatRequest, DetokenizeRequest, DetokenizeResponse, GenerateRequest, GenerateResponse, TokenizeRequest,
+    TokenizeResponse, inference_server::Inference,
+};
 use futures::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status};
 
@@ -77,5 +80,16 @@ impl Inference for Service {
     async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<Pieces>, Status> {
         let header = request.extensions().get::<RequestId>().cloned();
         self.serve(Call::Chat(request.into_inner()), header, "/belay.inference.v1.Inference/Chat")
+    }
+
+    async fn tokenize(&self, _: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        Err(Status::unimplemented("this gateway does not pass on Tokenize"))
+    }
+
+    async fn detokenize(
+        &self,
+        _: Request<DetokenizeRequest>,
+    ) -> Result<Response<DetokenizeResponse>, Status> {
+        Err(Status::unimplemented("this gateway does not pass on Detokenize"))
     }
 }

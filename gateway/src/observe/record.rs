@@ -66,7 +66,7 @@ impl Drop for Record {
         let Self { metrics, id, path, model, .. } = self;
         let seconds = self.begin.elapsed().as_secs_f64();
         let code = self.code.take().unwrap_or_else(|| "client_gone".to_owned());
-        let Usage { prompt_tokens, completion_tokens } = self.usage.unwrap_or_default();
+        let Usage { prompt_tokens, completion_tokens, .. } = self.usage.unwrap_or_default();
         metrics.in_flight.dec();
         metrics.tokens(model, prompt_tokens, completion_tokens);
         let (request, first_token) = (&id.0, self.first_token);

@@ -73,7 +73,7 @@ pub struct UsageCounts {
 
 impl From<Usage> for UsageCounts {
     fn from(usage: Usage) -> Self {
-        let Usage { prompt_tokens, completion_tokens } = usage;
+        let Usage { prompt_tokens, completion_tokens, .. } = usage;
         Self {
             prompt_tokens,
             completion_tokens,
@@ -88,6 +88,7 @@ pub fn finish_reason(piece: &GenerateResponse) -> Option<&'static str> {
         FinishReason::Unspecified => None,
         FinishReason::Stop => Some("stop"),
         FinishReason::Length => Some("length"),
+        FinishReason::ToolCalls => Some("tool_calls"),
     }
 }
 

@@ -117,7 +117,7 @@ impl RawMessage {
         let content = self.content.ok_or_else(|| ApiError::missing(&path("content")))?;
         let content = text(content, &path("content"))?;
         let reasoning = self.reasoning_content.or(self.reasoning).unwrap_or_default();
-        Ok(Message { role, content, reasoning })
+        Ok(Message { role, content, reasoning, ..Message::default() })
     }
 }
 

@@ -83,6 +83,7 @@ impl Options {
             stop: raw.stop.map(stop).transpose()?.unwrap_or_default(),
             stop_ids: raw.stop_token_ids.unwrap_or_default(),
             ignore_eos: raw.ignore_eos.unwrap_or(false),
+            ..Sampling::default()
         };
         Ok(Self { model, sampling, stream, include_usage })
     }
@@ -182,6 +183,7 @@ mod tests {
             stop: vec!["a".into(), "b".into()],
             stop_ids: vec![1, 2],
             ignore_eos: true,
+            ..Sampling::default()
         };
         assert_eq!(sampling, expected);
     }

@@ -171,7 +171,7 @@ mod tests {
         let mut framer = Framer::new(heading, include_usage);
         let pieces = [
             GenerateResponse {
-                usage: Some(Usage { prompt_tokens: 3, completion_tokens: 0 }),
+                usage: Some(Usage { prompt_tokens: 3, ..Usage::default() }),
                 ..GenerateResponse::default()
             },
             GenerateResponse { ids: vec![1], reasoning: "hm".into(), ..GenerateResponse::default() },
@@ -181,7 +181,7 @@ mod tests {
                 ids: vec![4],
                 text: "d".into(),
                 finish_reason: FinishReason::Length as i32,
-                usage: Some(Usage { prompt_tokens: 3, completion_tokens: 4 }),
+                usage: Some(Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() }),
                 ..GenerateResponse::default()
             },
         ];

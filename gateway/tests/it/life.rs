@@ -47,8 +47,8 @@ async fn survives(faults: &[Vec<Fault>], batch: usize, length: u32) {
     let finishes = pieces.iter().filter(|piece| piece.finish_reason != 0).count();
     let last = pieces.last().unwrap();
     assert_eq!((finishes, last.finish_reason()), (1, FinishReason::Length));
-    assert_eq!(last.usage, Some(Usage { prompt_tokens: 3, completion_tokens: length }));
-    let first_usage = Some(Usage { prompt_tokens: 3, completion_tokens: 0 });
+    assert_eq!(last.usage, Some(Usage { prompt_tokens: 3, completion_tokens: length, ..Usage::default() }));
+    let first_usage = Some(Usage { prompt_tokens: 3, ..Usage::default() });
     let counted: Vec<usize> = (0..pieces.len()).filter(|&i| pieces[i].usage.is_some()).collect();
     assert_eq!(counted, [0, pieces.len() - 1], "usage comes first and last, however many workers count");
     assert_eq!(pieces[0].usage, first_usage);

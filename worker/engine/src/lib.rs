@@ -21,7 +21,10 @@ mod validate;
 pub use detokenizer::Detokenizer;
 pub use engine::{Engine, EngineConfig, SessionKey};
 pub use output::Output;
-pub use request::{Event, FinishReason, Request, Sampling, Sink, Stop, SubmitError};
+pub use request::{
+    Constraint, Event, FailureKind, FinishReason, Grammar, Request, Sampling, Sink, Stop, SubmitError,
+    TokenLogprobs, Usage,
+};
 pub use sampler::{SampleError, Sampler};
 pub use served_model::ServedModel;
 pub use stats::Stats;

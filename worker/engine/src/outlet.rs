@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::request::{Event, Sink};
+use crate::request::{Event, FailureKind, Sink};
 use crate::stats::Place;
 
 /// Sends events. However a request ends, even by unwinding, its sink hears exactly one `Finished` or `Failed`,
@@ -25,7 +25,7 @@ impl Outlet {
 
     /// New tokens. Returns false if nobody listens any more.
     pub fn tokens(&mut self, ids: Vec<u32>, text: String) -> bool {
-        let listens = self.send(Event::Tokens { ids, text });
+        let listens = self.send(Event::Tokens { ids, text, logprobs: Vec::new() });
         if !listens {
             self.sink = None;
         }
@@ -50,6 +50,6 @@ impl Outlet {
 
 impl Drop for Outlet {
     fn drop(&mut self) {
-        self.end(Event::Failed { message: "the engine has stopped".into(), retryable: true });
+        self.end(Event::Failed { message: "the engine has stopped".into(), kind: FailureKind::Lost });
     }
 }

@@ -44,16 +44,19 @@ impl Output {
     pub fn push(&mut self, id: u32, text: &mut String) -> Option<FinishReason> {
         self.left = self.left.saturating_sub(1);
         let is_eos = !self.ignore_eos && self.tokenizer.eos().contains(&id);
-        if is_eos || self.stop_ids.contains(&id) {
-            return Some(self.end(FinishReason::Stop, text));
+        if self.stop_ids.contains(&id) {
+            return Some(self.end(FinishReason::StopId(id), text));
+        }
+        if is_eos {
+            return Some(self.end(FinishReason::EndOfSequence, text));
         }
         let mut piece = String::new();
         if self.tokenizer.think_end() == Some(id) {
             self.detokenizer.flush(&mut piece);
         }
         self.detokenizer.push(id, &mut piece);
-        if self.matcher.push(&piece, text) {
-            return Some(FinishReason::Stop);
+        if let Some(found) = self.matcher.push(&piece, text) {
+            return Some(FinishReason::StopString(found));
         }
         if self.tokenizer.think_end() == Some(id) {
             self.matcher.flush(text);
@@ -65,8 +68,8 @@ impl Output {
     fn end(&mut self, reason: FinishReason, text: &mut String) -> FinishReason {
         let mut piece = String::new();
         self.detokenizer.flush(&mut piece);
-        if self.matcher.push(&piece, text) {
-            return FinishReason::Stop;
+        if let Some(found) = self.matcher.push(&piece, text) {
+            return FinishReason::StopString(found);
         }
         self.matcher.flush(text);
         reason

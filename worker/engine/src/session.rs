@@ -2,7 +2,7 @@
 
 use crate::outlet::Outlet;
 use crate::output::Output;
-use crate::request::{Event, FinishReason, Sampling};
+use crate::request::{Event, FailureKind, FinishReason, Sampling, Usage};
 use crate::sampler::Sampler;
 
 /// A request inside the engine, without the model's decode state.
@@ -44,7 +44,7 @@ impl Session {
         let token = match sampler.sample(logits, &self.sampling, index) {
             Ok(token) => token,
             Err(error) => {
-                self.fail(format!("token {index}: {error}"), false);
+                self.fail(format!("token {index}: {error}"), FailureKind::Broken);
                 return false;
             }
         };
@@ -54,10 +54,9 @@ impl Session {
         if !self.outlet.tokens(vec![token], text) {
             return false;
         }
-        if let Some(reason) = ended {
-            self.finish(reason);
-        }
-        ended.is_none()
+        let Some(reason) = ended else { return true };
+        self.finish(reason);
+        false
     }
 
     /// The good end.
@@ -65,13 +64,16 @@ impl Session {
         let count = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
         self.outlet.end(Event::Finished {
             reason,
-            prompt_tokens: count(self.prompt_len),
-            completion_tokens: count(self.produced()),
+            usage: Usage {
+                prompt_tokens: count(self.prompt_len),
+                completion_tokens: count(self.produced()),
+                cached_tokens: 0,
+            },
         });
     }
 
     /// The bad end.
-    pub fn fail(&mut self, message: String, retryable: bool) {
-        self.outlet.end(Event::Failed { message, retryable });
+    pub fn fail(&mut self, message: String, kind: FailureKind) {
+        self.outlet.end(Event::Failed { message, kind });
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use crate::engine::EngineConfig;
+use crate::request::FailureKind;
 use crate::sampler::Sampler;
 use crate::schedule;
 use crate::session::Session;
@@ -101,7 +102,7 @@ impl<M: StepModel> StepLoop<'_, M> {
     }
 
     fn take(&mut self, mut session: Session) {
-        match session.ended {
+        match session.ended.take() {
             Some(reason) => session.finish(reason),
             None => self.waiting.push_back(session),
         }
@@ -110,7 +111,7 @@ impl<M: StepModel> StepLoop<'_, M> {
     fn cancel(&mut self, key: u64) {
         let keep = |session: &mut Session| {
             if session.key == key {
-                session.fail("cancelled".into(), false);
+                session.fail("cancelled".into(), FailureKind::Cancelled);
             }
             session.key != key
         };
@@ -135,7 +136,7 @@ impl<M: StepModel> StepLoop<'_, M> {
                         session.outlet.run();
                         self.running.push(Running { session, state });
                     }
-                    Err(error) => session.fail(error.message, error.retryable),
+                    Err(error) => session.fail(error.message.clone(), error.kind()),
                 }
             }
         }
@@ -225,7 +226,7 @@ impl<M: StepModel> StepLoop<'_, M> {
             let took_part = counts.next().is_some_and(|count| *count > 0);
             if took_part {
                 tracing::debug!(id = session.id, "request lost with its step");
-                session.fail(error.message.clone(), error.retryable);
+                session.fail(error.message.clone(), error.kind());
             }
             !took_part
         });

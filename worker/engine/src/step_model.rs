@@ -1,5 +1,7 @@
 //! What the engine needs of a model: decode states, and one forward over a batch of segments.
 
+use crate::request::FailureKind;
+
 /// A causal language model that computes one step for several sequences at once.
 ///
 /// A sequence's logits have the same bits whatever else is in the batch, and however its tokens are cut into segments.
@@ -53,4 +55,12 @@ pub struct StepError {
     pub message: String,
     /// Whether the same request may succeed later or elsewhere.
     pub retryable: bool,
+}
+
+impl StepError {
+    /// What it means for the requests that took part.
+    #[must_use]
+    pub fn kind(&self) -> FailureKind {
+        if self.retryable { FailureKind::Lost } else { FailureKind::Broken }
+    }
 }

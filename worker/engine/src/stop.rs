@@ -17,24 +17,25 @@ impl StopMatcher {
         Self { stops, held: String::new() }
     }
 
-    /// Takes a piece of text and appends to `text` what is certain not to belong to a stop string. Returns true if a
-    /// stop string is complete: `text` then ends before it, and what follows it is gone.
-    pub fn push(&mut self, piece: &str, text: &mut String) -> bool {
+    /// Takes a piece of text and appends to `text` what is certain not to belong to a stop string. Returns the
+    /// stop string that is complete, if one is: `text` then ends before it, and what follows it is gone.
+    pub fn push(&mut self, piece: &str, text: &mut String) -> Option<String> {
         self.held.push_str(piece);
         let first = self
             .stops
             .iter()
             .filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start)))
             .min();
-        if let Some((_, start)) = first {
+        if let Some((end, start)) = first {
             text.push_str(&self.held[..start]);
+            let found = self.held[start..end].to_owned();
             self.held.clear();
-            return true;
+            return Some(found);
         }
         let certain = self.held.len() - self.undecided();
         text.push_str(&self.held[..certain]);
         self.held.drain(..certain);
-        false
+        None
     }
 
     /// Gives up what is held back: no stop string will come of it.
@@ -78,7 +79,7 @@ mod tests {
         let mut matcher = StopMatcher::new(stops);
         let mut text = String::new();
         for piece in pieces {
-            if matcher.push(piece, &mut text) {
+            if matcher.push(piece, &mut text).is_some() {
                 return (text, true);
             }
         }
@@ -109,13 +110,13 @@ mod tests {
     fn text_is_held_back_only_while_undecided() {
         let mut matcher = StopMatcher::new(&["END".into()]);
         let mut text = String::new();
-        assert!(!matcher.push("an E", &mut text));
+        assert_eq!(matcher.push("an E", &mut text), None);
         assert_eq!(text, "an ");
-        assert!(!matcher.push("N", &mut text));
+        assert_eq!(matcher.push("N", &mut text), None);
         assert_eq!(text, "an ");
-        assert!(!matcher.push("E", &mut text));
+        assert_eq!(matcher.push("E", &mut text), None);
         assert_eq!(text, "an EN");
-        assert!(matcher.push("ND, and so on", &mut text));
+        assert_eq!(matcher.push("ND, and so on", &mut text).as_deref(), Some("END"));
         assert_eq!(text, "an EN");
     }
 

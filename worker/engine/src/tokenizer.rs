@@ -107,6 +107,15 @@ impl Tokenizer {
         self.pieces.get(id)
     }
 
+    /// Bytes of a token as a prompt would spell it: as [`Self::bytes`], but special tokens are written out.
+    #[must_use]
+    pub fn spelling(&self, id: u32) -> Vec<u8> {
+        match self.bytes(id) {
+            [] => self.inner.id_to_token(id).unwrap_or_default().into_bytes(),
+            bytes => bytes.to_vec(),
+        }
+    }
+
     /// Tokens that end a reply.
     #[must_use]
     pub fn eos(&self) -> &[u32] {

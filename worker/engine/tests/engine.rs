@@ -6,24 +6,39 @@ mod toy;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use belay_engine::{Engine, EngineConfig, Event, FinishReason, Request, Sampling, Stop, SubmitError};
+use belay_engine::{
+    Engine, EngineConfig, Event, FailureKind, FinishReason, Request, Sampling, Stop, SubmitError,
+};
 use proptest::prelude::*;
 use toy::{
     BYTES_PER_TOKEN, CONTEXT, Controls, Fault, config, engine, eventually, reference, request, run, submit,
 };
 
 fn requests() -> impl Strategy<Value = Request> {
-    let sampling = (prop_oneof![Just(0.0f32), 0.2f32..2.0], 0.5f32..=1.0, 0u32..5, any::<u64>())
-        .prop_map(|(temperature, top_p, top_k, seed)| Sampling { temperature, top_p, top_k, seed });
+    let sampling = (prop_oneof![Just(0.0f32), 0.2f32..2.0], 0.5f32..=1.0, 0u32..5, any::<u64>()).prop_map(
+        |(temperature, top_p, top_k, seed)| Sampling {
+            temperature,
+            top_p,
+            top_k,
+            seed,
+            ..Sampling::default()
+        },
+    );
     let stop = (
         prop::option::of(1u32..60),
         prop::collection::vec("[a-e]{1,2}", 0..3),
         prop::collection::vec(0u32..2048, 0..20),
         any::<bool>(),
     )
-        .prop_map(|(max_tokens, strings, ids, ignore_eos)| Stop { max_tokens, strings, ids, ignore_eos });
+        .prop_map(|(max_tokens, strings, ids, ignore_eos)| Stop {
+            max_tokens,
+            strings,
+            ids,
+            ignore_eos,
+            ..Stop::default()
+        });
     (prop::collection::vec(0u32..2048, 1..CONTEXT), sampling, stop).prop_map(|(prompt, sampling, stop)| {
-        Request { id: "r".into(), prompt, resume: Vec::new(), sampling, stop }
+        Request { id: "r".into(), prompt, sampling, stop, ..Request::default() }
     })
 }
 
@@ -343,9 +358,9 @@ fn a_cancelled_request_hears_so_once() {
     engine.cancel(queued);
     drop(gate);
     let events: Vec<Event> = receiver.iter().collect();
-    let failures = events
-        .iter()
-        .filter(|event| **event == Event::Failed { message: "cancelled".into(), retryable: false });
+    let failures = events.iter().filter(|event| {
+        **event == Event::Failed { message: "cancelled".into(), kind: FailureKind::Cancelled }
+    });
     assert_eq!(failures.count(), 2, "{events:?}");
 }
 

@@ -57,7 +57,7 @@ fn every_answer_gets_the_reference_text_at_once_and_as_a_stream() {
         let ends: Vec<_> = item.greedy_ids.iter().map(|&id| output.push(id, &mut text)).collect();
         assert_eq!(text, item.greedy_text, "{}", item.id);
         assert_eq!(ends.iter().position(Option::is_some), Some(ends.len() - 1), "{}", item.id);
-        assert_eq!(ends.last(), Some(&Some(FinishReason::Stop)), "{}", item.id);
+        assert_eq!(ends.last(), Some(&Some(FinishReason::EndOfSequence)), "{}", item.id);
     }
 }
 

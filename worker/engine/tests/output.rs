@@ -64,8 +64,13 @@ fn a_character_cut_in_half_is_told_at_every_kind_of_end() {
     let eos = tokenizer.eos()[0];
     let stop_id = ids(&tokenizer, b"z")[0];
     let cases = [
-        ("end of sequence", Stop::default(), Some(eos), FinishReason::Stop),
-        ("stop id", Stop { ids: vec![stop_id], ..Stop::default() }, Some(stop_id), FinishReason::Stop),
+        ("end of sequence", Stop::default(), Some(eos), FinishReason::EndOfSequence),
+        (
+            "stop id",
+            Stop { ids: vec![stop_id], ..Stop::default() },
+            Some(stop_id),
+            FinishReason::StopId(stop_id),
+        ),
         ("max_tokens", Stop { max_tokens: Some(4), ..Stop::default() }, None, FinishReason::Length),
     ];
     for (what, stop, last, reason) in cases {
@@ -81,7 +86,7 @@ fn half_a_stop_string_is_told_at_every_kind_of_end() {
     let eos = tokenizer.eos()[0];
     let half = ids(&tokenizer, b"an EN");
     let (texts, ended) = follow(&tokenizer, &stop_at(&["END"]), &[half.as_slice(), &[eos]].concat());
-    assert_eq!((texts.concat().as_str(), ended), ("an EN", Some(FinishReason::Stop)));
+    assert_eq!((texts.concat().as_str(), ended), ("an EN", Some(FinishReason::EndOfSequence)));
     let stop = Stop { max_tokens: Some(5), ..stop_at(&["END"]) };
     let (texts, ended) = follow(&tokenizer, &stop, &half);
     assert_eq!((texts.concat().as_str(), ended), ("an EN", Some(FinishReason::Length)));
@@ -92,7 +97,7 @@ fn a_half_character_can_complete_a_stop_string_at_the_end() {
     let tokenizer = tokenizer();
     let stop = Stop { max_tokens: Some(4), ..stop_at(&["b\u{FFFD}"]) };
     let (texts, ended) = follow(&tokenizer, &stop, &ids(&tokenizer, &[b"ab", HALF].concat()));
-    assert_eq!((texts.concat().as_str(), ended), ("a", Some(FinishReason::Stop)));
+    assert_eq!((texts.concat().as_str(), ended), ("a", Some(FinishReason::StopString("b\u{FFFD}".into()))));
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use belay_backend::{ExpertCompute, Fabric, FabricError, Route};
 use belay_cpu::CpuBackend;
 use belay_engine::{
-    Engine, EngineConfig, Event, FinishReason, Request, Sampling, Segment, ServedModel, StepError, StepModel,
-    Stop, Tokenizer,
+    Engine, EngineConfig, Event, FailureKind, FinishReason, Request, Sampling, Segment, ServedModel,
+    StepError, StepModel, Stop, Tokenizer,
 };
 use belay_model::{Checkpoint, ExpertBank, LocalExperts, Model, Numerics};
 use proptest::prelude::*;
@@ -118,9 +118,9 @@ fn greedy(engine: &Engine, prompt: &str) -> Request {
     Request {
         id: String::new(),
         prompt: engine.tokenizer().encode(prompt).unwrap(),
-        resume: Vec::new(),
-        sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
+        sampling: Sampling::greedy(),
         stop: Stop { max_tokens: Some(128), ..Stop::default() },
+        ..Request::default()
     }
 }
 
@@ -135,7 +135,7 @@ fn hear(events: &Receiver<Event>) -> (Vec<u32>, String, Event) {
     let (mut all, mut written) = (Vec::new(), String::new());
     loop {
         match events.recv_timeout(Duration::from_secs(120)).expect("an event within two minutes") {
-            Event::Tokens { ids, text } => {
+            Event::Tokens { ids, text, .. } => {
                 all.extend(ids);
                 written.push_str(&text);
             }
@@ -146,7 +146,7 @@ fn hear(events: &Receiver<Event>) -> (Vec<u32>, String, Event) {
 
 fn reason(end: &Event) -> Option<FinishReason> {
     match end {
-        Event::Finished { reason, .. } => Some(*reason),
+        Event::Finished { reason, .. } => Some(reason.clone()),
         _ => None,
     }
 }
@@ -161,11 +161,7 @@ fn every_evaluation_prompt_gets_the_reference_tokens_in_a_full_batch() {
     let mut equal = 0;
     for (item, events) in items.iter().zip(&answers) {
         let (ids, text, end) = hear(events);
-        let finish = match reason(&end) {
-            Some(FinishReason::Stop) => "stop",
-            Some(FinishReason::Length) => "length",
-            None => panic!("{}: {end:?}", item.id),
-        };
+        let finish = reason(&end).unwrap_or_else(|| panic!("{}: {end:?}", item.id)).as_str();
         if (&ids, &text, finish) == (&item.greedy_ids, &item.greedy_text, item.finish.as_str()) {
             equal += 1;
         } else {
@@ -195,7 +191,7 @@ fn a_request_continues_after_a_lost_step_with_the_same_tokens() {
         let (mut ids, mut text, end) = hear(&submit(&engine, request.clone()));
         let lost = Event::Failed {
             message: "layer 2: worker 1 is not reachable: connection reset".into(),
-            retryable: true,
+            kind: FailureKind::Lost,
         };
         assert_eq!(end, lost, "{}", item.id);
         assert!(ids.len() < item.greedy_ids.len());
@@ -203,7 +199,9 @@ fn a_request_continues_after_a_lost_step_with_the_same_tokens() {
         ids.extend(rest.0);
         text.push_str(&rest.1);
         assert_eq!((&ids, &text), (&item.greedy_ids, &item.greedy_text), "{}", item.id);
-        let Event::Finished { completion_tokens, .. } = rest.2 else { panic!("{:?}", rest.2) };
+        let Event::Finished { usage: belay_engine::Usage { completion_tokens, .. }, .. } = rest.2 else {
+            panic!("{:?}", rest.2)
+        };
         assert_eq!(completion_tokens as usize, ids.len());
     }
     assert_eq!(engine.stats().failed_steps, 6);
@@ -224,7 +222,7 @@ proptest! {
         let requests: Vec<(Request, usize)> = picks
             .into_iter()
             .map(|(item, seed, temperature, max_tokens, cut)| {
-                let sampling = Sampling { temperature, top_p: 0.95, top_k: 0, seed };
+                let sampling = Sampling { temperature, top_p: 0.95, seed, ..Sampling::default() };
                 let stop = Stop { max_tokens: Some(max_tokens), ignore_eos: true, ..Stop::default() };
                 (Request { sampling, stop, ..greedy(&alone, &items[item].prompt) }, cut)
             })

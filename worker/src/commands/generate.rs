@@ -8,9 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use anyhow::{Context, bail, ensure};
 use belay_backend::ExpertCompute;
 use belay_cpu::CpuBackend;
-use belay_engine::{
-    Engine, EngineConfig, Event, FinishReason, Request, Sampling, ServedModel, Stop, Tokenizer,
-};
+use belay_engine::{Engine, EngineConfig, Event, Request, Sampling, ServedModel, Stop, Tokenizer};
 use belay_fabric::{InProcess, Table};
 use belay_model::{Checkpoint, ExpertBank, Model, Numerics};
 use clap::Args;
@@ -106,19 +104,20 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let request = Request {
         id: "generate".into(),
         prompt: prompt.clone(),
-        resume: Vec::new(),
         sampling: Sampling {
             temperature: args.temperature,
             top_p: args.top_p,
             top_k: args.top_k,
             seed: args.seed,
+            ..Sampling::default()
         },
         stop: Stop {
             max_tokens: args.max_tokens,
             strings: args.stop,
-            ids: Vec::new(),
             ignore_eos: args.ignore_eos,
+            ..Stop::default()
         },
+        ..Request::default()
     };
     engine.submit(request, Box::new(move |event| sender.send(event).is_ok()))?;
     let mut stdout = std::io::stdout().lock();
@@ -136,18 +135,16 @@ fn collect<'a>(events: &Receiver<Event>, prompt_ids: &'a [u32]) -> anyhow::Resul
     let mut completion = Completion { prompt_ids, ids: Vec::new(), text: String::new(), finish_reason: "" };
     loop {
         match events.recv()? {
-            Event::Tokens { ids, text } => {
+            Event::Tokens { ids, text, .. } => {
                 completion.ids.extend(ids);
                 completion.text.push_str(&text);
             }
             Event::Finished { reason, .. } => {
-                completion.finish_reason = match reason {
-                    FinishReason::Stop => "stop",
-                    FinishReason::Length => "length",
-                };
+                completion.finish_reason = reason.as_str();
                 return Ok(completion);
             }
             Event::Failed { message, .. } => bail!(message),
+            Event::Prompt { .. } => {}
         }
     }
 }
@@ -161,6 +158,7 @@ fn stream(events: &Receiver<Event>, out: &mut impl Write) -> anyhow::Result<()> 
             }
             Event::Finished { .. } => return Ok(()),
             Event::Failed { message, .. } => bail!(message),
+            Event::Prompt { .. } => {}
         }
     }
 }

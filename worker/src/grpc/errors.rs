@@ -1,6 +1,6 @@
 //! What went wrong, as gRPC statuses. Clients and the gateway decide by code and by the metadata `belay-retry`.
 
-use belay_engine::SubmitError;
+use belay_engine::{FailureKind, SubmitError};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
@@ -36,11 +36,13 @@ pub fn not_submitted(error: SubmitError) -> Status {
 
 /// A request that was taken failed.
 #[must_use]
-pub fn failed(message: String, is_retryable: bool, is_draining: bool) -> Status {
-    match (is_retryable, is_draining) {
-        (false, _) => Status::internal(message),
-        (true, true) => retryable("draining", message),
-        (true, false) => retryable("step-lost", message),
+pub fn failed(message: String, kind: FailureKind, is_draining: bool) -> Status {
+    match kind {
+        FailureKind::Cancelled => Status::cancelled(message),
+        FailureKind::DeadlineExceeded => Status::deadline_exceeded(message),
+        FailureKind::Broken => Status::internal(message),
+        FailureKind::Lost if is_draining => retryable("draining", message),
+        FailureKind::Lost => retryable("step-lost", message),
     }
 }
 
@@ -73,9 +75,9 @@ mod tests {
         assert_eq!((draining.code(), retry_of(&draining)), (Code::Unavailable, Some("draining")));
         assert_eq!(retry_of(&refused(Refusal::Draining)), Some("draining"));
         assert_eq!(retry_of(&refused(Refusal::NotReady("loading".into()))), Some("not-ready"));
-        assert_eq!(retry_of(&failed("x".into(), true, false)), Some("step-lost"));
-        assert_eq!(retry_of(&failed("x".into(), true, true)), Some("draining"));
-        assert_eq!(failed("x".into(), false, true).code(), Code::Internal);
+        assert_eq!(retry_of(&failed("x".into(), FailureKind::Lost, false)), Some("step-lost"));
+        assert_eq!(retry_of(&failed("x".into(), FailureKind::Lost, true)), Some("draining"));
+        assert_eq!(failed("x".into(), FailureKind::Broken, true).code(), Code::Internal);
         let unknown = unknown_model("a", "b");
         assert!(unknown.message().contains("\"a\"") && unknown.message().contains("\"b\""));
     }

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use belay_engine::chat::{self, Conversation};
 use belay_proto::inference::generate_request::Prompt as WirePrompt;
 use belay_proto::inference::inference_server::Inference;
-use belay_proto::inference::{ChatRequest, GenerateRequest};
+use belay_proto::inference::tokenize_request::Input;
+use belay_proto::inference::{
+    self, ChatRequest, DetokenizeRequest, DetokenizeResponse, GenerateRequest, TokenizeRequest,
+    TokenizeResponse,
+};
 use tonic::{Request, Response, Status};
 
 use crate::context::{Ask, Context, Prompt};
@@ -22,7 +26,7 @@ impl Inference for InferenceService {
     type ChatStream = ReplyStream;
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<ReplyStream>, Status> {
-        let GenerateRequest { model, request_id, prompt, sampling, resume_ids } = request.into_inner();
+        let GenerateRequest { model, request_id, prompt, sampling, resume_ids, .. } = request.into_inner();
         let prompt = match prompt {
             Some(WirePrompt::Text(text)) => Prompt::Text(text),
             Some(WirePrompt::Ids(ids)) => Prompt::Ids(ids.ids),
@@ -34,19 +38,9 @@ impl Inference for InferenceService {
     }
 
     async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<ReplyStream>, Status> {
-        let ChatRequest { model, request_id, messages, sampling, thinking, resume_ids } =
+        let ChatRequest { model, request_id, messages, sampling, thinking, resume_ids, .. } =
             request.into_inner();
-        let messages = messages
-            .into_iter()
-            .map(|message| chat::Message {
-                role: message.role,
-                content: message.content,
-                reasoning: message.reasoning,
-                ..chat::Message::default()
-            })
-            .collect();
-        let conversation =
-            Conversation { messages, thinking: thinking.unwrap_or(false), ..Conversation::default() };
+        let conversation = conversation(messages, thinking);
         let ask = Ask {
             model,
             request_id: named(request_id),
@@ -56,6 +50,42 @@ impl Inference for InferenceService {
         };
         Ok(Response::new(self.0.begin(ask).await?))
     }
+
+    async fn tokenize(
+        &self,
+        request: Request<TokenizeRequest>,
+    ) -> Result<Response<TokenizeResponse>, Status> {
+        let TokenizeRequest { model, input } = request.into_inner();
+        let prompt = match input {
+            Some(Input::Text(text)) => Prompt::Text(text),
+            Some(Input::Chat(ChatRequest { messages, thinking, .. })) => {
+                Prompt::Chat(conversation(messages, thinking))
+            }
+            None => return Err(errors::invalid("input", "text or chat must be set")),
+        };
+        Ok(Response::new(self.0.tokenize(&model, prompt).await?))
+    }
+
+    async fn detokenize(
+        &self,
+        request: Request<DetokenizeRequest>,
+    ) -> Result<Response<DetokenizeResponse>, Status> {
+        let DetokenizeRequest { model, ids } = request.into_inner();
+        Ok(Response::new(DetokenizeResponse { text: self.0.detokenize(&model, &ids)? }))
+    }
+}
+
+fn conversation(messages: Vec<inference::Message>, thinking: Option<bool>) -> Conversation {
+    let messages = messages
+        .into_iter()
+        .map(|message| chat::Message {
+            role: message.role,
+            content: message.content,
+            reasoning: message.reasoning,
+            ..chat::Message::default()
+        })
+        .collect();
+    Conversation { messages, thinking: thinking.unwrap_or(false), ..Conversation::default() }
 }
 
 /// The given id, or a new one.

@@ -57,7 +57,7 @@ impl KserveService {
         stream
             .try_for_each(|piece| {
                 answer.finish_reason = match piece.finish_reason() {
-                    FinishReason::Stop => "stop",
+                    FinishReason::Stop | FinishReason::ToolCalls => "stop",
                     FinishReason::Length => "length",
                     FinishReason::Unspecified => "",
                 };

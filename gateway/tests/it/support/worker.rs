@@ -9,7 +9,8 @@ use std::{
 use axum::body::Body;
 use belay_proto::{
     inference::{
-        ChatRequest, FinishReason, GenerateRequest, GenerateResponse, Sampling, Usage,
+        ChatRequest, DetokenizeRequest, DetokenizeResponse, FinishReason, GenerateRequest, GenerateResponse,
+        Sampling, TokenizeRequest, TokenizeResponse, Usage,
         generate_request::Prompt,
         inference_server::{Inference, InferenceServer},
     },
@@ -143,7 +144,8 @@ impl Progress {
         if self.made >= fault_at {
             return self.fail().await;
         }
-        let usage = Usage { prompt_tokens: 3, completion_tokens: u32::try_from(self.answer.len()).unwrap() };
+        let completion_tokens = u32::try_from(self.answer.len()).unwrap();
+        let usage = Usage { prompt_tokens: 3, completion_tokens, ..Usage::default() };
         if !std::mem::replace(&mut self.told_usage, true) {
             let usage = Some(Usage { completion_tokens: 0, ..usage });
             return Some(Ok(GenerateResponse { usage, ..GenerateResponse::default() }));
@@ -275,6 +277,17 @@ impl Inference for Double {
         let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed);
         let seen = Seen { request_id: request.request_id, resume: request.resume_ids, seed };
         self.begin(seen, &prompt.join("\n"), request.sampling)
+    }
+
+    async fn tokenize(&self, _: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        Err(Status::unimplemented("not by this double"))
+    }
+
+    async fn detokenize(
+        &self,
+        _: Request<DetokenizeRequest>,
+    ) -> Result<Response<DetokenizeResponse>, Status> {
+        Err(Status::unimplemented("not by this double"))
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use belay_engine::{
-    Engine, EngineConfig, Event, FinishReason, Output, Request, Sampler, Sampling, Segment, StepError,
-    StepModel, Stop, SubmitError, Tokenizer,
+    Engine, EngineConfig, Event, FailureKind, FinishReason, Output, Request, Sampler, Sampling, Segment,
+    StepError, StepModel, Stop, SubmitError, Tokenizer, Usage,
 };
 
 pub const VOCAB: usize = 2048;
@@ -155,9 +155,9 @@ pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
     Request {
         id: "r".into(),
         prompt: prompt.to_vec(),
-        resume: Vec::new(),
-        sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
+        sampling: Sampling::greedy(),
         stop: Stop { max_tokens: Some(max_tokens), ..Stop::default() },
+        ..Request::default()
     }
 }
 
@@ -175,7 +175,7 @@ impl Heard {
     fn take(&mut self, event: Event) {
         assert_eq!(self.end, None, "an event after the last one");
         match event {
-            Event::Tokens { ids, text } => {
+            Event::Tokens { ids, text, .. } => {
                 self.ids.extend(ids);
                 self.text.push_str(&text);
                 self.texts.push(text);
@@ -186,14 +186,14 @@ impl Heard {
 
     pub fn reason(&self) -> Option<FinishReason> {
         match &self.end {
-            Some(Event::Finished { reason, .. }) => Some(*reason),
+            Some(Event::Finished { reason, .. }) => Some(reason.clone()),
             _ => None,
         }
     }
 
     pub fn failure(&self) -> (&str, bool) {
         match &self.end {
-            Some(Event::Failed { message, retryable }) => (message, *retryable),
+            Some(Event::Failed { message, kind }) => (message, *kind == FailureKind::Lost),
             other => panic!("expected a failure, found {other:?}"),
         }
     }
@@ -236,12 +236,15 @@ pub fn reference(request: &Request) -> Heard {
         hash = absorb(hash, token);
         let mut text = String::new();
         let ended = output.push(token, &mut text);
-        heard.take(Event::Tokens { ids: vec![token], text });
+        heard.take(Event::Tokens { ids: vec![token], text, logprobs: Vec::new() });
         if let Some(reason) = ended {
             heard.take(Event::Finished {
                 reason,
-                prompt_tokens: request.prompt.len() as u32,
-                completion_tokens: heard.ids.len() as u32,
+                usage: Usage {
+                    prompt_tokens: request.prompt.len() as u32,
+                    completion_tokens: heard.ids.len() as u32,
+                    cached_tokens: 0,
+                },
             });
             break;
         }
