@@ -117,10 +117,10 @@ async fn alone<B: Backend + 'static>(
     stop: &CancellationToken,
 ) -> Result<(), Ending> {
     let opened = open(context).await?;
-    let config = opened.checkpoint.config();
-    let hidden = config.hidden_size;
+    let card = opened.checkpoint.card();
+    let hidden = opened.checkpoint.config().hidden_size;
     let ranks = context.config.devices_per_worker;
-    let table = Table::stand_alone(config.depth(), config.experts, ranks)
+    let table = Table::stand_alone(card.layers as usize, card.experts as usize, ranks)
         .map_err(|error| LoadError::Options(error.to_string()))?;
     let ranks = Arc::new(Ranks::new(&backend, &opened.checkpoint, 0, ranks));
     let model = load(context, &backend, &opened.checkpoint, &ranks, &table).await?;

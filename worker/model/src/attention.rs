@@ -118,6 +118,22 @@ impl<B: Backend> Attention<B> {
         self.output(backend, step, t)
     }
 
+    /// Extends the windows by the rows' keys, without any query.
+    pub(crate) fn feed_keys(
+        &self,
+        backend: &B,
+        step: &Step,
+        t: &mut Temporaries<B>,
+        segments: &mut [Segment<'_, B>],
+        layer: usize,
+    ) -> Result<()> {
+        self.keys(backend, step, t)?;
+        for (span, segment) in segments.iter_mut().enumerate() {
+            self.keep_window(backend, step, span, t, &mut segment.state.layers[layer])?;
+        }
+        Ok(())
+    }
+
     fn rotary(&self, heads: usize, inverse: bool) -> Rotary {
         Rotary { heads, channels: self.shape.rope_dim, inverse }
     }

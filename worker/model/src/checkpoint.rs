@@ -14,10 +14,12 @@ use crate::config::Config;
 mod error;
 mod file;
 pub(crate) mod layout;
+mod stage;
 
 pub use error::CheckpointError;
 use file::{Tensor, TensorFile};
 use layout::{Expected, Shape};
+pub use stage::{Drafting, DraftingError};
 
 pub(crate) const CONFIG_FILE: &str = "config.json";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -45,17 +47,29 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens a directory: reads `config.json` and all headers, and checks that every tensor of the trunk is there with
-    /// the right shape and type. Touches no weight.
+    /// Opens a directory for the trunk alone: [`Self::open_with`] without drafting.
+    ///
+    /// # Errors
+    /// As [`Self::open_with`].
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        Self::open_with(dir, Drafting::OFF)
+    }
+
+    /// Opens a directory: reads `config.json` and all headers, and checks that every tensor of the trunk, and of the
+    /// draft stage if it is to be used, is there with the right shape and type. Touches no weight.
     ///
     /// # Errors
     /// The first thing that is wrong, by file and tensor.
-    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+    pub fn open_with(dir: &Path, drafting: Drafting) -> Result<Self, CheckpointError> {
         let config_text = read_config(dir)?;
         let config = Config::parse(&config_text)?;
         let (index_name, files, tensors) = open_files(dir)?;
         let mut checkpoint = Self { config, card: ModelCard::default(), files, tensors, index_name };
-        let expected = layout::trunk(&checkpoint.config);
+        let draft_tokens = checkpoint.draft_tokens(drafting)?;
+        if draft_tokens > 0 {
+            checkpoint.config.add_draft_stage(draft_tokens)?;
+        }
+        let expected = layout::expected(&checkpoint.config);
         checkpoint.check(&expected)?;
         checkpoint.warn_about_unknown(&expected);
         checkpoint.card = checkpoint.make_card(&expected, &config_text);
@@ -168,7 +182,7 @@ impl Checkpoint {
 
     /// Gate (w1), up (w3) and down (w2) projection of a routed expert.
     pub(crate) fn expert(&self, layer: u32, expert: u32) -> Result<[StoredMatrix; 3], CheckpointError> {
-        let prefix = layout::expert_prefix(layer, expert);
+        let prefix = layout::expert_prefix(&self.config, layer, expert);
         let (inner, width) = (self.config.expert_width, self.config.hidden_size);
         Ok([
             self.linear(&format!("{prefix}.w1"), inner, width)?,
@@ -179,7 +193,7 @@ impl Checkpoint {
 
     /// Bytes of a routed expert as stored, scales included.
     pub fn expert_bytes(&self, layer: u32, expert: u32) -> u64 {
-        let prefix = layout::expert_prefix(layer, expert);
+        let prefix = layout::expert_prefix(&self.config, layer, expert);
         ["w1", "w3", "w2"].iter().map(|name| self.stored_bytes(&format!("{prefix}.{name}"))).sum()
     }
 
@@ -205,7 +219,7 @@ impl Checkpoint {
         let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
         let is_known = |name: &str| {
             let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".scale"));
-            name.starts_with(layout::MTP_PREFIX)
+            (self.config.draft_tokens == 0 && name.starts_with(layout::MTP_PREFIX))
                 || known.contains(name)
                 || stem.is_some_and(|stem| known.contains(stem))
         };
@@ -221,10 +235,11 @@ impl Checkpoint {
 
     fn make_card(&self, expected: &[Expected], config_text: &str) -> ModelCard {
         let dense = expected.iter().filter(|tensor| tensor.expert.is_none());
-        let experts = (0..self.config.depth() as u32)
-            .flat_map(|layer| (0..self.config.experts as u32).map(move |expert| (layer, expert)));
+        let layers = self.config.layers.len() as u32;
+        let experts =
+            (0..layers).flat_map(|layer| (0..self.config.experts as u32).map(move |expert| (layer, expert)));
         ModelCard {
-            layers: self.config.depth() as u32,
+            layers,
             experts: self.config.experts as u32,
             experts_per_token: self.config.experts_per_token as u32,
             expert_bytes: experts.map(|(layer, expert)| self.expert_bytes(layer, expert)).max().unwrap_or(0),
@@ -234,7 +249,8 @@ impl Checkpoint {
         }
     }
 
-    /// SHA-256 over `config.json` and the name, type and shape of every tensor, in hex.
+    /// SHA-256 over `config.json` and the name, type and shape of every tensor, in hex. The draft stage counts if it is
+    /// used: workers of one group must agree on that.
     fn digest(&self, config_text: &str) -> String {
         let mut names: Vec<&String> = self.tensors.keys().collect();
         names.sort_unstable();
@@ -243,6 +259,9 @@ impl Checkpoint {
         for name in names {
             let tensor = &self.tensors[name].tensor;
             hash.update(format!("\n{name} {:?} {:?}", tensor.dtype, tensor.shape));
+        }
+        if self.config.draft_tokens > 0 {
+            hash.update("\nwith the draft stage");
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }

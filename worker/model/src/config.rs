@@ -70,10 +70,14 @@ pub struct Config {
     pub o_lora_rank: usize,
     /// Sliding window of every layer.
     pub window: usize,
-    /// What kind of attention each layer has; its length is the number of layers.
+    /// What kind of attention each layer has: the trunk's, then the draft stage if there is one.
     pub layers: Vec<LayerKind>,
-    /// How each layer routes.
+    /// How each of them routes.
     pub routers: Vec<RouterKind>,
+    /// Most tokens that the draft stage (the classic MTP stage) guesses in a row; 0: the trunk alone is used.
+    pub draft_tokens: usize,
+    /// What `compress_ratios` says of the first MTP stage, if that is not 0 or nothing.
+    odd_stage_ratio: Option<Value>,
     /// Unset if no layer has one.
     pub indexer: Option<IndexerConfig>,
     /// Rotary base of layers without a compressor.
@@ -159,6 +163,8 @@ impl Config {
             norm_eps: fields.positive("rms_norm_eps")? as f32,
             bos_token: fields.token_or("bos_token_id", 0)?,
             eos_token: fields.token_or("eos_token_id", 1)?,
+            draft_tokens: 0,
+            odd_stage_ratio: layers::odd_stage_ratio(&fields, depth)?,
             layers,
             routers,
         };
@@ -166,9 +172,21 @@ impl Config {
         Ok(config)
     }
 
-    /// Number of layers, without MTP stages.
+    /// Number of layers of the trunk.
     pub fn depth(&self) -> usize {
-        self.layers.len()
+        self.layers.len() - usize::from(self.draft_tokens > 0)
+    }
+
+    /// Adds the classic MTP stage as one more layer behind the trunk's: window only, learned router.
+    pub(crate) fn add_draft_stage(&mut self, draft_tokens: usize) -> Result<(), ConfigError> {
+        if let Some(ratio) = &self.odd_stage_ratio {
+            let field = format!("compress_ratios[{}]", self.depth());
+            return Err(ConfigError::new(field, format!("an MTP stage has ratio 0, found {ratio}")));
+        }
+        self.layers.push(LayerKind::Sliding);
+        self.routers.push(RouterKind::Learned);
+        self.draft_tokens = draft_tokens;
+        Ok(())
     }
 
     /// Values that do not fit together.

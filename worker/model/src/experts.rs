@@ -39,9 +39,9 @@ impl<B: Backend> Expert<B> {
     }
 
     fn load_routed(loader: &mut Loader<'_, B>, layer: u32, expert: u32) -> Result<Self, CheckpointError> {
-        let prefix = crate::checkpoint::layout::expert_prefix(layer, expert);
-        let [w1, w3, w2] = loader.checkpoint.expert(layer, expert)?;
         let config = loader.checkpoint.config();
+        let prefix = crate::checkpoint::layout::expert_prefix(config, layer, expert);
+        let [w1, w3, w2] = loader.checkpoint.expert(layer, expert)?;
         let (inner, limit) = (config.expert_width, config.swiglu_limit);
         let mut place = |name: &str, stored| loader.place(&format!("{prefix}.{name}.weight"), stored);
         Ok(Self { w1: place("w1", w1)?, w3: place("w3", w3)?, w2: place("w2", w2)?, inner, limit })
@@ -112,7 +112,7 @@ impl<B: Backend> ExpertBank<B> {
     pub fn new(backend: Arc<B>, checkpoint: Arc<Checkpoint>, numerics: Numerics) -> Self {
         let config = checkpoint.config();
         let layer = || RwLock::new((0..config.experts).map(|_| None).collect());
-        let resident = (0..config.depth()).map(|_| layer()).collect();
+        let resident = config.layers.iter().map(|_| layer()).collect();
         Self { backend, checkpoint, numerics, resident, spare: Mutex::new(Vec::new()) }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use belay_backend::{Backend, Fabric, Rows};
+use belay_backend::{Backend, Fabric};
 
 use crate::card::ModelCard;
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -11,6 +11,7 @@ use crate::error::ForwardError;
 use crate::hyper_connection::HyperHead;
 use crate::layer::Layer;
 use crate::linear::{Linear, Loader, Progress};
+use crate::mtp::{CatchUp, Mtp};
 use crate::numerics::Numerics;
 use crate::rope::Frequencies;
 use crate::scratch::{HostTemporaries, Scratch, Temporaries};
@@ -20,16 +21,17 @@ use crate::trace::{NoTrace, Trace};
 
 /// Everything but the routed experts, which are reached through a [`Fabric`].
 pub struct Model<B: Backend> {
-    backend: Arc<B>,
-    config: Config,
+    pub(crate) backend: Arc<B>,
+    pub(crate) config: Config,
     card: ModelCard,
-    numerics: Numerics,
-    frequencies: Frequencies,
-    embed: Linear<B>,
+    pub(crate) numerics: Numerics,
+    pub(crate) frequencies: Frequencies,
+    pub(crate) embed: Linear<B>,
     layers: Vec<Layer<B>>,
     hyper_head: HyperHead<B>,
-    norm: B::Buffer,
     head: Linear<B>,
+    /// The draft stage, if it is used.
+    pub(crate) mtp: Option<Mtp<B>>,
 }
 
 impl<B: Backend> Model<B> {
@@ -52,9 +54,9 @@ impl<B: Backend> Model<B> {
         let layers = (0..config.depth())
             .map(|index| Layer::load(&mut loader, &config, index))
             .collect::<Result<_, _>>()?;
-        let hyper_head = HyperHead::load(&mut loader, &config)?;
-        let norm = loader.vector("norm.weight", width)?;
+        let hyper_head = HyperHead::load(&mut loader, &config, "")?;
         let head = loader.linear("head", vocab, width)?;
+        let mtp = if config.draft_tokens > 0 { Some(Mtp::load(&mut loader, &config)?) } else { None };
         (loader.progress)(total, total);
         Ok(Self {
             frequencies: Frequencies::new(&config),
@@ -65,8 +67,8 @@ impl<B: Backend> Model<B> {
             embed,
             layers,
             hyper_head,
-            norm,
             head,
+            mtp,
         })
     }
 
@@ -144,11 +146,16 @@ impl<B: Backend> Model<B> {
         if step.rows() == 0 {
             return Ok(());
         }
-        let (t, host) = scratch.reserve(&*self.backend, &self.config, step.rows(), step.wanted.len())?;
+        let plan = self.mtp.as_ref().map(|_| CatchUp::plan(segments, &self.config));
+        let rows = plan.as_ref().map_or(0, CatchUp::rows).max(step.rows());
+        let (t, host) = scratch.reserve(&*self.backend, &self.config, rows, step.wanted.len())?;
         for segment in segments.iter_mut() {
             segment.state.poisoned = true;
         }
         self.run(&step, t, host, segments, fabric, logits, trace)?;
+        if let (Some(mtp), Some(plan)) = (&self.mtp, &plan) {
+            self.catch_up(mtp, plan, &step, t, segments)?;
+        }
         for segment in segments.iter_mut() {
             segment.state.position += segment.tokens.len();
             segment.state.poisoned = false;
@@ -177,10 +184,10 @@ impl<B: Backend> Model<B> {
                 trace.streams(index, &streams);
             }
         }
-        self.head(step, t, logits)
+        self.head(&self.hyper_head, &step.wanted, t, logits)
     }
 
-    fn upload_tables(&self, step: &Step, t: &mut Temporaries<B>) -> Result<(), ForwardError> {
+    pub(crate) fn upload_tables(&self, step: &Step, t: &mut Temporaries<B>) -> Result<(), ForwardError> {
         self.backend.write(&mut t.plain_table, 0, &step.plain_table)?;
         self.backend.write(&mut t.compressed_table, 0, &step.compressed_table)?;
         for (table, buffer) in step.entry_tables.iter().zip(&mut t.entry_tables) {
@@ -190,19 +197,26 @@ impl<B: Backend> Model<B> {
     }
 
     /// logits = head · RMS(collapsed streams), for the wanted rows.
-    fn head(&self, step: &Step, t: &mut Temporaries<B>, logits: &mut Vec<f32>) -> Result<(), ForwardError> {
-        let rows = step.wanted.len();
-        let Some(last) = t.last.as_mut().filter(|_| rows > 0) else {
+    pub(crate) fn head(
+        &self,
+        mixer: &HyperHead<B>,
+        wanted: &[u32],
+        t: &mut Temporaries<B>,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ForwardError> {
+        let Some(last) = t.last.as_mut().filter(|_| !wanted.is_empty()) else {
             return Ok(());
         };
         let backend = &*self.backend;
-        let width = self.config.hidden_size;
-        backend.gather(&t.streams, self.config.streams * width, &step.wanted, &mut last.streams)?;
-        self.hyper_head.read(backend, last, rows)?;
-        let all = Rows { first: 0, count: rows, width };
-        backend.rms_norm(&last.mean, all, &self.norm, self.config.norm_eps, &mut last.x, 0)?;
-        self.head.apply(backend, &last.x, rows, &mut last.logits)?;
-        logits.resize(rows * self.config.vocab_size, 0.0);
+        backend.gather(
+            &t.streams,
+            self.config.streams * self.config.hidden_size,
+            wanted,
+            &mut last.streams,
+        )?;
+        mixer.read(backend, last, wanted.len())?;
+        self.head.apply(backend, &last.x, wanted.len(), &mut last.logits)?;
+        logits.resize(wanted.len() * self.config.vocab_size, 0.0);
         backend.read(&last.logits, 0, logits)?;
         Ok(())
     }

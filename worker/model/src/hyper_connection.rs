@@ -1,6 +1,6 @@
 //! Manifold-constrained hyper-connections: how a block reads and writes the residual streams.
 
-use belay_backend::{Backend, HyperShape, Result};
+use belay_backend::{Backend, HyperShape, Result, Rows};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::Config;
@@ -56,29 +56,38 @@ impl<B: Backend> HyperConnection<B> {
     }
 }
 
-/// The mixer that collapses the streams before the head.
+/// The mixer that collapses the streams before the head, and the norm behind it.
 pub(crate) struct HyperHead<B: Backend> {
     function: Linear<B>,
     base: B::Buffer,
     scale: B::Buffer,
+    norm: B::Buffer,
     shape: HyperShape,
 }
 
 impl<B: Backend> HyperHead<B> {
-    pub(crate) fn load(loader: &mut Loader<'_, B>, config: &Config) -> Result<Self, CheckpointError> {
-        let streams = config.streams;
+    /// `prefix` is empty, or `mtp.0.` for the draft stage's own.
+    pub(crate) fn load(
+        loader: &mut Loader<'_, B>,
+        config: &Config,
+        prefix: &str,
+    ) -> Result<Self, CheckpointError> {
+        let (streams, width) = (config.streams, config.hidden_size);
         Ok(Self {
-            function: loader.matrix("hc_head_fn", streams, streams * config.hidden_size)?,
-            base: loader.vector("hc_head_base", streams)?,
-            scale: loader.vector("hc_head_scale", 1)?,
+            function: loader.matrix(&format!("{prefix}hc_head_fn"), streams, streams * width)?,
+            base: loader.vector(&format!("{prefix}hc_head_base"), streams)?,
+            scale: loader.vector(&format!("{prefix}hc_head_scale"), 1)?,
+            norm: loader.vector(&format!("{prefix}norm.weight"), width)?,
             shape: shape(config),
         })
     }
 
-    /// mean = pre · X.
+    /// x = RMS(pre · X).
     pub(crate) fn read(&self, backend: &B, last: &mut LastRows<B>, rows: usize) -> Result<()> {
         self.function.apply(backend, &last.streams, rows, &mut last.mix)?;
         backend.hyper_head(&last.streams, rows, self.shape, &self.base, &self.scale, &mut last.mix)?;
-        backend.hyper_pre(&last.streams, rows, self.shape, &last.mix, self.shape.streams, &mut last.mean)
+        backend.hyper_pre(&last.streams, rows, self.shape, &last.mix, self.shape.streams, &mut last.mean)?;
+        let all = Rows { first: 0, count: rows, width: self.shape.width };
+        backend.rms_norm(&last.mean, all, &self.norm, self.shape.norm_eps, &mut last.x, 0)
     }
 }

@@ -34,7 +34,7 @@ impl<B: Backend> Layer<B> {
         config: &Config,
         index: usize,
     ) -> Result<Self, CheckpointError> {
-        let name = layout::layer_prefix(index);
+        let name = layout::layer_prefix(config, index);
         Ok(Self {
             attention_mixer: HyperConnection::load(loader, config, &format!("{name}.hc_attn"))?,
             attention_norm: loader.vector(&format!("{name}.attn_norm.weight"), config.hidden_size)?,
@@ -72,6 +72,20 @@ impl<B: Backend> Layer<B> {
         self.mixture(backend, step, t, host, fabric, trace)?;
         self.ffn_mixer.write(backend, t, rows)?;
         Ok(())
+    }
+
+    /// Puts the rows' keys into the segments' windows and computes nothing else: all that rows whose output nobody
+    /// wants leave behind in a layer without a compressor.
+    pub(crate) fn feed_keys(
+        &self,
+        backend: &B,
+        step: &Step,
+        t: &mut Temporaries<B>,
+        segments: &mut [Segment<'_, B>],
+    ) -> Result<()> {
+        self.attention_mixer.read(backend, t, step.rows())?;
+        self.normalise(backend, t, step.rows(), &self.attention_norm)?;
+        self.attention.feed_keys(backend, step, t, segments, self.index)
     }
 
     /// x = RMS(mean).

@@ -4,6 +4,7 @@
 //! Checkpoint::open(dir) ─┬─ Model::load ──────────── dense weights
 //!                        └─ ExpertBank::load(pairs) ─ routed experts, behind a Fabric
 //! Model::new_state → State; Model::forward(Scratch, [Segment { State, tokens }], Fabric) → logits
+//!                           Model::draft(Scratch, [Draft { State, token }], Fabric) → guesses
 //! ```
 #![deny(unsafe_code)]
 
@@ -19,6 +20,7 @@ mod hyper_connection;
 mod indexer;
 mod layer;
 mod linear;
+mod mtp;
 mod numerics;
 mod rope;
 mod router;
@@ -28,12 +30,13 @@ mod step;
 mod trace;
 
 pub use card::ModelCard;
-pub use checkpoint::{Checkpoint, CheckpointError};
+pub use checkpoint::{Checkpoint, CheckpointError, Drafting, DraftingError};
 pub use config::{Config, ConfigError, IndexerConfig, LayerKind, RouterKind, Yarn};
 pub use error::ForwardError;
 pub use experts::{ExpertBank, LocalExperts};
 pub use forward::Model;
 pub use linear::Progress;
+pub use mtp::Draft;
 pub use numerics::Numerics;
 pub use scratch::Scratch;
 pub use state::State;

@@ -66,6 +66,12 @@ pub(crate) struct Temporaries<B: Backend> {
     pub(crate) up: B::Buffer,
     /// [T, D]
     pub(crate) shared: B::Buffer,
+    /// If the draft stage is used, what comes before its block: [T, M, D] streams that it takes
+    pub(crate) stage_x: B::Buffer,
+    /// [T, M, D] after the norm; then the token's part, for each stream
+    pub(crate) stage_normed: B::Buffer,
+    /// [T, M, D]
+    pub(crate) stage_rounded: B::Buffer,
     /// The rows whose logits are wanted: [T, M, D], [T, M], [T, D], [T, D], [T, V]
     pub(crate) last: Option<LastRows<B>>,
 }
@@ -125,6 +131,7 @@ impl<B: Backend> Temporaries<B> {
         let widest_input =
             [config.hidden_size, config.q_lora_rank, inner, config.expert_width].into_iter().max();
         let widest_entry = config.head_dim.max(index_dim);
+        let stage = if config.draft_tokens > 0 { config.streams * config.hidden_size } else { 0 };
         let mut ratios: Vec<usize> =
             config.layers.iter().map(|kind| kind.ratio()).filter(|&r| r > 0).collect();
         ratios.sort_unstable();
@@ -157,6 +164,9 @@ impl<B: Backend> Temporaries<B> {
             gate: alloc(config.expert_width)?,
             up: alloc(config.expert_width)?,
             shared: alloc(config.hidden_size)?,
+            stage_x: alloc(stage)?,
+            stage_normed: alloc(stage)?,
+            stage_rounded: alloc(stage)?,
             last: None,
         })
     }

@@ -3,6 +3,7 @@
 use belay_backend::{Backend, Result};
 
 use crate::config::{Config, LayerKind};
+use crate::mtp::{self, DraftState};
 
 /// Entries that a compressor's cache first has room for.
 const FIRST_ENTRIES: usize = 16;
@@ -14,6 +15,8 @@ pub struct State<B: Backend> {
     pub(crate) position: usize,
     pub(crate) poisoned: bool,
     pub(crate) layers: Vec<LayerState<B>>,
+    /// If the draft stage is used.
+    pub(crate) draft: Option<DraftState<B>>,
 }
 
 /// Upper bound of the bytes that a state takes after `tokens` tokens.
@@ -34,7 +37,7 @@ pub(crate) fn bytes_after(config: &Config, tokens: usize) -> u64 {
         };
         ring + main + index
     };
-    4 * config.layers.iter().map(layer).sum::<usize>() as u64
+    4 * (config.layers.iter().map(layer).sum::<usize>() + mtp::elements(config)) as u64
 }
 
 /// One layer's part.
@@ -61,7 +64,8 @@ pub(crate) struct CompressorState<B: Backend> {
 impl<B: Backend> State<B> {
     pub(crate) fn new(backend: &B, config: &Config) -> Result<Self> {
         let layers = config.layers.iter().map(|&kind| LayerState::new(backend, config, kind));
-        Ok(Self { position: 0, poisoned: false, layers: layers.collect::<Result<_>>()? })
+        let draft = if config.draft_tokens > 0 { Some(DraftState::new(backend, config)?) } else { None };
+        Ok(Self { position: 0, poisoned: false, layers: layers.collect::<Result<_>>()?, draft })
     }
 
     /// Tokens that went in.
@@ -76,12 +80,15 @@ impl<B: Backend> State<B> {
 
     pub(crate) fn fork(&self, backend: &B) -> Result<Self> {
         let layers = self.layers.iter().map(|layer| layer.fork(backend));
-        Ok(Self { position: self.position, poisoned: self.poisoned, layers: layers.collect::<Result<_>>()? })
+        let draft = self.draft.as_ref().map(|draft| draft.fork(backend)).transpose()?;
+        let (position, poisoned) = (self.position, self.poisoned);
+        Ok(Self { position, poisoned, layers: layers.collect::<Result<_>>()?, draft })
     }
 
     pub(crate) fn bytes(&self, backend: &B) -> u64 {
         let elements: usize = self.layers.iter().map(|layer| layer.elements(backend)).sum();
-        4 * elements as u64
+        let draft = self.draft.as_ref().map_or(0, |draft| backend.len(&draft.streams));
+        4 * (elements + draft) as u64
     }
 }
 

@@ -98,6 +98,30 @@ impl Step {
         Ok(step)
     }
 
+    /// Rows of a layer that has a window only: for each segment its ids, and the position of the first.
+    pub(crate) fn of_window(
+        segments: impl Iterator<Item = (Vec<u32>, usize)>,
+        frequencies: &Frequencies,
+        numerics: Numerics,
+    ) -> Self {
+        let mut step = Self {
+            ids: Vec::new(),
+            spans: Vec::new(),
+            wanted: Vec::new(),
+            plain_table: Vec::new(),
+            compressed_table: Vec::new(),
+            entry_tables: Vec::new(),
+            numerics,
+        };
+        for (ids, start) in segments {
+            let first = step.ids.len();
+            rope::append_table(&frequencies.plain, start..start + ids.len(), &mut step.plain_table);
+            step.ids.extend(ids);
+            step.spans.push(Span { rows: first..step.ids.len(), start });
+        }
+        step
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.ids.len()
     }

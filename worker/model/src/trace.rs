@@ -16,6 +16,8 @@ pub trait Trace {
     }
     /// Residual streams after a layer: `[rows, M · D]`.
     fn streams(&mut self, _layer: usize, _streams: &[f32]) {}
+    /// Logits of the draft stage's guess `ahead` tokens after the given one: `[sequences that still draft, V]`.
+    fn draft_logits(&mut self, _ahead: usize, _logits: &[f32]) {}
 }
 
 /// Looks at nothing.

@@ -4,28 +4,15 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use belay_cpu::CpuBackend;
 use belay_model::{Checkpoint, CheckpointError, ExpertBank, Model, Numerics};
+use common::edit::*;
 use common::*;
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
-
-/// A copy of a fixture that a test may break.
-fn copy_of(dir: &Path) -> TempDir {
-    let copy = TempDir::new().unwrap();
-    for entry in fs::read_dir(dir).unwrap() {
-        let entry = entry.unwrap();
-        if !entry.file_name().to_string_lossy().starts_with("golden") {
-            fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-        }
-    }
-    copy
-}
 
 /// The message of the refusal.
 fn refusal(dir: &TempDir) -> String {
@@ -33,25 +20,6 @@ fn refusal(dir: &TempDir) -> String {
         Ok(_) => panic!("the checkpoint was accepted"),
         Err(error) => error.to_string(),
     }
-}
-
-type Tensor = (Dtype, Vec<usize>, Vec<u8>);
-
-/// Rewrites a file with changed tensors.
-fn rewrite(dir: &TempDir, file: &str, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) {
-    let path = dir.path().join(file);
-    let bytes = fs::read(&path).unwrap();
-    let mut tensors: BTreeMap<String, Tensor> = SafeTensors::deserialize(&bytes)
-        .unwrap()
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
-        .collect();
-    change(&mut tensors);
-    let views = tensors
-        .iter()
-        .map(|(name, (dtype, shape, data))| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
-    fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 const SINGLE: &str = "model.safetensors";

@@ -190,13 +190,13 @@ fn load(
     ranks: u32,
 ) -> anyhow::Result<ServedModel<CpuBackend>> {
     let backend = Arc::new(CpuBackend::detect());
-    let config = checkpoint.config();
+    let card = checkpoint.card();
     ensure!(
-        (1..=checkpoint.card().experts).contains(&ranks),
+        (1..=card.experts).contains(&ranks),
         "--ranks {ranks}: must be from 1 to {}, the experts of a layer",
-        config.experts
+        card.experts
     );
-    let table = Table::stand_alone(config.depth(), config.experts, ranks)?;
+    let table = Table::stand_alone(card.layers as usize, card.experts as usize, ranks)?;
     let model = Model::load(Arc::clone(&backend), checkpoint, numerics, &mut |_, _| {})?;
     let mut banks: Vec<Arc<dyn ExpertCompute>> = Vec::new();
     for rank in 0..ranks {
@@ -204,5 +204,5 @@ fn load(
         bank.load(table.of_rank(rank), &mut |_, _| {})?;
         banks.push(Arc::new(bank));
     }
-    Ok(ServedModel::new(model, Arc::new(InProcess::new(table, banks, config.hidden_size))))
+    Ok(ServedModel::new(model, Arc::new(InProcess::new(table, banks, checkpoint.config().hidden_size))))
 }

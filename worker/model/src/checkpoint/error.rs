@@ -92,6 +92,20 @@ pub enum CheckpointError {
         /// What is wrong.
         message: String,
     },
+    /// Drafting was asked for, but there is no stage for it that is computed here.
+    #[error(
+        "{file}: tensor {tensor} {problem}: draft-tokens must be 0 or auto for this checkpoint, not {asked}"
+    )]
+    DraftStage {
+        /// File name.
+        file: String,
+        /// Tensor name.
+        tensor: String,
+        /// What is the matter with it.
+        problem: &'static str,
+        /// How many draft tokens were asked for.
+        asked: usize,
+    },
     /// The backend could not take the weight.
     #[error("{file}: tensor {tensor}: {cause}")]
     Backend {

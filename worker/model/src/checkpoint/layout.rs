@@ -2,10 +2,12 @@
 
 use crate::config::{Config, RouterKind};
 
-/// Tensors of the multi-token-prediction stages begin with this; they are known, and not used yet.
+/// Tensors of the multi-token-prediction stages begin with this.
 pub(super) const MTP_PREFIX: &str = "mtp.";
+/// Prefix of the draft stage's names.
+pub(crate) const STAGE: &str = "mtp.0";
 
-/// What a tensor of the trunk must be.
+/// What a tensor must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     /// A linear's weight `<name>.weight`, perhaps with `<name>.scale`.
@@ -27,35 +29,51 @@ pub(super) struct Expected {
     pub(super) expert: Option<(u32, u32)>,
 }
 
-/// Prefix of a layer's names.
-pub(crate) fn layer_prefix(layer: usize) -> String {
-    format!("layers.{layer}")
+/// Prefix of a layer's names; the draft stage counts as the layer behind the trunk's last.
+pub(crate) fn layer_prefix(config: &Config, layer: usize) -> String {
+    if layer < config.depth() { format!("layers.{layer}") } else { STAGE.to_owned() }
 }
 
 /// Prefix of a routed expert's names.
-pub(crate) fn expert_prefix(layer: u32, expert: u32) -> String {
-    format!("layers.{layer}.ffn.experts.{expert}")
+pub(crate) fn expert_prefix(config: &Config, layer: u32, expert: u32) -> String {
+    format!("{}.ffn.experts.{expert}", layer_prefix(config, layer as usize))
 }
 
-/// Everything the trunk needs.
-pub(super) fn trunk(config: &Config) -> Vec<Expected> {
+/// Everything that the trunk needs, and the draft stage if the configuration has it.
+pub(super) fn expected(config: &Config) -> Vec<Expected> {
     let mut out = Vec::new();
     let mut list = List { out: &mut out, prefix: String::new() };
-    let (vocab, width, streams) = (config.vocab_size, config.hidden_size, config.streams);
+    let (vocab, width) = (config.vocab_size, config.hidden_size);
     list.add("embed", Shape::Linear(vocab, width));
     list.add("head", Shape::Linear(vocab, width));
-    list.add("norm.weight", Shape::Vector(width));
-    list.add("hc_head_fn", Shape::Matrix(streams, streams * width));
-    list.add("hc_head_base", Shape::Vector(streams));
-    list.add("hc_head_scale", Shape::Vector(1));
-    for layer in 0..config.depth() {
-        list.prefix = layer_prefix(layer) + ".";
+    end_tensors(&mut list, config);
+    if config.draft_tokens > 0 {
+        list.prefix = format!("{STAGE}.");
+        for name in ["e_proj", "h_proj"] {
+            list.add(name, Shape::Linear(width, width));
+        }
+        for name in ["enorm.weight", "hnorm.weight"] {
+            list.add(name, Shape::Vector(width));
+        }
+        end_tensors(&mut list, config);
+    }
+    for layer in 0..config.layers.len() {
+        list.prefix = layer_prefix(config, layer) + ".";
         layer_tensors(&mut list, config, layer);
         for expert in 0..config.experts {
             expert_tensors(list.out, config, layer as u32, expert as u32);
         }
     }
     out
+}
+
+/// What stands between the last streams and the head.
+fn end_tensors(list: &mut List<'_>, config: &Config) {
+    let (width, streams) = (config.hidden_size, config.streams);
+    list.add("norm.weight", Shape::Vector(width));
+    list.add("hc_head_fn", Shape::Matrix(streams, streams * width));
+    list.add("hc_head_base", Shape::Vector(streams));
+    list.add("hc_head_scale", Shape::Vector(1));
 }
 
 struct List<'a> {
@@ -135,7 +153,7 @@ fn compressor_tensors(
 }
 
 fn expert_tensors(out: &mut Vec<Expected>, config: &Config, layer: u32, expert: u32) {
-    let prefix = expert_prefix(layer, expert);
+    let prefix = expert_prefix(config, layer, expert);
     for (name, shape) in expert_shapes(config) {
         out.push(Expected { name: format!("{prefix}.{name}"), shape, expert: Some((layer, expert)) });
     }

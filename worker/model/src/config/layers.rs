@@ -82,6 +82,12 @@ pub(super) fn attention(fields: &Fields<'_>, depth: usize) -> Result<Vec<LayerKi
     }
 }
 
+/// The entry of `compress_ratios` behind the trunk's, which belongs to the first MTP stage, unless it is 0.
+pub(super) fn odd_stage_ratio(fields: &Fields<'_>, depth: usize) -> Result<Option<Value>, ConfigError> {
+    let entry = fields.list("compress_ratios")?.and_then(|ratios| ratios.get(depth));
+    Ok(entry.filter(|ratio| ratio.as_u64() != Some(0)).cloned())
+}
+
 /// The first `depth` ratios are the layers', what follows belongs to MTP stages.
 fn of_ratios(ratios: &[Value], depth: usize) -> Result<Vec<LayerKind>, ConfigError> {
     if ratios.len() < depth {

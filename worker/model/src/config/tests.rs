@@ -144,3 +144,19 @@ fn layer_types_alone_are_enough() {
     assert_eq!(Config::parse(&config.to_string()).unwrap(), expected);
     assert_eq!(expected.layers[1], LayerKind::Compressed { ratio: 8 });
 }
+
+#[test]
+fn the_draft_stage_is_one_more_layer() {
+    let trunk = Config::parse(&published().to_string()).unwrap();
+    let mut config = trunk.clone();
+    config.add_draft_stage(2).unwrap();
+    assert_eq!((config.depth(), config.layers.len(), config.draft_tokens), (5, 6, 2));
+    assert_eq!((config.layers[5], config.routers[5]), (LayerKind::Sliding, RouterKind::Learned));
+    assert_eq!((&config.layers[..5], trunk.depth()), (&trunk.layers[..], 5));
+
+    let mut other = with("compress_ratios", json!([0, 0, 4, 128, 4, 128])).unwrap();
+    let refused = other.add_draft_stage(1).unwrap_err();
+    assert_eq!(refused.to_string(), "config.json: compress_ratios[5]: an MTP stage has ratio 0, found 128");
+    let mut silent = with("compress_ratios", json!([0, 0, 4, 128, 4])).unwrap();
+    silent.add_draft_stage(1).unwrap();
+}

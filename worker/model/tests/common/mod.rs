@@ -1,6 +1,8 @@
 //! What the tests of whole models share: fixtures, a loaded model, and a recording trace.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
+pub mod edit;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::sync::Arc;
 use belay_backend::{ExpertCompute, Fabric, FabricError, Route};
 use belay_cpu::{CpuBackend, Level};
 use belay_model::{
-    Checkpoint, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment, State, Trace,
+    Checkpoint, Drafting, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment, State, Trace,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -40,8 +42,14 @@ pub fn load(dir: &Path) -> Loaded {
 }
 
 pub fn load_with(dir: &Path, backend: CpuBackend, numerics: Numerics) -> Loaded {
+    load_drafting(dir, backend, numerics, 0)
+}
+
+/// With the draft stage, if `draft_tokens` is not 0.
+pub fn load_drafting(dir: &Path, backend: CpuBackend, numerics: Numerics, draft_tokens: usize) -> Loaded {
     let backend = Arc::new(backend);
-    let checkpoint = Arc::new(Checkpoint::open(dir).unwrap());
+    let drafting = Drafting::tokens(draft_tokens).unwrap();
+    let checkpoint = Arc::new(Checkpoint::open_with(dir, drafting).unwrap());
     let model = Model::load(Arc::clone(&backend), &checkpoint, numerics, &mut |_, _| {}).unwrap();
     let bank = Arc::new(ExpertBank::new(backend, Arc::clone(&checkpoint), numerics));
     bank.load(all_experts(&checkpoint), &mut |_, _| {}).unwrap();
