@@ -69,6 +69,7 @@ fn every_prompt_is_rebuilt_from_its_messages_to_the_byte() {
             tools: item.tools,
             response_format: item.response_format,
             thinking: item.thinking,
+            ..Conversation::default()
         };
         assert_eq!(chat::encode(&conversation).unwrap(), item.prompt, "{}", item.id);
     }

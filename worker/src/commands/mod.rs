@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub mod chat_prompt;
 pub mod generate;
 pub mod logits;
 pub mod serve;
@@ -34,6 +35,8 @@ pub enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Write the logits and routes of given token sequences
     Logits(Box<logits::LogitsArgs>),
+    /// Print the prompt text of an OpenAI chat completion request
+    ChatPrompt(chat_prompt::ChatPromptArgs),
 }
 
 impl Command {
@@ -46,6 +49,7 @@ impl Command {
             Self::Serve(config) => serve::run(*config),
             Self::Generate(args) => generate::run(*args),
             Self::Logits(args) => logits::run(&args),
+            Self::ChatPrompt(args) => chat_prompt::run(&args),
         }
     }
 }

@@ -3,65 +3,73 @@
 use serde_json::Value;
 
 use super::json::dumps;
-use super::{ChatError, Conversation, Message, ToolCall};
+use super::texts::{
+    ASSISTANT, BOS, CALLS, CALLS_END, EOS, INVOKE, INVOKE_END, LATEST_REMINDER, PARAMETER, PARAMETER_END,
+    RESPONSE_FORMAT, THINK, THINK_END, TOOLS_HEAD, TOOLS_TAIL, USER, effort,
+};
+use super::turns::{Notice, Turn, turns};
+use super::{ChatError, Conversation, Message, Task, ToolCall, ToolChoice};
 
-const BOS: &str = "<｜begin▁of▁sentence｜>";
-const EOS: &str = "<｜end▁of▁sentence｜>";
-const USER: &str = "<｜User｜>";
-const ASSISTANT: &str = "<｜Assistant｜>";
-const LATEST_REMINDER: &str = "<｜latest_reminder｜>";
-const THINK: &str = "<think>";
-const THINK_END: &str = "</think>";
-const DSML: &str = "｜DSML｜";
-const RESPONSE_FORMAT: &str =
-    "## Response Format:\n\nYou MUST strictly adhere to the following schema to reply:\n";
-
-/// The fixed text around the tool schemas is DeepSeek's (encoding_dsv4.py, MIT licence): the model is trained on it
-/// to the letter.
-const TOOLS_HEAD: &str = include_str!("tools_head.txt");
-const TOOLS_TAIL: &str = include_str!("tools_tail.txt");
-
-/// The prompt text of a conversation, special tokens written out. It ends where the reply begins: after
-/// `<｜Assistant｜>` and `<think>` (thinking) or `</think>` (not), or inside a reply that the caller began.
-///
-/// - Tools and response format go into the first message if it is system or developer, else into an empty system
-///   message of their own.
-/// - User and tool messages in a row form one turn; tool results stand in the order of their calls.
-/// - When thinking without tools, the reasoning of earlier turns is dropped, and so are earlier developer messages.
+/// The prompt text of a conversation that waits for a reply, special tokens written out. It ends where the reply
+/// begins: after `<｜Assistant｜>` and `<think>` (thinking) or `</think>` (not), or inside a reply that the caller
+/// began.
 ///
 /// # Errors
-/// [`ChatError`], naming the message.
+/// [`ChatError`], naming the message: as [`render`], or the conversation leaves nothing for the model to say.
 pub fn encode(conversation: &Conversation) -> Result<String, ChatError> {
-    let functions = functions(&conversation.tools)?;
-    let mut turns = turns(&conversation.messages)?;
-    let has_extras = !functions.is_empty() || conversation.response_format.is_some();
-    if has_extras && !matches!(turns[0], Turn::System(_) | Turn::Developer(_)) {
-        turns.insert(0, Turn::System(""));
-    }
-    // Tools stay with the first turn even if that is a developer message: nothing is dropped when there are tools.
-    let keep_reasoning = !functions.is_empty();
-    let extras = extras(&functions, conversation.response_format.as_ref());
-    let question = turns.iter().rposition(Turn::is_question);
-    let is_latest = |index: usize| question.is_none_or(|question| index >= question);
-    let thinks_at = |index: usize| conversation.thinking && (keep_reasoning || is_latest(index));
-    let is_dropped = |index: usize| {
-        conversation.thinking
-            && !keep_reasoning
-            && !is_latest(index)
-            && matches!(turns[index], Turn::Developer(_))
-            // The published encoder would lose the response format with it.
-            && !(index == 0 && has_extras)
-    };
+    let text = render(conversation)?;
+    check_end(&conversation.messages)?;
+    Ok(text)
+}
 
+/// The text of any conversation, also one that ends with a whole reply, as the published encoder writes it.
+///
+/// - The request's tools and response format go into the first message if it is system or developer, in place of
+///   that one's own, else into an empty system message of their own.
+/// - User and tool messages in a row form one turn; tool results stand in the order of their calls.
+/// - When thinking without tools, the reasoning of earlier turns is dropped, and so are earlier developer messages.
+/// - After a last message by the system the reply's cue is written as well, as vLLM does: the published encoder
+///   would leave the model in the middle of the system text.
+///
+/// # Errors
+/// [`ChatError`], naming the field: no messages, an unknown role, a field at a role that cannot have it, a tool
+/// without a name, a choice of a tool that is not there.
+pub fn render(conversation: &Conversation) -> Result<String, ChatError> {
+    check_tools(conversation)?;
+    let mut turns = turns(&conversation.messages)?;
+    if turns.is_empty() {
+        return Err(ChatError::Empty);
+    }
+    let hides_tools = conversation.tool_choice == ToolChoice::None;
+    let has_tools = !conversation.tools.is_empty()
+        || turns.iter().filter_map(Turn::notice).any(|notice| !notice.tools.is_empty());
+    let drops_reasoning = conversation.thinking && conversation.drop_thinking && !has_tools;
+
+    if hides_tools {
+        turns.iter_mut().filter_map(Turn::notice_mut).for_each(|notice| notice.tools = &[]);
+    }
+    let tools = if hides_tools { &[] } else { conversation.tools.as_slice() };
+    show_extras(&mut turns, tools, conversation.response_format.as_ref());
+    if drops_reasoning {
+        drop_developers(&mut turns, conversation.response_format.is_some());
+    }
+
+    let question = turns.iter().rposition(Turn::is_question);
+    let thinks_at = |index: usize| {
+        conversation.thinking && (!drops_reasoning || question.is_none_or(|question| index >= question))
+    };
     let mut text = String::from(BOS);
-    for (index, turn) in turns.iter().enumerate().filter(|(index, _)| !is_dropped(*index)) {
+    if conversation.thinking {
+        text.push_str(effort(conversation.encoding, conversation.effort));
+    }
+    for (index, turn) in turns.iter().enumerate() {
         match turn {
-            Turn::System(content) => text.push_str(content),
-            Turn::Developer(content) => {
+            Turn::System(notice) => push_notice(&mut text, notice),
+            Turn::Developer(notice) => {
                 text.push_str(USER);
-                text.push_str(content);
+                push_notice(&mut text, notice);
             }
-            Turn::User(parts) => {
+            Turn::User { parts, .. } => {
                 text.push_str(USER);
                 text.push_str(&parts.join("\n\n"));
             }
@@ -69,124 +77,137 @@ pub fn encode(conversation: &Conversation) -> Result<String, ChatError> {
                 text.push_str(LATEST_REMINDER);
                 text.push_str(content);
             }
-            Turn::Assistant(message) => push_reply(&mut text, message, thinks_at(index)),
+            Turn::Assistant(message) => {
+                // the answer to a quick question comes without reasoning
+                let is_quick = index > 0 && turns[index - 1].task().is_some();
+                push_reply(&mut text, message, thinks_at(index) && !is_quick);
+            }
         }
-        if index == 0 {
-            text.push_str(&extras);
-        }
-        let next = (index + 1..turns.len()).find(|&next| !is_dropped(next)).map(|next| &turns[next]);
-        if turn.is_question() && next.is_none_or(|next| next.may_follow_cue()) {
-            text.push_str(ASSISTANT);
-            text.push_str(if thinks_at(index) { THINK } else { THINK_END });
+        let next = turns.get(index + 1);
+        if next.is_none_or(Turn::may_follow_cue) {
+            let ends_with_system = next.is_none() && matches!(turn, Turn::System(_));
+            match turn.task() {
+                Some(Task::Action) => {
+                    push_cue(&mut text, conversation.thinking);
+                    text.push_str(Task::Action.token());
+                }
+                Some(task) => text.push_str(task.token()),
+                None if turn.is_question() || ends_with_system => push_cue(&mut text, thinks_at(index)),
+                None => {}
+            }
         }
     }
     Ok(text)
 }
 
-/// What the prompt text is made of: messages with user and tool messages merged.
-enum Turn<'a> {
-    System(&'a str),
-    Developer(&'a str),
-    User(Vec<String>),
-    LatestReminder(&'a str),
-    Assistant(&'a Message),
+/// Whether the reply to a prompt begins with reasoning.
+#[must_use]
+pub fn ends_in_reasoning(prompt: &str) -> bool {
+    let reply = prompt.rfind(ASSISTANT).map_or("", |start| &prompt[start..]);
+    let opened = reply.rfind(THINK);
+    opened > reply.rfind(THINK_END) && !reply.ends_with(Task::Action.token())
 }
 
-impl Turn<'_> {
-    /// A turn that a reply answers.
-    fn is_question(&self) -> bool {
-        matches!(self, Self::Developer(_) | Self::User(_))
-    }
-
-    /// The published encoder writes the reply's cue before a latest_reminder as well.
-    fn may_follow_cue(&self) -> bool {
-        matches!(self, Self::Assistant(_) | Self::LatestReminder(_))
-    }
-}
-
-fn turns(messages: &[Message]) -> Result<Vec<Turn<'_>>, ChatError> {
-    let mut turns = Vec::new();
-    // Calls of the latest assistant turn that has any, and the results in the user turn being put together.
-    let mut calls: &[ToolCall] = &[];
-    let mut results: Vec<(usize, &Message)> = Vec::new();
-    for (index, message) in messages.iter().enumerate() {
-        if message.prefix && (message.role != "assistant" || index + 1 < messages.len()) {
-            return Err(ChatError::MisplacedPrefix { index });
+/// Refuses a conversation that leaves nothing to say.
+fn check_end(messages: &[Message]) -> Result<(), ChatError> {
+    match messages {
+        [.., last] if last.role == "assistant" => {
+            let is_open = last.prefix || last.wo_eos;
+            if is_open { Ok(()) } else { Err(ChatError::AlreadyAnswered { index: messages.len() - 1 }) }
         }
-        if !matches!(message.role.as_str(), "user" | "tool") {
-            place_results(&mut turns, &mut results, calls);
+        [.., question, last] if last.role == "latest_reminder" => {
+            let has_cue = matches!(question.role.as_str(), "user" | "tool" | "developer");
+            if has_cue { Ok(()) } else { Err(ChatError::NoCue { role: last.role.clone() }) }
         }
-        match message.role.as_str() {
-            "system" => turns.push(Turn::System(&message.content)),
-            "developer" => turns.push(Turn::Developer(&message.content)),
-            "latest_reminder" => turns.push(Turn::LatestReminder(&message.content)),
-            "assistant" => {
-                if !message.tool_calls.is_empty() {
-                    calls = &message.tool_calls;
-                }
-                turns.push(Turn::Assistant(message));
-            }
-            "user" | "tool" => {
-                if !matches!(turns.last(), Some(Turn::User(_))) {
-                    turns.push(Turn::User(Vec::new()));
-                }
-                let Some(Turn::User(parts)) = turns.last_mut() else { continue };
-                if message.role == "tool" {
-                    results.push((parts.len(), message));
-                }
-                parts.push(message.content.clone());
-            }
-            role => return Err(ChatError::UnknownRole { index, role: role.into() }),
-        }
-    }
-    place_results(&mut turns, &mut results, calls);
-    match turns.as_slice() {
-        [] => Err(ChatError::Empty),
-        [.., Turn::Assistant(message)] if !message.prefix => {
-            Err(ChatError::AlreadyAnswered { index: messages.len() - 1 })
-        }
-        [.., Turn::Assistant(_)] | [.., Turn::User(_) | Turn::Developer(_)] => Ok(turns),
-        [.., question, Turn::LatestReminder(_)] if question.is_question() => Ok(turns),
-        _ => Err(ChatError::NoCue { role: messages[messages.len() - 1].role.clone() }),
+        [last] if last.role == "latest_reminder" => Err(ChatError::NoCue { role: last.role.clone() }),
+        _ => Ok(()),
     }
 }
 
-/// Writes the tool results of the last turn into their places, in the order of the calls; a result of no known call
-/// counts as the first one's, as in the published encoder.
-fn place_results(turns: &mut [Turn<'_>], results: &mut Vec<(usize, &Message)>, calls: &[ToolCall]) {
-    let Some(Turn::User(parts)) = turns.last_mut() else { return };
-    let places: Vec<usize> = results.iter().map(|(place, _)| *place).collect();
-    results.sort_by_key(|(_, result)| {
-        calls.iter().position(|call| !call.id.is_empty() && call.id == result.tool_call_id).unwrap_or(0)
+fn check_tools(conversation: &Conversation) -> Result<(), ChatError> {
+    check_functions("tools", &conversation.tools)?;
+    for (index, message) in conversation.messages.iter().enumerate() {
+        if !message.tools.is_empty() {
+            check_functions(&format!("messages[{index}].tools"), &message.tools)?;
+        }
+    }
+    match &conversation.tool_choice {
+        ToolChoice::Auto | ToolChoice::None => Ok(()),
+        ToolChoice::Required if conversation.callable_tools().is_empty() => Err(ChatError::NoTools),
+        ToolChoice::Required => Ok(()),
+        ToolChoice::Function(name) => {
+            let is_there = |tool: &&Value| tool["function"]["name"] == name.as_str();
+            let tools = conversation.callable_tools();
+            tools
+                .iter()
+                .any(is_there)
+                .then_some(())
+                .ok_or_else(|| ChatError::UnknownTool { name: name.clone() })
+        }
+    }
+}
+
+fn check_functions(place: &str, tools: &[Value]) -> Result<(), ChatError> {
+    let wrong = tools.iter().enumerate().find_map(|(index, tool)| {
+        let message = match tool.get("function") {
+            None => "function: missing",
+            Some(function) => match function.get("name") {
+                Some(Value::String(name)) if !name.is_empty() => return None,
+                _ => "function.name: must be a text, not empty",
+            },
+        };
+        Some(ChatError::Tool { place: place.into(), index, message })
     });
-    for (place, (_, result)) in places.into_iter().zip(results.drain(..)) {
-        parts[place] = format!("<tool_result>{}</tool_result>", result.content);
+    wrong.map_or(Ok(()), Err)
+}
+
+/// Puts the request's tools and response format where the first message is, or before it.
+fn show_extras<'a>(turns: &mut Vec<Turn<'a>>, tools: &'a [Value], response_format: Option<&'a Value>) {
+    if tools.is_empty() && response_format.is_none() {
+        return;
+    }
+    if turns[0].notice().is_none() {
+        turns.insert(0, Turn::System(Notice::default()));
+    }
+    if let Some(notice) = turns[0].notice_mut() {
+        if !tools.is_empty() {
+            notice.tools = tools;
+        }
+        notice.response_format = response_format.or(notice.response_format);
     }
 }
 
-fn functions(tools: &[Value]) -> Result<Vec<&Value>, ChatError> {
-    tools
-        .iter()
-        .enumerate()
-        .map(|(index, tool)| tool.get("function").ok_or(ChatError::ToolWithoutFunction { index }))
-        .collect()
+/// Drops the developer messages before the last question, but not the one that holds the request's response format,
+/// which the published encoder would lose with it.
+fn drop_developers(turns: &mut Vec<Turn<'_>>, has_response_format: bool) {
+    let question = turns.iter().rposition(Turn::is_question).unwrap_or(0);
+    let mut index = 0;
+    turns.retain(|turn| {
+        let is_old = index < question && !(index == 0 && has_response_format);
+        index += 1;
+        !(is_old && matches!(turn, Turn::Developer(_)))
+    });
 }
 
-fn extras(functions: &[&Value], response_format: Option<&Value>) -> String {
-    let mut text = String::new();
-    if !functions.is_empty() {
-        let schemas: Vec<String> = functions.iter().map(|function| dumps(function)).collect();
+fn push_cue(text: &mut String, thinks: bool) {
+    text.push_str(ASSISTANT);
+    text.push_str(if thinks { THINK } else { THINK_END });
+}
+
+fn push_notice(text: &mut String, notice: &Notice<'_>) {
+    text.push_str(notice.content);
+    if !notice.tools.is_empty() {
+        let schemas: Vec<String> = notice.tools.iter().map(|tool| dumps(&tool["function"])).collect();
         text.push_str("\n\n");
         text.push_str(TOOLS_HEAD);
         text.push_str(&schemas.join("\n"));
         text.push_str(TOOLS_TAIL);
     }
-    if let Some(schema) = response_format {
+    if let Some(schema) = notice.response_format {
         text.push_str("\n\n");
         text.push_str(RESPONSE_FORMAT);
         text.push_str(&dumps(schema));
     }
-    text
 }
 
 fn push_reply(text: &mut String, message: &Message, with_reasoning: bool) {
@@ -197,21 +218,24 @@ fn push_reply(text: &mut String, message: &Message, with_reasoning: bool) {
     text.push_str(&message.content);
     if !message.tool_calls.is_empty() {
         let calls: Vec<String> = message.tool_calls.iter().map(invoke).collect();
-        text.push_str(&format!("\n\n<{DSML}tool_calls>\n{}\n</{DSML}tool_calls>", calls.join("\n")));
+        text.push_str(&format!("\n\n{CALLS}\n{}\n{CALLS_END}", calls.join("\n")));
     }
-    if !message.prefix {
+    if !message.prefix && !message.wo_eos {
         text.push_str(EOS);
     }
 }
 
+/// Arguments that are no JSON object are one parameter of that name; none at all are no parameter.
 fn invoke(call: &ToolCall) -> String {
-    let parameters: Vec<String> = match serde_json::from_str(&call.function.arguments) {
+    let arguments = &call.function.arguments;
+    let parameters: Vec<String> = match serde_json::from_str(arguments) {
         Ok(Value::Object(arguments)) => {
             arguments.iter().map(|(name, value)| parameter(name, value)).collect()
         }
-        _ => vec![parameter("arguments", &Value::String(call.function.arguments.clone()))],
+        _ if arguments.is_empty() => Vec::new(),
+        _ => vec![parameter("arguments", &Value::String(arguments.clone()))],
     };
-    format!("<{DSML}invoke name=\"{}\">\n{}\n</{DSML}invoke>", call.function.name, parameters.join("\n"))
+    format!("{INVOKE}{}\">\n{}\n{INVOKE_END}", call.function.name, parameters.join("\n"))
 }
 
 fn parameter(name: &str, value: &Value) -> String {
@@ -219,5 +243,5 @@ fn parameter(name: &str, value: &Value) -> String {
         Value::String(text) => (true, text.clone()),
         other => (false, dumps(other)),
     };
-    format!("<{DSML}parameter name=\"{name}\" string=\"{is_string}\">{text}</{DSML}parameter>")
+    format!("{PARAMETER}{name}\" string=\"{is_string}\">{text}{PARAMETER_END}")
 }

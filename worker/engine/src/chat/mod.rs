@@ -1,155 +1,133 @@
-//! DeepSeek-V4's chat format: a conversation becomes prompt text, a reply becomes reasoning and content.
+//! DeepSeek-V4's chat format: a conversation becomes prompt text, a reply becomes reasoning, content and tool calls.
 //!
 //! The format is defined by `encoding/encoding_dsv4.py` of the published checkpoints (MIT). No Jinja template exists.
+//! There are two editions of it ([`Encoding`]), which a checkpoint's configuration does not tell apart.
 
 mod encode;
+mod error;
 mod json;
+mod message;
+mod openai;
 mod reply;
+mod texts;
+mod turns;
 
-use serde::Deserialize;
 use serde_json::Value;
 
-pub use encode::encode;
+pub use encode::{encode, ends_in_reasoning, render};
+pub use error::ChatError;
+pub use message::{FunctionCall, Message, Task, ToolCall};
+pub use openai::{Defaults, from_openai};
 pub use reply::{Reply, ReplyPart};
 
 /// Everything that decides the prompt text of a chat request.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Conversation {
     /// Oldest first.
     pub messages: Vec<Message>,
     /// OpenAI tool objects, `{"type": "function", "function": {…}}`.
     pub tools: Vec<Value>,
+    /// Whether and what the model has to call.
+    pub tool_choice: ToolChoice,
     /// JSON schema that the reply must follow; written into the prompt as it is.
     pub response_format: Option<Value>,
+    /// Edition of the format that the checkpoint was trained on.
+    pub encoding: Encoding,
     /// Let the model reason before it answers.
     pub thinking: bool,
+    /// How much, when thinking.
+    pub effort: Effort,
+    /// Leave out the reasoning of turns before the last question. Tools switch this off: a call must stay next to the
+    /// thought that led to it.
+    pub drop_thinking: bool,
 }
 
-/// One message, in OpenAI's shape.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct Message {
-    /// `system`, `developer`, `user`, `assistant`, `tool` or `latest_reminder`.
-    pub role: String,
-    /// Text. In JSON: a string, null, or a list of parts (see [`Content`]).
-    #[serde(default, deserialize_with = "Content::into_text")]
-    pub content: String,
-    /// Reasoning of an earlier assistant turn.
-    #[serde(default, alias = "reasoning_content", deserialize_with = "null_is_empty")]
-    pub reasoning: String,
-    /// What the assistant called.
-    #[serde(default, deserialize_with = "null_is_empty")]
-    pub tool_calls: Vec<ToolCall>,
-    /// Role tool: which call this is the result of.
-    #[serde(default, deserialize_with = "null_is_empty")]
-    pub tool_call_id: String,
-    /// Last message, role assistant: the beginning of the reply, which the model goes on with.
-    #[serde(default)]
-    pub prefix: bool,
-}
-
-/// A call that the assistant made.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct ToolCall {
-    /// Matches [`Message::tool_call_id`] of the result.
-    #[serde(default)]
-    pub id: String,
-    /// What was called.
-    pub function: FunctionCall,
-}
-
-/// Name and arguments of a call.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub struct FunctionCall {
-    /// Of the tool.
-    pub name: String,
-    /// JSON text, an object as a rule.
-    pub arguments: String,
-}
-
-/// A conversation that has no prompt.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ChatError {
-    /// There is nothing to answer.
-    #[error("messages: must not be empty")]
-    Empty,
-    /// The role is not one of the format's.
-    #[error(
-        "messages[{index}].role: {role:?} is unknown; expected system, developer, user, assistant, tool or latest_reminder"
-    )]
-    UnknownRole {
-        /// Position in the list.
-        index: usize,
-        /// What was found.
-        role: String,
-    },
-    /// The last message leaves nothing for the model to say.
-    #[error(
-        "messages[{index}].role: the last message is the assistant's and not marked as a prefix to go on with"
-    )]
-    AlreadyAnswered {
-        /// Position in the list.
-        index: usize,
-    },
-    /// Only system messages: the format has no cue for a reply then.
-    #[error("messages: the last message must come from user, developer or tool, found {role}")]
-    NoCue {
-        /// Role of the last message.
-        role: String,
-    },
-    /// A tool object without a function.
-    #[error("tools[{index}].function: missing")]
-    ToolWithoutFunction {
-        /// Position in the list.
-        index: usize,
-    },
-    /// `prefix` on a message that is not the assistant's last one.
-    #[error("messages[{index}].prefix: only the last message, by the assistant, can be a prefix")]
-    MisplacedPrefix {
-        /// Position in the list.
-        index: usize,
-    },
-}
-
-/// Content of a message as JSON has it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    text: String,
-}
-
-impl Content {
-    /// Text parts are joined by an empty line; other parts leave a note, as in the published encoder.
-    fn into_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-        Ok(match Option::deserialize(deserializer)? {
-            None => String::new(),
-            Some(Self::Text(text)) => text,
-            Some(Self::Parts(parts)) => {
-                let texts: Vec<String> = parts
-                    .into_iter()
-                    .map(|part| match part.kind.as_str() {
-                        "text" => part.text,
-                        other => format!("[Unsupported {other}]"),
-                    })
-                    .collect();
-                texts.join("\n\n")
-            }
-        })
+impl Default for Conversation {
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            response_format: None,
+            encoding: Encoding::April,
+            thinking: false,
+            effort: Effort::High,
+            drop_thinking: true,
+        }
     }
 }
 
-fn null_is_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+impl Conversation {
+    /// The tools that the reply may call: the request's, or else those of its messages; none if the choice says so.
+    #[must_use]
+    pub fn callable_tools(&self) -> Vec<&Value> {
+        if self.tool_choice == ToolChoice::None {
+            return Vec::new();
+        }
+        let of_messages = self.messages.iter().flat_map(|message| &message.tools);
+        if self.tools.is_empty() { of_messages.collect() } else { self.tools.iter().collect() }
+    }
+}
+
+/// Editions of the format. They differ in the text that an effort puts in front of the conversation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// V4-Flash, V4-Pro and their DSpark releases, April to June 2026.
+    #[default]
+    April,
+    /// V4-Flash-0731 and V4-Pro-0813.
+    July,
+}
+
+impl std::str::FromStr for Encoding {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "april" => Ok(Self::April),
+            "0731" => Ok(Self::July),
+            other => Err(format!("{other:?} is no chat encoding; expected april or 0731")),
+        }
+    }
+}
+
+/// How much to think. April knows two levels (low is high there), July three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// July's plain thinking.
+    Low,
+    /// April's plain thinking; the default of both hosted API and vLLM.
+    High,
+    /// As much as there is room for.
+    Max,
+}
+
+impl Effort {
+    /// Whether to think, and how much, from what a request says: its own switch, its `reasoning_effort`, or else the
+    /// deployment's default. The names are vLLM's: `none` switches thinking off, `minimal` and `medium` are low, and
+    /// whatever is unknown is high.
+    #[must_use]
+    pub fn of_request(thinking: Option<bool>, effort: Option<&str>, default_thinking: bool) -> (bool, Self) {
+        let level = match effort {
+            Some("max") => Self::Max,
+            Some("low" | "minimal" | "medium") => Self::Low,
+            _ => Self::High,
+        };
+        let wants = thinking.unwrap_or(effort.is_some() || default_thinking);
+        (wants && effort != Some("none"), level)
+    }
+}
+
+/// Whether and what the model has to call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// The model decides.
+    #[default]
+    Auto,
+    /// Nothing: the prompt does not show the tools.
+    None,
+    /// At least one of the tools.
+    Required,
+    /// The tool of this name.
+    Function(String),
 }
