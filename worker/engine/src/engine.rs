@@ -20,7 +20,7 @@ use crate::validate;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
     /// Longest prompt + completion in tokens; `None`: the model's maximum. Never more than that, nor than the state of
-    /// one sequence can be within `kv_bytes`.
+    /// one sequence can be within the model's memory.
     pub max_context: Option<usize>,
     /// Requests that take part in a step at most; at least 1.
     pub max_sessions: usize,
@@ -28,13 +28,11 @@ pub struct EngineConfig {
     pub max_queued: usize,
     /// Tokens of prompts in a step at most, beside the one token of each request that is decoding.
     pub prefill_tokens: usize,
-    /// Bytes of decode state of the running requests at most. A request counts with what it may come to need.
-    pub kv_bytes: usize,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { max_context: None, max_sessions: 32, max_queued: 256, prefill_tokens: 256, kv_bytes: 4 << 30 }
+        Self { max_context: None, max_sessions: 32, max_queued: 256, prefill_tokens: 256 }
     }
 }
 
@@ -48,6 +46,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     config: EngineConfig,
     vocab_size: usize,
+    /// Bytes for decode states.
+    memory: usize,
     max_context: usize,
     /// Bytes of state after so many tokens; hides the model's type, so that the edges hold a plain engine.
     state_bytes: Box<dyn Fn(usize) -> usize + Send + Sync>,
@@ -72,10 +72,10 @@ impl Engine {
         let config = EngineConfig { max_sessions: config.max_sessions.max(1), ..config };
         let model = Arc::new(model);
         let asked = config.max_context.map_or(model.max_context(), |max| max.min(model.max_context()));
-        let max_context = fitting_context(&*model, asked, config.kv_bytes);
+        let memory = model.memory().limit;
+        let max_context = fitting_context(&*model, asked, memory);
         if max_context < asked {
-            let kv_bytes = config.kv_bytes;
-            tracing::warn!(asked, max_context, kv_bytes, "the memory for decode states limits the context");
+            tracing::warn!(asked, max_context, memory, "the memory for decode states limits the context");
         }
         let shared = Arc::new(Shared::default());
         let (commands, receiver) = crossbeam_channel::unbounded();
@@ -88,12 +88,13 @@ impl Engine {
         Ok(Self {
             commands,
             vocab_size: model.vocab_size(),
-            state_bytes: Box::new(move |tokens| model.state_bytes(tokens)),
+            state_bytes: Box::new(move |tokens| model.step_bytes(tokens - 1, 1)),
             thread_id: thread.thread().id(),
             thread: Mutex::new(Some(thread)),
             tokenizer,
             shared,
             config,
+            memory,
             max_context,
             next_key: AtomicU64::new(0),
         })
@@ -172,7 +173,7 @@ impl Engine {
     /// What the engine is doing.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.snapshot(self.config.kv_bytes)
+        self.shared.snapshot(self.memory)
     }
 
     /// Stops after the current step and waits for the thread; requests under way end with a retryable `Failed`.
@@ -198,12 +199,12 @@ impl Engine {
     }
 }
 
-/// The longest context, up to `asked`, whose state fits into `kv_bytes`.
-fn fitting_context<M: StepModel>(model: &M, asked: usize, kv_bytes: usize) -> usize {
+/// The longest context, up to `asked`, whose state fits into `memory` bytes, and can be fed token by token.
+fn fitting_context<M: StepModel>(model: &M, asked: usize, memory: usize) -> usize {
     let (mut fits, mut too_long) = (0, asked + 1);
     while fits + 1 < too_long {
         let middle = fits + (too_long - fits) / 2;
-        if model.state_bytes(middle) <= kv_bytes {
+        if model.step_bytes(middle - 1, 1) <= memory {
             fits = middle;
         } else {
             too_long = middle;

@@ -28,6 +28,6 @@ pub use request::{
 pub use sampler::{SampleError, Sampler};
 pub use served_model::ServedModel;
 pub use stats::Stats;
-pub use step_model::{Segment, StepError, StepModel};
+pub use step_model::{Draft, Memory, Segment, StateError, StepError, StepModel, Wants};
 pub use stop::StopMatcher;
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -13,7 +13,7 @@ use crate::sampler::Sampler;
 use crate::schedule;
 use crate::session::Session;
 use crate::stats::Shared;
-use crate::step_model::{Segment, StepError, StepModel};
+use crate::step_model::{Segment, StateError, StepError, StepModel, Wants};
 
 /// What the handle asks of the thread.
 pub enum Command {
@@ -126,7 +126,7 @@ impl<M: StepModel> StepLoop<'_, M> {
     fn admit(&mut self) {
         while self.running.len() < self.config.max_sessions {
             let Some(next) = self.waiting.front() else { return };
-            let fits = self.kv_bytes() + next.kv_bytes <= self.config.kv_bytes;
+            let fits = self.kv_bytes() + next.kv_bytes <= self.model.memory().limit;
             if !fits && !self.running.is_empty() {
                 return;
             }
@@ -136,7 +136,7 @@ impl<M: StepModel> StepLoop<'_, M> {
                         session.outlet.run();
                         self.running.push(Running { session, state });
                     }
-                    Err(error) => session.fail(error.message.clone(), error.kind()),
+                    Err(error) => session.fail(error.to_string(), error.kind()),
                 }
             }
         }
@@ -169,12 +169,16 @@ impl<M: StepModel> StepLoop<'_, M> {
             if count == 0 {
                 continue;
             }
-            let wants_logits = count == session.pending();
+            let wants = if count == session.pending() { Wants::Last } else { Wants::Nothing };
             let tokens = &session.tokens[session.fed..session.fed + count];
-            segments.push(Segment { state, tokens, wants_logits });
+            self.model.reserve(state, count).map_err(|error| match error {
+                StateError::NoRoom { .. } => StepError { message: error.to_string(), retryable: true },
+                StateError::Failed(error) => error,
+            })?;
+            segments.push(Segment { state, tokens, wants, rewindable: false });
         }
         let expected =
-            segments.iter().filter(|segment| segment.wants_logits).count() * self.model.vocab_size();
+            segments.iter().map(|s| s.wants.rows(s.tokens.len())).sum::<usize>() * self.model.vocab_size();
         self.logits.clear();
         let logits = &mut self.logits;
         let model = self.model;

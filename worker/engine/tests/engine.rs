@@ -11,7 +11,8 @@ use belay_engine::{
 };
 use proptest::prelude::*;
 use toy::{
-    BYTES_PER_TOKEN, CONTEXT, Controls, Fault, config, engine, eventually, reference, request, run, submit,
+    BLOCK, CONTEXT, Controls, Fault, PAGE_BYTES, Toy, config, engine, engine_of, eventually, reference,
+    request, run, submit, toy,
 };
 
 fn requests() -> impl Strategy<Value = Request> {
@@ -43,10 +44,9 @@ fn requests() -> impl Strategy<Value = Request> {
 }
 
 fn configs() -> impl Strategy<Value = EngineConfig> {
-    (1usize..9, 1usize..40, 1usize..6).prop_map(|(max_sessions, prefill_tokens, sequences)| EngineConfig {
+    (1usize..9, 1usize..40).prop_map(|(max_sessions, prefill_tokens)| EngineConfig {
         max_sessions,
         prefill_tokens,
-        kv_bytes: sequences * CONTEXT * BYTES_PER_TOKEN,
         ..config()
     })
 }
@@ -62,9 +62,10 @@ proptest! {
 
     #[test]
     fn a_request_gets_the_same_tokens_whatever_else_runs(
-        requests in prop::collection::vec(requests(), 1..12), config in configs(),
+        requests in prop::collection::vec(requests(), 1..12), config in configs(), sequences in 1usize..6,
     ) {
-        let (engine, controls) = engine(config.clone());
+        let pages = sequences * CONTEXT / BLOCK;
+        let (engine, controls) = engine_of(Toy { pages, ..toy() }, config.clone());
         let listeners: Vec<_> = requests.iter().map(|r| submit(&engine, r.clone()).unwrap()).collect();
         for (listener, request) in listeners.into_iter().zip(&requests) {
             prop_assert_eq!(listener.hear(), reference(request));
@@ -179,14 +180,13 @@ fn refusals_name_the_field_and_the_numbers() {
 
 #[test]
 fn memory_bounds_the_context_and_a_big_request_waits_for_room() {
-    let small = EngineConfig { kv_bytes: 50 * BYTES_PER_TOKEN, ..config() };
-    let (engine, controls) = engine(small);
-    assert_eq!(engine.max_context(), 50);
+    let (engine, controls) = engine_of(Toy { pages: 6, ..toy() }, config());
+    assert_eq!(engine.max_context(), 48);
     assert_eq!(
-        submit(&engine, request(&[1; 50], 1)).err().expect("a refusal").to_string(),
-        "prompt: 50 tokens do not fit: the context holds 50, at least one of them for the output"
+        submit(&engine, request(&[1; 48], 1)).err().expect("a refusal").to_string(),
+        "prompt: 48 tokens do not fit: the context holds 48, at least one of them for the output"
     );
-    assert_eq!(run(&engine, request(&[1; 40], 99)).ids.len(), 10);
+    assert_eq!(run(&engine, request(&[1; 38], 99)).ids.len(), 10);
     let gate = controls.gate.lock().unwrap();
     let first = submit(&engine, request(&[1; 20], 10)).unwrap();
     let second = submit(&engine, request(&[2; 20], 10)).unwrap();
@@ -332,7 +332,7 @@ fn whoever_ends_or_is_cancelled_gives_back_place_and_memory() {
         let keep = |_| true;
         let running = engine.submit(request(&[1], 90), Box::new(keep)).unwrap();
         eventually("the first runs", || engine.stats().running == 1);
-        eventually("its memory is counted", || engine.stats().kv_bytes == 91 * BYTES_PER_TOKEN);
+        eventually("its memory is counted", || engine.stats().kv_bytes == 12 * PAGE_BYTES);
         let queued = engine.submit(request(&[2], 90), Box::new(keep)).unwrap();
         assert_eq!(engine.stats().queued, 1);
         engine.cancel(running);

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use belay_backend::{ExpertCompute, Fabric, FabricError, Route};
 use belay_cpu::CpuBackend;
 use belay_engine::{
-    Engine, EngineConfig, Event, FailureKind, FinishReason, Request, Sampling, Segment, ServedModel,
-    StepError, StepModel, Stop, Tokenizer,
+    Draft, Engine, EngineConfig, Event, FailureKind, FinishReason, Memory, Request, Sampling, Segment,
+    ServedModel, StateError, StepError, StepModel, Stop, Tokenizer,
 };
 use belay_model::{Checkpoint, ExpertBank, LocalExperts, Model, Numerics};
 use proptest::prelude::*;
@@ -80,6 +80,7 @@ struct Noting(ServedModel<CpuBackend>, Arc<Mutex<HashSet<Vec<u32>>>>);
 
 impl StepModel for Noting {
     type State = <ServedModel<CpuBackend> as StepModel>::State;
+    type Snapshot = <ServedModel<CpuBackend> as StepModel>::Snapshot;
 
     fn vocab_size(&self) -> usize {
         self.0.vocab_size()
@@ -89,12 +90,52 @@ impl StepModel for Noting {
         self.0.max_context()
     }
 
-    fn new_state(&self) -> Result<Self::State, StepError> {
-        self.0.new_state()
+    fn block_tokens(&self) -> usize {
+        self.0.block_tokens()
+    }
+
+    fn max_drafts(&self) -> usize {
+        self.0.max_drafts()
+    }
+
+    fn cache_key(&self) -> u64 {
+        self.0.cache_key()
+    }
+
+    fn memory(&self) -> Memory {
+        self.0.memory()
     }
 
     fn state_bytes(&self, tokens: usize) -> usize {
         self.0.state_bytes(tokens)
+    }
+
+    fn step_bytes(&self, tokens: usize, step: usize) -> usize {
+        self.0.step_bytes(tokens, step)
+    }
+
+    fn new_state(&self) -> Result<Self::State, StateError> {
+        self.0.new_state()
+    }
+
+    fn reserve(&self, state: &mut Self::State, tokens: usize) -> Result<(), StateError> {
+        self.0.reserve(state, tokens)
+    }
+
+    fn snapshot(&self, state: &Self::State) -> Result<Self::Snapshot, StateError> {
+        self.0.snapshot(state)
+    }
+
+    fn restore(&self, snapshot: &Self::Snapshot) -> Result<Self::State, StateError> {
+        self.0.restore(snapshot)
+    }
+
+    fn rewind(&self, state: &mut Self::State, position: usize) -> Result<(), StateError> {
+        self.0.rewind(state, position)
+    }
+
+    fn draft(&self, segments: &mut [Draft<'_, Self::State>], drafts: &mut Vec<u32>) -> Result<(), StepError> {
+        self.0.draft(segments, drafts)
     }
 
     fn forward(

@@ -1,4 +1,5 @@
-//! A model of pure maths: the next token is a hash of the sequence. It can be held, made to fail and made to panic.
+//! A model of pure maths: the next token is a hash of the sequence. Its memory is counted in pages as a real one's, and
+//! it can be held, made to fail and made to panic. It checks that the engine keeps to the rules of [`StepModel`].
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
 
 use std::collections::VecDeque;
@@ -9,13 +10,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use belay_engine::{
-    Engine, EngineConfig, Event, FailureKind, FinishReason, Output, Request, Sampler, Sampling, Segment,
-    StepError, StepModel, Stop, SubmitError, Tokenizer, Usage,
+    Draft, Engine, EngineConfig, Event, FailureKind, FinishReason, Memory, Output, Request, Sampler,
+    Sampling, Segment, StateError, StepError, StepModel, Stop, SubmitError, Tokenizer, Usage, Wants,
 };
 
 pub const VOCAB: usize = 2048;
 pub const CONTEXT: usize = 120;
-pub const BYTES_PER_TOKEN: usize = 10;
+/// Tokens of a block, and of a page.
+pub const BLOCK: usize = 8;
+pub const PAGE_BYTES: usize = 80;
 
 /// What the next step does.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,24 +40,61 @@ pub struct Controls {
     pub out_of_memory: AtomicBool,
     /// Making the next state panics, which no step is there to catch.
     pub broken: AtomicBool,
+    /// Guessing fails.
+    pub cannot_draft: AtomicBool,
     /// States alive.
     pub states: AtomicUsize,
+    /// Pages alive, of states and snapshots.
+    pub pages: AtomicUsize,
     /// Rows of the largest step so far, and sequences in it.
     pub largest: Mutex<(usize, usize)>,
+    /// Of each step: the first token of each sequence in it, and how many it was fed.
+    pub steps: Mutex<Vec<Vec<(u32, usize)>>>,
 }
 
-pub struct Toy(pub Arc<Controls>);
+/// The model.
+pub struct Toy {
+    pub controls: Arc<Controls>,
+    /// Pages there are.
+    pub pages: usize,
+    pub max_drafts: usize,
+    /// Of 8 guesses, so many are right on average.
+    pub right: u64,
+}
+
+/// Counts itself.
+struct Page(Arc<Controls>);
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.0.pages.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 pub struct State {
-    hash: u64,
+    tokens: Vec<u32>,
+    /// What `rewind` can go back to.
+    floor: usize,
     poisoned: bool,
+    pages: Vec<Arc<Page>>,
     controls: Arc<Controls>,
+}
+
+impl State {
+    fn trim(&mut self) {
+        self.pages.truncate(self.tokens.len().div_ceil(BLOCK));
+    }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
         self.controls.states.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+pub struct Snapshot {
+    tokens: Vec<u32>,
+    pages: Vec<Arc<Page>>,
 }
 
 fn mix(x: u64) -> u64 {
@@ -67,13 +107,18 @@ fn absorb(hash: u64, token: u32) -> u64 {
     mix(hash.wrapping_mul(31).wrapping_add(u64::from(token) + 1))
 }
 
+fn hash_of(tokens: &[u32]) -> u64 {
+    tokens.iter().fold(0, |hash, &token| absorb(hash, token))
+}
+
 /// Logits behind a sequence: a few likely tokens among all.
-fn logits_of(hash: u64) -> Vec<f32> {
+pub fn logits_of(hash: u64) -> Vec<f32> {
     (0..VOCAB as u64).map(|id| (mix(hash ^ id) >> 40) as f32 / (1 << 20) as f32).collect()
 }
 
 impl StepModel for Toy {
     type State = State;
+    type Snapshot = Snapshot;
 
     fn vocab_size(&self) -> usize {
         VOCAB
@@ -83,37 +128,114 @@ impl StepModel for Toy {
         CONTEXT
     }
 
-    fn new_state(&self) -> Result<State, StepError> {
-        assert!(!self.0.broken.load(Ordering::SeqCst), "a bug of the engine's");
-        if self.0.out_of_memory.swap(false, Ordering::SeqCst) {
-            return Err(StepError { message: "no memory for a state".into(), retryable: true });
-        }
-        self.0.states.fetch_add(1, Ordering::SeqCst);
-        Ok(State { hash: 0, poisoned: false, controls: self.0.clone() })
+    fn block_tokens(&self) -> usize {
+        BLOCK
+    }
+
+    fn max_drafts(&self) -> usize {
+        self.max_drafts
+    }
+
+    fn cache_key(&self) -> u64 {
+        7
+    }
+
+    fn memory(&self) -> Memory {
+        let used = self.controls.pages.load(Ordering::SeqCst) * PAGE_BYTES;
+        Memory { limit: self.pages * PAGE_BYTES, used }
     }
 
     fn state_bytes(&self, tokens: usize) -> usize {
-        tokens * BYTES_PER_TOKEN
+        tokens.div_ceil(BLOCK) * PAGE_BYTES
+    }
+
+    fn step_bytes(&self, tokens: usize, step: usize) -> usize {
+        self.state_bytes(tokens + step)
+    }
+
+    fn new_state(&self) -> Result<State, StateError> {
+        assert!(!self.controls.broken.load(Ordering::SeqCst), "a bug of the engine's");
+        if self.controls.out_of_memory.swap(false, Ordering::SeqCst) {
+            return Err(StepError { message: "no memory for a state".into(), retryable: true }.into());
+        }
+        self.controls.states.fetch_add(1, Ordering::SeqCst);
+        let controls = self.controls.clone();
+        Ok(State { tokens: Vec::new(), floor: 0, poisoned: false, pages: Vec::new(), controls })
+    }
+
+    fn reserve(&self, state: &mut State, tokens: usize) -> Result<(), StateError> {
+        let wanted = (state.tokens.len() + tokens).div_ceil(BLOCK);
+        let needed = wanted.saturating_sub(state.pages.len());
+        let free = self.pages - self.controls.pages.load(Ordering::SeqCst);
+        if needed > free {
+            return Err(StateError::NoRoom { needed: needed * PAGE_BYTES, free: free * PAGE_BYTES });
+        }
+        state.floor = state.tokens.len();
+        self.controls.pages.fetch_add(needed, Ordering::SeqCst);
+        state.pages.extend((0..needed).map(|_| Arc::new(Page(self.controls.clone()))));
+        state.pages.truncate(wanted);
+        Ok(())
+    }
+
+    fn snapshot(&self, state: &State) -> Result<Snapshot, StateError> {
+        assert!(!state.poisoned);
+        assert_eq!(state.tokens.len() % BLOCK, 0, "a snapshot that is not at a block's end");
+        let pages = state.pages[..state.tokens.len() / BLOCK].to_vec();
+        Ok(Snapshot { tokens: state.tokens.clone(), pages })
+    }
+
+    fn restore(&self, snapshot: &Snapshot) -> Result<State, StateError> {
+        let mut state = self.new_state()?;
+        state.tokens.clone_from(&snapshot.tokens);
+        state.floor = state.tokens.len();
+        state.pages.clone_from(&snapshot.pages);
+        Ok(state)
+    }
+
+    fn rewind(&self, state: &mut State, position: usize) -> Result<(), StateError> {
+        assert!(!state.poisoned);
+        assert!((state.floor..=state.tokens.len()).contains(&position), "rewound too far");
+        state.tokens.truncate(position);
+        state.floor = position;
+        state.trim();
+        Ok(())
     }
 
     fn forward(&self, segments: &mut [Segment<'_, State>], logits: &mut Vec<f32>) -> Result<(), StepError> {
-        drop(self.0.gate.lock().unwrap());
+        drop(self.controls.gate.lock().unwrap());
         assert!(!segments.is_empty());
         let rows = segments.iter().map(|segment| segment.tokens.len()).sum();
         {
-            let mut largest = self.0.largest.lock().unwrap();
+            let mut largest = self.controls.largest.lock().unwrap();
             *largest = (largest.0.max(rows), largest.1.max(segments.len()));
         }
-        let fault = self.0.faults.lock().unwrap().pop_front().flatten();
-        for segment in segments.iter_mut() {
-            assert!(!segment.tokens.is_empty());
-            assert!(!segment.state.poisoned, "a state of a failed step came back");
-            segment.state.poisoned = fault.is_some_and(|fault| fault != Fault::NaN);
-            segment.state.hash = segment.tokens.iter().fold(segment.state.hash, |h, &t| absorb(h, t));
-            if segment.wants_logits {
-                logits.extend(logits_of(segment.state.hash));
+        let fault = self.controls.faults.lock().unwrap().pop_front().flatten();
+        let mut fed = Vec::new();
+        for Segment { state, tokens, wants, rewindable } in segments.iter_mut() {
+            assert!(!tokens.is_empty());
+            assert!(!state.poisoned, "a state of a failed step came back");
+            assert!(!*rewindable || tokens.len() <= self.max_drafts + 1);
+            let position = state.tokens.len();
+            assert!(position + tokens.len() <= CONTEXT, "fed beyond the context");
+            assert!(state.pages.len() >= (position + tokens.len()).div_ceil(BLOCK), "no room was reserved");
+            let written = &state.pages[position / BLOCK..];
+            assert!(written.iter().all(|page| Arc::strong_count(page) == 1), "a shared page is written to");
+            state.poisoned = fault.is_some_and(|fault| fault != Fault::NaN);
+            let mut hash = hash_of(&state.tokens);
+            for (index, &token) in tokens.iter().enumerate() {
+                hash = absorb(hash, token);
+                if *wants == Wants::All || *wants == Wants::Last && index + 1 == tokens.len() {
+                    logits.extend(logits_of(hash));
+                }
             }
+            state.tokens.extend_from_slice(tokens);
+            if !*rewindable {
+                state.floor = state.tokens.len();
+            }
+            state.trim();
+            fed.push((state.tokens[0], tokens.len()));
         }
+        self.controls.steps.lock().unwrap().push(fed);
         match fault {
             Some(Fault::Error { retryable }) => {
                 return Err(StepError { message: "worker 3 is not reachable".into(), retryable });
@@ -122,6 +244,27 @@ impl StepModel for Toy {
             Some(Fault::NaN) => logits.fill(f32::NAN),
             Some(Fault::WrongSize) => logits.push(0.0),
             None => {}
+        }
+        Ok(())
+    }
+
+    fn draft(&self, segments: &mut [Draft<'_, State>], drafts: &mut Vec<u32>) -> Result<(), StepError> {
+        if self.controls.cannot_draft.load(Ordering::SeqCst) {
+            return Err(StepError { message: "the draft stage is away".into(), retryable: true });
+        }
+        for Draft { state, token, count } in segments.iter_mut() {
+            assert!((1..=self.max_drafts).contains(count));
+            let end = state.tokens.len() + 1 + *count;
+            assert!(end <= CONTEXT, "guesses beyond the context");
+            assert!(state.pages.len() >= end.div_ceil(BLOCK), "no room was reserved for guesses");
+            state.floor = state.tokens.len();
+            let mut hash = absorb(hash_of(&state.tokens), *token);
+            for _ in 0..*count {
+                let best = Sampler::default().sample(&logits_of(hash), &Sampling::greedy(), 0).unwrap();
+                let guess = if mix(hash) % 8 < self.right { best } else { (best + 1) % VOCAB as u32 };
+                drafts.push(guess);
+                hash = absorb(hash, guess);
+            }
         }
         Ok(())
     }
@@ -136,19 +279,22 @@ pub fn tokenizer() -> Arc<Tokenizer> {
     .clone()
 }
 
+/// A model with room for ten sequences, and without a draft stage.
+pub fn toy() -> Toy {
+    Toy { controls: Arc::default(), pages: 10 * CONTEXT / BLOCK, max_drafts: 0, right: 0 }
+}
+
 pub fn engine(config: EngineConfig) -> (Engine, Arc<Controls>) {
-    let controls = Arc::new(Controls::default());
-    (Engine::start(Toy(controls.clone()), tokenizer(), config).unwrap(), controls)
+    engine_of(toy(), config)
+}
+
+pub fn engine_of(toy: Toy, config: EngineConfig) -> (Engine, Arc<Controls>) {
+    let controls = toy.controls.clone();
+    (Engine::start(toy, tokenizer(), config).unwrap(), controls)
 }
 
 pub fn config() -> EngineConfig {
-    EngineConfig {
-        max_context: None,
-        max_sessions: 4,
-        max_queued: 100,
-        prefill_tokens: 8,
-        kv_bytes: 10 * CONTEXT * BYTES_PER_TOKEN,
-    }
+    EngineConfig { max_context: None, max_sessions: 4, max_queued: 100, prefill_tokens: 8 }
 }
 
 pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
@@ -229,7 +375,7 @@ pub fn run(engine: &Engine, request: Request) -> Heard {
 pub fn reference(request: &Request) -> Heard {
     let mut output = Output::new(tokenizer(), &request.stop, CONTEXT - request.prompt.len());
     let mut sampler = Sampler::default();
-    let mut hash = request.prompt.iter().fold(0, |hash, &token| absorb(hash, token));
+    let mut hash = hash_of(&request.prompt);
     let mut heard = Heard::default();
     for index in 0.. {
         let token = sampler.sample(&logits_of(hash), &request.sampling, index).unwrap();
