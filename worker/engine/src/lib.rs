@@ -2,10 +2,15 @@
 #![forbid(unsafe_code)]
 
 pub mod chat;
+mod chooser;
 mod detokenizer;
 mod engine;
+mod exp;
+mod logprobs;
 mod outlet;
 mod output;
+mod penalties;
+mod ranking;
 mod request;
 mod sampler;
 mod schedule;
@@ -18,8 +23,10 @@ mod stop;
 mod tokenizer;
 mod validate;
 
+pub use chooser::{Choice, Chooser};
 pub use detokenizer::Detokenizer;
 pub use engine::{Engine, EngineConfig, SessionKey};
+pub use logprobs::token_logprobs;
 pub use output::Output;
 pub use request::{
     Constraint, Event, FailureKind, FinishReason, Grammar, Request, Sampling, Sink, Stop, SubmitError,

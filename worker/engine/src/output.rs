@@ -18,6 +18,8 @@ pub struct Output {
     matcher: StopMatcher,
     stop_ids: Vec<u32>,
     ignore_eos: bool,
+    /// Tokens that come before one may end the output.
+    until_stop: u32,
     /// Tokens that may still be produced.
     left: usize,
 }
@@ -31,6 +33,7 @@ impl Output {
             matcher: StopMatcher::new(&stop.strings),
             stop_ids: stop.ids.clone(),
             ignore_eos: stop.ignore_eos,
+            until_stop: stop.min_tokens,
             left: stop.max_tokens.map_or(room, |max| room.min(max as usize)),
             tokenizer,
         }
@@ -41,13 +44,17 @@ impl Output {
     /// The text of a stop id is not part of the output, nor is that of end-of-sequence. A stop string does not reach
     /// across the end of `</think>`: reasoning and answer are two texts, and all of the first is out when the
     /// second begins.
+    ///
+    /// None of the first `min_tokens` tokens ends the output, but for the length: not even by completing a stop
+    /// string, as in vLLM. One that begins in them and is completed after them does.
     pub fn push(&mut self, id: u32, text: &mut String) -> Option<FinishReason> {
         self.left = self.left.saturating_sub(1);
-        let is_eos = !self.ignore_eos && self.tokenizer.eos().contains(&id);
-        if self.stop_ids.contains(&id) {
+        let may_stop = self.until_stop == 0;
+        self.until_stop = self.until_stop.saturating_sub(1);
+        if may_stop && self.stop_ids.contains(&id) {
             return Some(self.end(FinishReason::StopId(id), text));
         }
-        if is_eos {
+        if may_stop && !self.ignore_eos && self.tokenizer.eos().contains(&id) {
             return Some(self.end(FinishReason::EndOfSequence, text));
         }
         let mut piece = String::new();
@@ -55,13 +62,22 @@ impl Output {
             self.detokenizer.flush(&mut piece);
         }
         self.detokenizer.push(id, &mut piece);
-        if let Some(found) = self.matcher.push(&piece, text) {
-            return Some(FinishReason::StopString(found));
+        if may_stop {
+            if let Some(found) = self.matcher.push(&piece, text) {
+                return Some(FinishReason::StopString(found));
+            }
+        } else {
+            self.matcher.pass(&piece, text);
         }
         if self.tokenizer.think_end() == Some(id) {
             self.matcher.flush(text);
         }
         (self.left == 0).then(|| self.end(FinishReason::Length, text))
+    }
+
+    /// Ends the output because the constraint admits nothing more.
+    pub fn complete(&mut self, text: &mut String) -> FinishReason {
+        self.end(FinishReason::Complete, text)
     }
 
     /// Gives out what was held back. A stop string may still be completed by the U+FFFD of a half character.

@@ -2,17 +2,18 @@
 //!
 //! Token `i` of a request depends on its logits, the sampling settings, the seed and `i`, and on nothing else: not on
 //! what was drawn before, not on the rest of the batch. So a request that moves to another worker in the middle goes
-//! on with the same tokens.
-
-use std::collections::BinaryHeap;
+//! on with the same tokens; and a guess of the token (speculation) that is right is accepted with exactly the
+//! probability that the token has, and one that is wrong changes nothing.
 
 use rand_core::Rng;
 use rand_pcg::Pcg64;
 
+use crate::exp::exp;
+use crate::ranking::{self, Rank};
 use crate::request::Sampling;
 
-/// Logits that no token can be chosen from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// Why no token can be chosen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SampleError {
     /// The forward produced NaN or +inf.
     #[error("the logit of token {id} is not a number or infinite")]
@@ -23,137 +24,202 @@ pub enum SampleError {
     /// Every token is masked.
     #[error("no token has a finite logit")]
     NoCandidate,
+    /// The constraint cannot be followed any further.
+    #[error("the constraint: {0}")]
+    Constraint(String),
 }
+
+/// Weights are summed in blocks of so many tokens, so that a draw looks at one block and not at the vocabulary.
+const BLOCK: usize = 256;
+
+/// Bins of top-p: 16 for each factor of e in probability, down to e^-64.
+const BINS: usize = 1024;
+const BINS_PER_NAT: f64 = 16.0;
 
 /// Chooses tokens; keeps its scratch space between calls.
 #[derive(Default)]
 pub struct Sampler {
-    scratch: Vec<Candidate>,
-    kept: Vec<Candidate>,
+    /// Unnormalised probabilities, `[vocab]`; the likeliest token has 1, one that must not be drawn 0.
+    weights: Vec<f64>,
+    /// Mass of each bin of top-p.
+    masses: Vec<f64>,
+    ranks: Vec<Rank>,
+    /// A row that penalties and masks were applied to.
+    pub(crate) row: Vec<f32>,
 }
-
-/// A token with its logit. Ordered by logit, then by *lower* id, so that the greatest is the greedy choice.
-#[derive(Clone, Copy)]
-struct Candidate {
-    id: u32,
-    logit: f32,
-}
-
-impl Ord for Candidate {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.logit.total_cmp(&other.logit).then(other.id.cmp(&self.id))
-    }
-}
-
-impl PartialOrd for Candidate {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Candidate {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Candidate {}
 
 impl Sampler {
     /// The token at position `index` of a request's output (0 is the first produced token). `logits` is `[vocab]`;
     /// a logit of -inf masks its token.
     ///
-    /// Temperature 0 takes the highest logit, the lowest id among equals. Otherwise: top-k, then top-p over what is
-    /// left (the smallest set of most likely tokens whose mass reaches `top_p`), then one draw.
+    /// Temperature 0 takes the highest logit, the lowest id among equals. Otherwise, in vLLM's order: temperature,
+    /// min-p, top-k, then top-p over what is left (the smallest set of most likely tokens whose mass reaches `top_p`),
+    /// then one draw. Of equally likely tokens the lower ids are kept.
     ///
     /// # Errors
     /// [`SampleError`] if a logit is NaN or +inf, or all are -inf.
     pub fn sample(&mut self, logits: &[f32], sampling: &Sampling, index: u32) -> Result<u32, SampleError> {
-        let best = greedy(logits)?;
+        let (best, max) = greedy(logits)?;
         if sampling.temperature == 0.0 || sampling.top_k == 1 {
-            return Ok(best.id);
+            return Ok(best);
         }
-        let weights = Weights { max: best.logit, temperature: sampling.temperature };
-        self.select(logits, sampling, weights);
-        let total: f64 = self.scratch.iter().map(|c| weights.of(c.logit)).sum();
-        let target = uniform(sampling.seed, index) * total;
-        let mut mass = 0.0;
-        let mut chosen = best.id;
-        for candidate in &self.scratch {
-            let weight = weights.of(candidate.logit);
+        let (max, temperature) = (f64::from(max), f64::from(sampling.temperature));
+        self.weights.clear();
+        self.weights.extend(logits.iter().map(|&logit| exp((f64::from(logit) - max) / temperature)));
+        if sampling.min_p > 0.0 {
+            self.keep_min_p(sampling.min_p);
+        }
+        if sampling.top_k > 0 && (sampling.top_k as usize) < logits.len() {
+            self.keep_top_k(logits, sampling.top_k as usize);
+        }
+        if sampling.top_p < 1.0 {
+            self.keep_top_p(logits, f64::from(sampling.top_p), |logit| {
+                (max - f64::from(logit)) / temperature
+            });
+        }
+        Ok(self.draw(uniform(sampling.seed, index)).unwrap_or(best))
+    }
+
+    fn keep_min_p(&mut self, min_p: f32) {
+        let min_p = f64::from(min_p);
+        for weight in &mut self.weights {
+            *weight = if *weight < min_p { 0.0 } else { *weight };
+        }
+    }
+
+    fn keep_top_k(&mut self, logits: &[f32], k: usize) {
+        ranking::top(logits, k, &mut self.ranks);
+        let Some(&last) = self.ranks.last().filter(|_| self.ranks.len() == k) else { return };
+        let cut = logits[last.id() as usize];
+        for ((weight, &logit), id) in self.weights.iter_mut().zip(logits).zip(0u32..) {
+            if logit <= cut && Rank::new(id, logit) < last {
+                *weight = 0.0;
+            }
+        }
+    }
+
+    /// `distance`: of a logit from the highest one, in units of the temperature. Finds the bin in which the mass
+    /// reaches `top_p`, and sorts only that one.
+    fn keep_top_p(&mut self, logits: &[f32], top_p: f64, distance: impl Fn(f32) -> f64) {
+        // A cast saturates, so the last bin takes all the rest.
+        let bin_of = |logit: f32| ((distance(logit) * BINS_PER_NAT) as usize).min(BINS - 1);
+        self.masses.clear();
+        self.masses.resize(BINS, 0.0);
+        for (&weight, &logit) in self.weights.iter().zip(logits) {
+            self.masses[bin_of(logit)] += weight;
+        }
+        let wanted = top_p * self.masses.iter().sum::<f64>();
+        let mut before = 0.0;
+        let cut_bin = self.masses.iter().position(|mass| {
+            let reached = before + mass >= wanted;
+            if !reached {
+                before += mass;
+            }
+            reached
+        });
+        let Some(cut_bin) = cut_bin else { return };
+        self.ranks.clear();
+        for ((&weight, &logit), id) in self.weights.iter().zip(logits).zip(0u32..) {
+            if weight > 0.0 && bin_of(logit) == cut_bin {
+                self.ranks.push(Rank::new(id, logit));
+            }
+        }
+        self.ranks.sort_unstable_by(|a, b| b.cmp(a));
+        let weights = &self.weights;
+        let last = self.ranks.iter().copied().find(|rank| {
+            before += weights[rank.id() as usize];
+            before >= wanted
+        });
+        // Rounding may leave the mass just short: then the whole bin is kept.
+        let Some(last) = last.or(self.ranks.last().copied()) else { return };
+        let cut = logits[last.id() as usize];
+        for ((weight, &logit), id) in self.weights.iter_mut().zip(logits).zip(0u32..) {
+            if logit <= cut && Rank::new(id, logit) < last {
+                *weight = 0.0;
+            }
+        }
+    }
+
+    /// The token at the share `uniform` of all weights, in the order of ids. `None` only if all are 0.
+    fn draw(&mut self, uniform: f64) -> Option<u32> {
+        self.masses.clear();
+        let mut total = 0.0;
+        self.masses.extend(self.weights.chunks(BLOCK).map(|block| {
+            total += sum(block);
+            total
+        }));
+        let target = uniform * total;
+        // Rounding may leave `target` at the very end: then the last token with any weight is the answer.
+        let block = self.masses.partition_point(|&mass| mass <= target);
+        let block = if block < self.masses.len() { block } else { self.last_block()? };
+        let mut mass = if block == 0 { 0.0 } else { self.masses[block - 1] };
+        let start = block * BLOCK;
+        let mut chosen = None;
+        for (&weight, index) in self.weights[start..].iter().take(BLOCK).zip(start..) {
             mass += weight;
-            // Rounding may leave `target` at the very end: then the last token with any weight is the answer.
             if weight > 0.0 {
-                chosen = candidate.id;
+                chosen = u32::try_from(index).ok();
                 if mass > target {
                     break;
                 }
             }
         }
-        Ok(chosen)
+        chosen
     }
 
-    /// Leaves in `scratch` the tokens that may be drawn, in an order that depends on their logits and ids only.
-    fn select(&mut self, logits: &[f32], sampling: &Sampling, weights: Weights) {
-        self.scratch.clear();
-        self.scratch.extend(
-            (0u32..)
-                .zip(logits)
-                .filter(|(_, logit)| **logit > f32::NEG_INFINITY)
-                // Adding 0.0 makes -0.0 equal to 0.0 for `total_cmp` too.
-                .map(|(id, &logit)| Candidate { id, logit: logit + 0.0 }),
-        );
-        let k = sampling.top_k as usize;
-        if k > 0 && k < self.scratch.len() {
-            self.scratch.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-            self.scratch.truncate(k);
-            self.scratch.sort_unstable_by(|a, b| b.cmp(a));
-        }
-        if sampling.top_p < 1.0 {
-            let total: f64 = self.scratch.iter().map(|c| weights.of(c.logit)).sum();
-            let wanted = f64::from(sampling.top_p) * total;
-            // A heap finds the few most likely tokens without sorting the vocabulary.
-            let mut heap = BinaryHeap::from(std::mem::take(&mut self.scratch));
-            let mut mass = 0.0;
-            while let Some(candidate) = heap.pop() {
-                mass += weights.of(candidate.logit);
-                self.kept.push(candidate);
-                if mass >= wanted {
-                    break;
-                }
-            }
-            self.scratch = heap.into_vec();
-            self.scratch.clear();
-            std::mem::swap(&mut self.scratch, &mut self.kept);
-        }
+    /// The last block with any weight.
+    fn last_block(&self) -> Option<usize> {
+        self.weights.iter().rposition(|&weight| weight > 0.0).map(|index| index / BLOCK)
     }
 }
 
-/// Unnormalised probabilities; the most likely token has 1.
-#[derive(Clone, Copy)]
-struct Weights {
-    max: f32,
-    temperature: f32,
-}
-
-impl Weights {
-    fn of(self, logit: f32) -> f64 {
-        ((f64::from(logit) - f64::from(self.max)) / f64::from(self.temperature)).exp()
-    }
-}
-
-fn greedy(logits: &[f32]) -> Result<Candidate, SampleError> {
-    let mut best: Option<Candidate> = None;
-    for (id, &logit) in (0u32..).zip(logits) {
-        if logit.is_nan() || logit == f32::INFINITY {
-            return Err(SampleError::NotFinite { id });
-        }
-        // `>` and not `total_cmp`: 0.0 and -0.0 are a tie.
-        if logit > best.map_or(f32::NEG_INFINITY, |b| b.logit) {
-            best = Some(Candidate { id, logit });
+/// In a fixed order that can be vectorised.
+fn sum(weights: &[f64]) -> f64 {
+    const LANES: usize = 8;
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = weights.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, weight) in lanes.iter_mut().zip(chunk) {
+            *lane += weight;
         }
     }
-    best.ok_or(SampleError::NoCandidate)
+    lanes.iter().sum::<f64>() + rest.iter().sum::<f64>()
+}
+
+/// The token with the highest logit, the lowest id among equals, and its logit.
+fn greedy(logits: &[f32]) -> Result<(u32, f32), SampleError> {
+    let highest = highest(logits)?;
+    // `==`: 0.0 and -0.0 are a tie.
+    let id = position(logits, |logit| logit == highest).ok_or(SampleError::NoCandidate)?;
+    Ok((id, highest))
+}
+
+/// The highest logit.
+///
+/// # Errors
+/// [`SampleError`] if a logit is NaN or +inf, or all are -inf.
+pub(crate) fn highest(logits: &[f32]) -> Result<f32, SampleError> {
+    const LANES: usize = 16;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    // NaN is not less than anything.
+    let mut is_sound = true;
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if logit > *lane { logit } else { *lane };
+        }
+        is_sound &= chunk.iter().fold(true, |all, &logit| all & (logit < f32::INFINITY));
+    }
+    is_sound &= rest.iter().all(|&logit| logit < f32::INFINITY);
+    if !is_sound && let Some(id) = position(logits, |logit| logit.is_nan() || logit == f32::INFINITY) {
+        return Err(SampleError::NotFinite { id });
+    }
+    let highest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    if highest > f32::NEG_INFINITY { Ok(highest) } else { Err(SampleError::NoCandidate) }
+}
+
+fn position(logits: &[f32], is_it: impl Fn(f32) -> bool) -> Option<u32> {
+    logits.iter().position(|&logit| is_it(logit)).and_then(|id| u32::try_from(id).ok())
 }
 
 /// A number in [0, 1) with 53 random bits: output `index` of the PCG sequence that belongs to `seed`.

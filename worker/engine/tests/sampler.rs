@@ -4,7 +4,9 @@
 use belay_engine::{SampleError, Sampler, Sampling};
 use proptest::prelude::*;
 
-const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
+fn greedy() -> Sampling {
+    Sampling::greedy()
+}
 
 fn logits() -> impl Strategy<Value = Vec<f32>> {
     // Few distinct values, so that ties are common.
@@ -12,8 +14,17 @@ fn logits() -> impl Strategy<Value = Vec<f32>> {
 }
 
 fn sampling() -> impl Strategy<Value = Sampling> {
-    (0.05f32..3.0, 0.01f32..=1.0, 0u32..70, any::<u64>())
-        .prop_map(|(temperature, top_p, top_k, seed)| Sampling { temperature, top_p, top_k, seed })
+    let min_p = prop_oneof![Just(0.0f32), 0.0f32..=1.0];
+    (0.05f32..3.0, 0.01f32..=1.0, 0u32..70, min_p, any::<u64>()).prop_map(
+        |(temperature, top_p, top_k, min_p, seed)| Sampling {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            seed,
+            ..Sampling::default()
+        },
+    )
 }
 
 /// The definition: probabilities of the tokens that may be drawn, by full sorts in f64.
@@ -21,6 +32,8 @@ fn distribution(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
     let weight = |id: usize| (f64::from(logits[id]) / f64::from(sampling.temperature)).exp();
     let mut ids: Vec<usize> = (0..logits.len()).collect();
     ids.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    let likeliest = weight(ids[0]);
+    ids.retain(|&id| weight(id) >= f64::from(sampling.min_p) * likeliest * (1.0 - 1e-12));
     if sampling.top_k > 0 {
         ids.truncate(sampling.top_k as usize);
     }
@@ -48,13 +61,13 @@ proptest! {
     fn greedy_takes_the_highest_logit_and_the_lowest_id_of_equals(logits in logits()) {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let expected = logits.iter().position(|&x| x == max).unwrap() as u32;
-        prop_assert_eq!(Sampler::default().sample(&logits, &GREEDY, 7), Ok(expected));
-        let top_1 = Sampling { temperature: 1.5, top_k: 1, ..GREEDY };
+        prop_assert_eq!(Sampler::default().sample(&logits, &greedy(), 7), Ok(expected));
+        let top_1 = Sampling { temperature: 1.5, top_k: 1, ..greedy() };
         prop_assert_eq!(Sampler::default().sample(&logits, &top_1, 7), Ok(expected));
     }
 
     #[test]
-    fn only_tokens_of_the_top_k_and_top_p_sets_are_drawn(logits in logits(), sampling in sampling()) {
+    fn only_tokens_of_the_min_p_top_k_and_top_p_sets_are_drawn(logits in logits(), sampling in sampling()) {
         let allowed = distribution(&logits, &sampling);
         let mut sampler = Sampler::default();
         for index in 0..20 {
@@ -83,7 +96,7 @@ proptest! {
         logits.push(0.0);
         let masked = masked.index(logits.len());
         logits[masked] = f32::NEG_INFINITY;
-        for sampling in [sampling, GREEDY] {
+        for sampling in [sampling, greedy()] {
             prop_assert_ne!(Sampler::default().sample(&logits, &sampling, 0), Ok(masked as u32));
         }
     }
@@ -111,9 +124,17 @@ fn critical(degrees: usize) -> f64 {
 #[test]
 fn draws_have_the_softmax_distribution_along_a_request_and_across_seeds() {
     let logits = [0.0, 1.0, -1.0, 2.0, 0.5, -2.0, 1.5, 1.0, 0.0, -0.5];
-    let cases = [(1.0, 1.0, 0), (0.7, 1.0, 0), (1.0, 0.8, 0), (1.3, 1.0, 5), (2.0, 0.9, 6)];
-    for (temperature, top_p, top_k) in cases {
-        let sampling = |seed| Sampling { temperature, top_p, top_k, seed };
+    let cases = [
+        (1.0, 1.0, 0, 0.0),
+        (0.7, 1.0, 0, 0.0),
+        (1.0, 0.8, 0, 0.0),
+        (1.3, 1.0, 5, 0.0),
+        (2.0, 0.9, 6, 0.0),
+        (1.0, 1.0, 0, 0.2),
+        (1.5, 0.9, 8, 0.1),
+    ];
+    for (temperature, top_p, top_k, min_p) in cases {
+        let sampling = |seed| Sampling { temperature, top_p, top_k, min_p, seed, ..Sampling::default() };
         let probabilities = distribution(&logits, &sampling(0));
         let mut sampler = Sampler::default();
         let along: Vec<u32> =
@@ -124,7 +145,7 @@ fn draws_have_the_softmax_distribution_along_a_request_and_across_seeds() {
             let (statistic, degrees) = chi_square(&draws, &probabilities);
             assert!(
                 statistic < critical(degrees),
-                "chi-square {statistic} with {degrees} degrees at {temperature} {top_p} {top_k}"
+                "chi-square {statistic} with {degrees} degrees at {temperature} {top_p} {top_k} {min_p}"
             );
         }
     }
@@ -133,7 +154,7 @@ fn draws_have_the_softmax_distribution_along_a_request_and_across_seeds() {
 #[test]
 fn neighbouring_draws_are_independent() {
     let logits = [0.0; 4];
-    let sampling = |seed| Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed };
+    let sampling = |seed| Sampling { seed, ..Sampling::default() };
     let mut sampler = Sampler::default();
     let mut draw = |seed, index| sampler.sample(&logits, &sampling(seed), index).unwrap();
     let by_index: Vec<u32> = (0..20_000).map(|i| draw(1, i) * 4 + draw(1, i + 1)).collect();
@@ -148,15 +169,15 @@ fn neighbouring_draws_are_independent() {
 #[test]
 fn a_tiny_temperature_is_greedy_and_never_overflows() {
     let logits = [-3.0e38, 3.0e38, 3.0e38, 0.0];
-    let sampling = Sampling { temperature: 1e-30, top_p: 0.5, ..GREEDY };
+    let sampling = Sampling { temperature: 1e-30, top_p: 0.5, ..greedy() };
     assert_eq!(Sampler::default().sample(&logits, &sampling, 0), Ok(1));
 }
 
 #[test]
 fn broken_logits_are_an_error_and_not_a_token() {
     let mut sampler = Sampler::default();
-    assert_eq!(sampler.sample(&[0.0, f32::NAN], &GREEDY, 0), Err(SampleError::NotFinite { id: 1 }));
-    assert_eq!(sampler.sample(&[f32::INFINITY, 0.0], &GREEDY, 0), Err(SampleError::NotFinite { id: 0 }));
-    assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3], &GREEDY, 0), Err(SampleError::NoCandidate));
-    assert_eq!(sampler.sample(&[], &GREEDY, 0), Err(SampleError::NoCandidate));
+    assert_eq!(sampler.sample(&[0.0, f32::NAN], &greedy(), 0), Err(SampleError::NotFinite { id: 1 }));
+    assert_eq!(sampler.sample(&[f32::INFINITY, 0.0], &greedy(), 0), Err(SampleError::NotFinite { id: 0 }));
+    assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3], &greedy(), 0), Err(SampleError::NoCandidate));
+    assert_eq!(sampler.sample(&[], &greedy(), 0), Err(SampleError::NoCandidate));
 }
