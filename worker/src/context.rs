@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use belay_engine::chat::{self, Conversation, Reply};
-use belay_engine::{Engine, Request, Sampling, Stop};
+use belay_engine::chat::{self, Conversation, ReplyParser};
+use belay_engine::{Engine, Output, Request, Sampling, Stop, Tokenizer};
 use belay_fabric::{Group, Stats};
 use belay_proto::inference::TokenizeResponse;
 use belay_proto::{admin, inference};
@@ -113,11 +113,12 @@ impl Context {
         let timer = Arc::clone(&self.requests).start();
         let ticket = self.shared.admit().map_err(errors::refused)?;
         let engine = self.serving(&ask.model)?;
-        let (prompt, mut reply) = encode(&engine, ask.prompt).await?;
-        if let Some(reply) = &mut reply {
-            reply.resume(&ask.resume);
-        }
+        let (prompt, mut reply) = encode(&engine, ask.prompt, &ask.request_id).await?;
         let (sampling, stop) = sampling(ask.sampling);
+        if let Some(reply) = &mut reply {
+            // what it says is with the client already
+            reply.push(&replayed(engine.tokenizer(), &stop, &ask.resume));
+        }
         let prompt_tokens = prompt.len() as u32;
         let request =
             Request { id: ask.request_id, prompt, resume: ask.resume, sampling, stop, ..Request::default() };
@@ -143,7 +144,7 @@ impl Context {
     /// A status as in [`errors`].
     pub async fn tokenize(&self, model: &str, prompt: Prompt) -> Result<TokenizeResponse, Status> {
         let engine = self.serving(model)?;
-        let (ids, _) = encode(&engine, prompt).await?;
+        let (ids, _) = encode(&engine, prompt, "").await?;
         let tokens = ids.iter().map(|&id| engine.tokenizer().spelling(id)).collect();
         Ok(TokenizeResponse { ids, tokens, max_context_tokens: engine.max_context() as u32 })
     }
@@ -214,26 +215,38 @@ pub enum Prompt {
 }
 
 /// Token ids of a prompt, off the async threads: a long text takes milliseconds.
-async fn encode(engine: &Engine, prompt: Prompt) -> Result<(Vec<u32>, Option<Reply>), Status> {
-    let (field, text, is_chat) = match prompt {
+async fn encode(
+    engine: &Engine,
+    prompt: Prompt,
+    request_id: &str,
+) -> Result<(Vec<u32>, Option<ReplyParser>), Status> {
+    let (field, text, reply) = match prompt {
         Prompt::Ids(ids) => return Ok((ids, None)),
-        Prompt::Text(text) => ("prompt", text, false),
+        Prompt::Text(text) => ("prompt", text, None),
         Prompt::Chat(conversation) => {
             let text =
                 chat::encode(&conversation).map_err(|error| Status::invalid_argument(error.to_string()))?;
-            ("messages", text, true)
+            let tools = conversation.callable_tools();
+            let reply = ReplyParser::new(chat::ends_in_reasoning(&text), &tools, request_id);
+            ("messages", text, Some(reply))
         }
     };
     let tokenizer = Arc::clone(engine.tokenizer());
-    let encoded = tokio::task::spawn_blocking(move || {
-        let ids = tokenizer.encode(&text)?;
-        let reply = is_chat.then(|| Reply::after(&text, &tokenizer));
-        Ok::<_, belay_engine::TokenizerError>((ids, reply))
-    });
-    match encoded.await {
-        Ok(outcome) => outcome.map_err(|error| errors::invalid(field, error)),
+    match tokio::task::spawn_blocking(move || tokenizer.encode(&text)).await {
+        Ok(Ok(ids)) => Ok((ids, reply)),
+        Ok(Err(error)) => Err(errors::invalid(field, error)),
         Err(error) => Err(Status::internal(format!("{field}: the tokenizer failed: {error}"))),
     }
+}
+
+/// Text that has been sent with tokens already produced.
+fn replayed(tokenizer: &Arc<Tokenizer>, stop: &Stop, ids: &[u32]) -> String {
+    let mut output = Output::new(Arc::clone(tokenizer), stop, usize::MAX);
+    let mut text = String::new();
+    for &id in ids {
+        output.push(id, &mut text);
+    }
+    text
 }
 
 /// The engine's terms for what the proto leaves open.

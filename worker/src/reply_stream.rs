@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use belay_engine::chat::Reply;
+use belay_engine::chat::{ReplyEvent, ReplyParser};
 use belay_engine::{Event, FailureKind, FinishReason, Sink};
 use belay_proto::inference::{self, GenerateResponse, Usage};
 use futures::Stream;
@@ -27,6 +27,20 @@ struct Pending {
     end: Option<Result<(FinishReason, Usage), Failure>>,
     reader_gone: bool,
     waker: Option<Waker>,
+}
+
+impl Pending {
+    fn say(&mut self, events: Vec<ReplyEvent>) {
+        for event in events {
+            match event {
+                ReplyEvent::Reasoning(text) => self.reasoning.push_str(&text),
+                ReplyEvent::Content(text) => self.text.push_str(&text),
+                ReplyEvent::ToolCallBegin { .. }
+                | ReplyEvent::ToolCallArguments { .. }
+                | ReplyEvent::ToolCallEnd { .. } => {}
+            }
+        }
+    }
 }
 
 struct Failure {
@@ -64,24 +78,20 @@ impl Mailbox {
 struct Outlet {
     mailbox: Arc<Mailbox>,
     /// Parts reasoning from content; `None` for Generate.
-    reply: Option<Reply>,
+    reply: Option<ReplyParser>,
 }
 
 impl Outlet {
     fn take(&mut self, event: Event) -> bool {
         match event {
             Event::Tokens { ids, text, .. } => {
-                let (reasoning, content) = match &mut self.reply {
-                    Some(reply) => {
-                        let part = reply.push(&ids, &text);
-                        (part.reasoning, part.content)
-                    }
-                    None => (String::new(), text),
+                let events = match &mut self.reply {
+                    Some(reply) => reply.push(&text),
+                    None => vec![ReplyEvent::Content(text)],
                 };
                 self.mailbox.put(|pending| {
                     pending.ids.extend_from_slice(&ids);
-                    pending.reasoning.push_str(&reasoning);
-                    pending.text.push_str(&content);
+                    pending.say(events);
                 })
             }
             Event::Prompt { .. } => true,
@@ -92,7 +102,12 @@ impl Outlet {
                     cached_tokens: usage.cached_tokens,
                     ..Usage::default()
                 };
-                self.mailbox.put(|pending| pending.end = Some(Ok((reason, usage))))
+                let was_cut = reason == FinishReason::Length;
+                let events = self.reply.as_mut().map_or_else(Vec::new, |reply| reply.finish(was_cut));
+                self.mailbox.put(|pending| {
+                    pending.say(events);
+                    pending.end = Some(Ok((reason, usage)));
+                })
             }
             Event::Failed { message, kind } => {
                 let failure = Failure { message, kind };
@@ -131,7 +146,7 @@ pub fn reply_stream(
     ticket: Ticket,
     timer: RequestTimer,
     prompt_tokens: u32,
-    reply: Option<Reply>,
+    reply: Option<ReplyParser>,
 ) -> (Sink, ReplyStream) {
     let mailbox = Arc::new(Mailbox::default());
     let mut outlet = Outlet { mailbox: Arc::clone(&mailbox), reply };

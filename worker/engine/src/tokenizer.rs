@@ -11,6 +11,8 @@ use tokenizers::decoders::DecoderWrapper;
 
 /// Closes the reasoning of a reply.
 const THINK_END: &str = "</think>";
+/// Tags of a reply's text. They are text even where a vocabulary marks them as special.
+const TAGS: [&str; 3] = ["<think>", THINK_END, "｜DSML｜"];
 /// Ends a reply, if no configuration names another token.
 const EOS: &str = "<｜end▁of▁sentence｜>";
 
@@ -100,8 +102,8 @@ impl Tokenizer {
     }
 
     /// Bytes that a token adds to the text. None for an unknown id, and none for an added token marked as special
-    /// (begin, end of sequence, padding): like vLLM, text never shows those. Other added tokens (`<think>`, `</think>`,
-    /// the DSML marker) are text.
+    /// (begin, end of sequence, padding): like vLLM, text never shows those. Other added tokens are text, and the tags of
+    /// a reply (`<think>`, `</think>`, the DSML marker) always.
     #[must_use]
     pub fn bytes(&self, id: u32) -> &[u8] {
         self.pieces.get(id)
@@ -190,7 +192,7 @@ impl Pieces {
         let mut ends = Vec::with_capacity(size);
         for (id, token) in (0u32..).zip(&tokens) {
             match (added.get(&id), token) {
-                (Some(added), _) if added.special => {}
+                (Some(added), _) if added.special && !TAGS.contains(&added.content.as_str()) => {}
                 (Some(added), _) => bytes.extend_from_slice(added.content.as_bytes()),
                 (None, Some(token)) => alphabet.decode(token, &mut bytes),
                 (None, None) => {}

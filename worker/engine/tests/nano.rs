@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use belay_engine::chat::{self, Conversation, Message, Reply};
+use belay_engine::chat::{self, Conversation, Message, ReplyEvent, ReplyParser};
 use belay_engine::{Detokenizer, FinishReason, Output, Stop, Tokenizer};
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -81,14 +81,20 @@ fn replies_are_parted_at_the_end_of_thinking() {
     let mut thinking = 0;
     for item in items() {
         let mut output = Output::new(tokenizer.clone(), &Stop::default(), 4096);
-        let mut reply = Reply::after(&item.prompt, &tokenizer);
-        let (mut reasoning, mut content) = (String::new(), String::new());
+        let mut reply = ReplyParser::new(chat::ends_in_reasoning(&item.prompt), &[], "");
+        let (mut reasoning, mut content, mut events) = (String::new(), String::new(), Vec::new());
         for &id in &item.greedy_ids {
             let mut text = String::new();
             output.push(id, &mut text);
-            let part = reply.push(&[id], &text);
-            reasoning.push_str(&part.reasoning);
-            content.push_str(&part.content);
+            events.extend(reply.push(&text));
+        }
+        events.extend(reply.finish(false));
+        for event in &events {
+            match event {
+                ReplyEvent::Reasoning(text) => reasoning.push_str(text),
+                ReplyEvent::Content(text) => content.push_str(text),
+                call => panic!("{}: {call:?}", item.id),
+            }
         }
         let expected = match item.greedy_text.split_once("</think>") {
             Some(parts) if item.thinking => parts,

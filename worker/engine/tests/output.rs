@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use belay_engine::chat::{Reply, ReplyPart};
+use belay_engine::chat::{ReplyEvent, ReplyParser};
 use belay_engine::{FinishReason, Output, Stop, Tokenizer};
 
 /// The first two of the four bytes of a crab.
@@ -18,8 +18,8 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::load(&nano()).unwrap())
 }
 
-/// The same vocabulary, but `</think>` is marked as special: it adds no byte to the text.
-fn tokenizer_with_a_silent_marker() -> Arc<Tokenizer> {
+/// The same vocabulary, but `</think>` is marked as special.
+fn tokenizer_with_a_special_marker() -> Arc<Tokenizer> {
     let text = std::fs::read_to_string(nano().join("tokenizer.json")).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let added = json["added_tokens"].as_array_mut().unwrap();
@@ -110,16 +110,16 @@ fn all_of_the_reasoning_is_out_when_it_ends() {
     assert_eq!(texts, ["h", "m", "</think>", "", ">!"]);
     assert_eq!(ended, None, "a stop string does not reach across the end of the reasoning");
 
-    let mut reply = Reply::after("<think>", &tokenizer);
-    let parts: Vec<ReplyPart> =
-        tokens.iter().zip(&texts).map(|(&id, text)| reply.push(&[id], text)).collect();
-    assert_eq!(parts.iter().map(|part| part.reasoning.as_str()).collect::<String>(), "hm");
-    assert_eq!(parts.iter().map(|part| part.content.as_str()).collect::<String>(), ">!");
+    let mut reply = ReplyParser::new(true, &[], "");
+    let events: Vec<ReplyEvent> = texts.iter().flat_map(|text| reply.push(text)).collect();
+    let [reasoning @ .., content] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!(reasoning, [ReplyEvent::Reasoning("h".into()), ReplyEvent::Reasoning("m".into())]);
+    assert_eq!(content, &ReplyEvent::Content(">!".into()));
 }
 
 #[test]
 fn half_a_character_of_the_reasoning_ends_with_it() {
-    for tokenizer in [tokenizer(), tokenizer_with_a_silent_marker()] {
+    for tokenizer in [tokenizer(), tokenizer_with_a_special_marker()] {
         let marker = tokenizer.think_end().unwrap();
         let written = String::from_utf8(tokenizer.bytes(marker).to_vec()).unwrap();
         // The other half follows, but it belongs to another text.
@@ -131,17 +131,7 @@ fn half_a_character_of_the_reasoning_ends_with_it() {
 }
 
 #[test]
-fn a_reply_that_another_worker_began_is_out_of_reasoning_if_that_worker_was() {
-    let tokenizer = tokenizer();
-    let marker = tokenizer.think_end().unwrap();
-    let part = |earlier: &[u32]| {
-        let mut reply = Reply::after("<think>", &tokenizer);
-        reply.resume(earlier);
-        let part = reply.push(&ids(&tokenizer, b"x"), "x");
-        (part.reasoning, part.content)
-    };
-    let letter = ids(&tokenizer, b"a")[0];
-    assert_eq!(part(&[letter]), ("x".into(), String::new()));
-    assert_eq!(part(&[letter, marker]), (String::new(), "x".into()));
-    assert_eq!(part(&[letter, marker, letter]), (String::new(), "x".into()));
+fn the_tags_of_a_reply_are_text_even_if_they_are_marked_as_special() {
+    let tokenizer = tokenizer_with_a_special_marker();
+    assert_eq!(tokenizer.bytes(tokenizer.think_end().unwrap()), b"</think>");
 }

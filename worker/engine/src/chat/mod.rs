@@ -10,6 +10,7 @@ mod message;
 mod openai;
 mod reply;
 mod texts;
+mod tools;
 mod turns;
 
 use serde_json::Value;
@@ -18,7 +19,7 @@ pub use encode::{encode, ends_in_reasoning, render};
 pub use error::ChatError;
 pub use message::{FunctionCall, Message, Task, ToolCall};
 pub use openai::{Defaults, from_openai};
-pub use reply::{Reply, ReplyPart};
+pub use reply::{ReplyEvent, ReplyParser};
 
 /// Everything that decides the prompt text of a chat request.
 #[derive(Clone, Debug, PartialEq)]
