@@ -5,7 +5,7 @@ use std::sync::Arc;
 use belay_backend::{Backend, ExpertCompute};
 use belay_engine::{Tokenizer, TokenizerError};
 use belay_fabric::Table;
-use belay_model::{Checkpoint, CheckpointError, ExpertBank, Model, Numerics};
+use belay_model::{CacheOptions, Checkpoint, CheckpointError, ExpertBank, Model, Numerics};
 use belay_proto::admin::{ModelCard, RankStatus};
 
 use crate::config::ServeConfig;
@@ -195,9 +195,13 @@ pub fn load<B: Backend>(
     let dense = checkpoint.card().dense_bytes;
     let total = dense + ranks.missing_bytes(table, checkpoint);
     shared.load_progress(0, total);
-    let model = Model::load(Arc::clone(backend), checkpoint, Numerics::EXACT, &mut |done, _| {
-        shared.load_progress(done, total);
-    })?;
+    let model = Model::load(
+        Arc::clone(backend),
+        checkpoint,
+        Numerics::EXACT,
+        CacheOptions::default(),
+        &mut |done, _| shared.load_progress(done, total),
+    )?;
     ranks.load(table, shared, dense, total)?;
     Ok(model)
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use belay_backend::{ExpertCompute, Fabric};
 use belay_cpu::CpuBackend;
 use belay_fabric::{Group, Identity, InProcess, Placement, Table, Timeouts, WorkerEntry};
-use belay_model::{Checkpoint, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment};
+use belay_model::{
+    CacheOptions, Checkpoint, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment,
+};
 use common::{cases, nano};
 
 type Bank = ExpertBank<CpuBackend>;
@@ -25,7 +27,9 @@ impl Nano {
     fn load() -> Self {
         let backend = Arc::new(CpuBackend::detect());
         let checkpoint = Arc::new(Checkpoint::open(&nano().join("bf16")).unwrap());
-        let model = Model::load(Arc::clone(&backend), &checkpoint, Numerics::EXACT, &mut |_, _| {}).unwrap();
+        let cache = CacheOptions::default();
+        let model =
+            Model::load(Arc::clone(&backend), &checkpoint, Numerics::EXACT, cache, &mut |_, _| {}).unwrap();
         Self { backend, checkpoint, model }
     }
 
@@ -49,14 +53,15 @@ impl Nano {
 
     /// Bits of all logits of a prompt, fed in two pieces and then two single tokens.
     fn logits(&self, fabric: &dyn Fabric, prompt: &[u32]) -> Vec<u32> {
-        let mut state = self.model.new_state().unwrap();
+        let mut state = self.model.new_state();
         let mut scratch = Scratch::default();
         let middle = prompt.len() / 2;
         let tail = prompt.len() - 2;
         let mut bits = Vec::new();
         for tokens in [&prompt[..middle], &prompt[middle..tail], &prompt[tail..=tail], &prompt[tail + 1..]] {
             let mut logits = Vec::new();
-            let mut segments = [Segment { state: &mut state, tokens, logits: Logits::All }];
+            let mut segments =
+                [Segment { state: &mut state, tokens, logits: Logits::All, rewindable: false }];
             self.model.forward(&mut scratch, &mut segments, fabric, &mut logits).unwrap();
             bits.extend(logits.iter().map(|value| value.to_bits()));
         }

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use crate::{Result, StoredMatrix};
+use crate::{PagedRows, Result, StoredMatrix};
 
 /// Rows `first .. first + count` of a matrix with `width` columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,14 +55,14 @@ pub struct HyperShape {
 pub struct Attention<'a, B: Backend + ?Sized> {
     /// `[rows of the step, heads · width]`, rotated.
     pub q: &'a B::Buffer,
-    /// `[rows of the step, width]`: window keys (= values) of this step, rotated.
-    pub kv: &'a B::Buffer,
-    /// The sequence's rows of `q`, `kv` and the output.
+    /// The sequence's rows of `q` and the output.
     pub rows: Range<usize>,
     /// Position of the first of these rows.
     pub start: usize,
-    /// `[window, width]`: keys before `start`, position p in row p mod window.
-    pub ring: &'a B::Buffer,
+    /// Where keys lie.
+    pub arena: &'a B::Arena,
+    /// Window keys (= values) by position, rotated, those of this step included.
+    pub keys: PagedRows<'a>,
     /// Window length; a query sees itself and the `window − 1` positions before it.
     pub window: usize,
     /// Compressed entries that take part as well.
@@ -81,15 +81,15 @@ pub enum Entries<'a, B: Backend + ?Sized> {
     None,
     /// All that are complete: entry n for a query at t if n < (t + 1) / ratio.
     Visible {
-        /// `[n, width]`.
-        entries: &'a B::Buffer,
+        /// Entries by number.
+        entries: PagedRows<'a>,
         /// Tokens of one entry.
         ratio: usize,
     },
     /// Those that [`Backend::select`] chose.
     Selected {
-        /// `[n, width]`.
-        entries: &'a B::Buffer,
+        /// Entries by number.
+        entries: PagedRows<'a>,
         /// `[rows of the step, k]`: ascending, −1 after the last.
         chosen: &'a B::Indices,
         /// Columns of `chosen`.
@@ -115,6 +115,10 @@ pub struct Compress<'a, B: Backend + ?Sized> {
     pub overlap: bool,
     /// Channels of an entry.
     pub width: usize,
+    /// Rows of windows that are not complete, by position, in f32: co · width values, then as many gates with bias.
+    pub open: PagedRows<'a>,
+    /// First position of this step whose row goes to `open`.
+    pub keep: usize,
 }
 
 /// Choice of the best compressed entries for one sequence's queries.
@@ -125,8 +129,10 @@ pub struct Select<'a, B: Backend + ?Sized> {
     pub head_weights: &'a B::Buffer,
     /// Factor on `head_weights`.
     pub scale: f32,
-    /// `[n, width]`.
-    pub keys: &'a B::Buffer,
+    /// Where keys lie.
+    pub arena: &'a B::Arena,
+    /// Keys by number of the entry.
+    pub keys: PagedRows<'a>,
     /// The sequence's rows.
     pub rows: Range<usize>,
     /// Position of the first of these rows.
@@ -153,6 +159,8 @@ pub trait Backend: Send + Sync + 'static {
     type Buffer: Send + Sync;
     /// i32 array in device memory.
     type Indices: Send + Sync;
+    /// Pages of bytes in device memory: the caches of all sequences.
+    type Arena: Send + Sync;
     /// A linear's weight, in its published bits.
     type Matrix: Send + Sync;
 
@@ -163,6 +171,12 @@ pub trait Backend: Send + Sync + 'static {
     fn alloc(&self, len: usize) -> Result<Self::Buffer>;
     /// An index array of `len` zeros.
     fn alloc_indices(&self, len: usize) -> Result<Self::Indices>;
+    /// `pages` pages of `page_bytes` zero bytes. Where the system allows, pages take memory when they are first written.
+    /// `page_bytes` is a multiple of 64.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`](crate::BackendError::OutOfMemory).
+    fn arena(&self, pages: usize, page_bytes: usize) -> Result<Self::Arena>;
     /// Elements of a buffer.
     fn len(&self, buffer: &Self::Buffer) -> usize;
     /// Sets all elements.
@@ -230,15 +244,33 @@ pub trait Backend: Send + Sync + 'static {
     /// `out[r, h, :]` = softmax-weighted sum of the keys that query r sees, sink included in the normalisation.
     fn attention(&self, op: &Attention<'_, Self>, out: &mut Self::Buffer) -> Result<()>;
 
-    /// Feeds tokens into a compressor's open window and writes the entries that close, in order, to `out` from row 0.
-    ///
-    /// `values` and `gates` are the state: `[co · ratio, co · width]`; with overlap, rows `0..ratio` are the last full
-    /// window and the rest the open one. Unused gates are −∞.
+    /// Writes `rows` of `x` to rows `first ..` of `to`, in the format of `to`.
+    fn store(
+        &self,
+        x: &Self::Buffer,
+        rows: Rows,
+        arena: &mut Self::Arena,
+        to: PagedRows<'_>,
+        first: usize,
+    ) -> Result<()>;
+
+    /// Reads rows `first ..` of `from` into `rows` of `x`.
+    fn fetch(
+        &self,
+        arena: &Self::Arena,
+        from: PagedRows<'_>,
+        first: usize,
+        x: &mut Self::Buffer,
+        rows: Rows,
+    ) -> Result<()>;
+
+    /// Pools the windows that the step's rows complete into entries, written in order to `out` from row 0, then keeps
+    /// the step's rows from `op.keep` on. Earlier rows of these windows are taken from `op.open`; a window before the
+    /// sequence's first has no share.
     fn compress(
         &self,
         op: &Compress<'_, Self>,
-        values: &mut Self::Buffer,
-        gates: &mut Self::Buffer,
+        arena: &mut Self::Arena,
         out: &mut Self::Buffer,
     ) -> Result<()>;
 

@@ -67,6 +67,16 @@ pub const fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits((bits as u32) << 16)
 }
 
+/// Nearest bf16 bits, ties to even. NaN stays NaN.
+pub const fn f32_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    // may carry into the exponent, up to infinity, as rounding should
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
 /// The smallest power of two that is not below `value`, which must be positive and normal.
 pub fn pow2_ceil(value: f32) -> f32 {
     let bits = value.to_bits();

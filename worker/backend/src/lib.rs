@@ -5,9 +5,11 @@ mod backend;
 pub mod dtype;
 mod error;
 mod fabric;
+mod paged;
 mod stored;
 
 pub use backend::{Attention, Backend, Compress, Entries, HyperShape, MAX_STREAMS, Rotary, Rows, Select};
 pub use error::{BackendError, Result};
 pub use fabric::{ExpertCompute, Fabric, FabricError, Route};
+pub use paged::{KEY_BLOCK, PagedRows, RowFormat, RowLayout, Run};
 pub use stored::{Bytes, FP4_BLOCK, FP8_BLOCK, Format, StoredMatrix};

@@ -1,40 +1,57 @@
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use belay_backend::{
-    Attention, Backend, Compress, Entries, HyperShape, Result, Rotary, Rows, Select, StoredMatrix,
+    Attention, Backend, Compress, Entries, HyperShape, PagedRows, Result, Rotary, Rows, Select, StoredMatrix,
 };
 
+use crate::arena::CpuArena;
 use crate::buffer::{CpuBuffer, CpuIndices, CpuMatrix};
 use crate::kernel::Kernels;
 use crate::level::Level;
 use crate::linear;
-use crate::ops::{activation, attention, compress, hyper, norm, rope, rounding, select};
+use crate::ops::{activation, attention, compress, hyper, norm, rope, rounding, rows, select};
 use crate::pool::Pool;
-use crate::shared::{each_row, split};
+use crate::shared::each_row;
 
 thread_local! {
-    /// Logits or scores of one query, and a second list beside them.
-    static QUERY: RefCell<(Vec<f32>, Vec<f32>, Vec<u32>)> =
-        const { RefCell::new((Vec::new(), Vec::new(), Vec::new())) };
+    static ATTENTION: RefCell<attention::AttentionScratch> = RefCell::default();
+    static COMPRESS: RefCell<compress::CompressScratch> = RefCell::default();
+}
+
+/// Cached rows that operations have read since the backend was made: what decoding costs beyond the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowsRead {
+    /// Window keys and compressed entries by the core attention, once for each query (its heads share them).
+    pub attention: u64,
+    /// Indexer keys that were scored, once for each query.
+    pub select: u64,
 }
 
 /// The CPUs of this process. Weights stay where the checkpoint is mapped.
 pub struct CpuBackend {
     kernels: Kernels,
     pool: Pool,
+    attention_rows: AtomicU64,
+    select_rows: AtomicU64,
 }
 
 impl CpuBackend {
     /// The best level of this machine, and as many threads as affinity and the control group's quota allow.
     pub fn detect() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { kernels: Kernels::detect(), pool: Pool::new(threads) }
+        Self::new(Kernels::detect(), threads)
     }
 
     /// A given level and number of threads; `None` if this machine cannot run the level.
     pub fn with(level: Level, threads: usize) -> Option<Self> {
-        Some(Self { kernels: Kernels::new(level)?, pool: Pool::new(threads) })
+        Some(Self::new(Kernels::new(level)?, threads))
+    }
+
+    fn new(kernels: Kernels, threads: usize) -> Self {
+        let (attention_rows, select_rows) = Default::default();
+        Self { kernels, pool: Pool::new(threads), attention_rows, select_rows }
     }
 
     /// Level in use.
@@ -46,11 +63,26 @@ impl CpuBackend {
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
+
+    /// Counts so far.
+    pub fn rows_read(&self) -> RowsRead {
+        RowsRead {
+            attention: self.attention_rows.load(Ordering::Relaxed),
+            select: self.select_rows.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Heads of a query that one task takes: all, unless there are too few queries for the threads.
+    fn heads_per_task(&self, rows: usize, heads: usize) -> usize {
+        let parts = (2 * self.threads()).div_ceil(rows.max(1));
+        (1..=heads).rev().find(|count| heads.is_multiple_of(*count) && heads / count >= parts).unwrap_or(1)
+    }
 }
 
 impl Backend for CpuBackend {
     type Buffer = CpuBuffer;
     type Indices = CpuIndices;
+    type Arena = CpuArena;
     type Matrix = CpuMatrix;
 
     fn describe(&self) -> String {
@@ -63,6 +95,10 @@ impl Backend for CpuBackend {
 
     fn alloc_indices(&self, len: usize) -> Result<CpuIndices> {
         Ok(CpuIndices(vec![0; len]))
+    }
+
+    fn arena(&self, pages: usize, page_bytes: usize) -> Result<CpuArena> {
+        CpuArena::new(pages, page_bytes)
     }
 
     fn len(&self, buffer: &CpuBuffer) -> usize {
@@ -172,47 +208,55 @@ impl Backend for CpuBackend {
             Entries::Selected { k, .. } => *k,
         };
         let work = 2 * out.len() * (op.window.min(op.start + op.rows.len()) + most_entries);
-        each_row(&self.pool, out, op.width, work, |item, out| {
-            let (row, head) = (op.rows.start + item / op.heads, item % op.heads);
-            QUERY.with_borrow_mut(|(logits, ..)| attention::attend(self.kernels, op, row, head, logits, out));
+        let heads = self.heads_per_task(op.rows.len(), op.heads);
+        let parts = op.heads / heads;
+        each_row(&self.pool, out, heads * op.width, work, |item, out| {
+            let (row, part) = (op.rows.start + item / parts, item % parts);
+            let heads = part * heads..(part + 1) * heads;
+            let read = ATTENTION
+                .with_borrow_mut(|scratch| attention::attend(self.kernels, op, row, heads, scratch, out));
+            if part == 0 {
+                self.attention_rows.fetch_add(read as u64, Ordering::Relaxed);
+            }
         });
         Ok(())
     }
 
-    fn compress(
+    fn store(
         &self,
-        op: &Compress<'_, Self>,
-        values: &mut CpuBuffer,
-        gates: &mut CpuBuffer,
-        out: &mut CpuBuffer,
+        x: &CpuBuffer,
+        rows: Rows,
+        arena: &mut CpuArena,
+        to: PagedRows<'_>,
+        first: usize,
     ) -> Result<()> {
-        compress::compress(op, &mut values.0, &mut gates.0, &mut out.0);
+        let x = &x.0[rows.first * rows.width..][..rows.count * rows.width];
+        rows::store(arena, to, first, x.chunks_exact(rows.width));
+        Ok(())
+    }
+
+    fn fetch(
+        &self,
+        arena: &CpuArena,
+        from: PagedRows<'_>,
+        first: usize,
+        x: &mut CpuBuffer,
+        rows: Rows,
+    ) -> Result<()> {
+        let x = &mut x.0[rows.first * rows.width..][..rows.count * rows.width];
+        rows::fetch(self.kernels, arena, from, first..first + rows.count, x);
+        Ok(())
+    }
+
+    fn compress(&self, op: &Compress<'_, Self>, arena: &mut CpuArena, out: &mut CpuBuffer) -> Result<()> {
+        COMPRESS.with_borrow_mut(|scratch| compress::compress(op, arena, scratch, &mut out.0));
         Ok(())
     }
 
     fn select(&self, op: &Select<'_, Self>, chosen: &mut CpuIndices) -> Result<()> {
-        let visible = |row: usize| (op.start + row + 1) / op.ratio;
-        let last = op.rows.len().saturating_sub(1);
-        let work = op.rows.len() * visible(last) * op.heads * op.width;
         let chosen = &mut chosen.0[op.rows.start * op.k..op.rows.end * op.k];
-        if op.k == 0 {
-            return Ok(());
-        }
-        let rows: Vec<std::sync::Mutex<&mut [i32]>> =
-            chosen.chunks_exact_mut(op.k).map(std::sync::Mutex::new).collect();
-        split(&self.pool, rows.len(), work, |range| {
-            QUERY.with_borrow_mut(|(scores, dots, order)| {
-                for row in range {
-                    let mut chosen = rows[row].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    scores.resize(visible(row), 0.0);
-                    // with room for all there is nothing to choose
-                    if scores.len() > op.k {
-                        select::scores(self.kernels, op, op.rows.start + row, dots, scores);
-                    }
-                    select::best(scores, order, &mut chosen);
-                }
-            });
-        });
+        let read = select::select(self.kernels, &self.pool, op, chosen);
+        self.select_rows.fetch_add(read, Ordering::Relaxed);
         Ok(())
     }
 

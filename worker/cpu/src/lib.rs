@@ -3,6 +3,7 @@
 //! Contract 1 (exact): every reduction has an order that depends on its length and the kernel level alone, so a row's
 //! result has the same bits whatever is computed beside it and by however many threads.
 
+mod arena;
 mod backend;
 mod buffer;
 mod kernel;
@@ -12,6 +13,7 @@ mod ops;
 mod pool;
 mod shared;
 
+pub use arena::CpuArena;
 pub use backend::CpuBackend;
 pub use buffer::{CpuBuffer, CpuIndices, CpuMatrix};
 pub use level::Level;

@@ -11,24 +11,24 @@ pub(crate) const MIN_PARALLEL_WORK: usize = 1 << 17;
 /// Tasks per thread: small enough to even out, large enough to keep the counter cold.
 const TASKS_PER_THREAD: usize = 4;
 
-pub(crate) struct SharedSlice<'a> {
-    start: *mut f32,
+pub(crate) struct SharedSlice<'a, T> {
+    start: *mut T,
     len: usize,
-    slice: PhantomData<&'a mut [f32]>,
+    slice: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: all access goes through `part` and `set`, whose callers promise disjoint parts.
-unsafe impl Sync for SharedSlice<'_> {}
+// SAFETY: all access goes through `part` and `set`, whose callers promise disjoint parts; elements may go to other threads.
+unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 
-impl<'a> SharedSlice<'a> {
-    pub(crate) fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, T: Copy> SharedSlice<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
     /// # Safety
     /// No two parts that live at the same time overlap, nor an element that `set` writes meanwhile.
     #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [f32] {
+    pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {}", self.len);
         // SAFETY: inside the slice, which is borrowed mutably for 'a; disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
@@ -36,7 +36,7 @@ impl<'a> SharedSlice<'a> {
 
     /// # Safety
     /// No other access to this element at the same time.
-    pub(crate) unsafe fn set(&self, at: usize, value: f32) {
+    pub(crate) unsafe fn set(&self, at: usize, value: T) {
         assert!(at < self.len, "element {at} of {}", self.len);
         // SAFETY: inside the slice, which is borrowed mutably for 'a; exclusive by the caller's promise.
         unsafe { self.start.add(at).write(value) }
@@ -51,12 +51,12 @@ pub(crate) fn split(pool: &Pool, items: usize, work: usize, run: impl Fn(Range<u
 }
 
 /// Calls `run(row, values)` for each row of `width` elements of `out`, on several threads if `work` is worth it.
-pub(crate) fn each_row(
+pub(crate) fn each_row<T: Copy + Send>(
     pool: &Pool,
-    out: &mut [f32],
+    out: &mut [T],
     width: usize,
     work: usize,
-    run: impl Fn(usize, &mut [f32]) + Sync,
+    run: impl Fn(usize, &mut [T]) + Sync,
 ) {
     let rows = out.len() / width;
     let shared = SharedSlice::new(out);

@@ -14,7 +14,7 @@ use belay_engine::{
     Draft, Engine, EngineConfig, Event, FailureKind, FinishReason, Memory, Request, Sampling, Segment,
     ServedModel, StateError, StepError, StepModel, Stop, Tokenizer,
 };
-use belay_model::{Checkpoint, ExpertBank, LocalExperts, Model, Numerics};
+use belay_model::{CacheOptions, Checkpoint, ExpertBank, LocalExperts, Model, Numerics};
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -64,7 +64,8 @@ fn model() -> (ServedModel<CpuBackend>, Arc<AtomicI64>) {
     let dir = nano().join("bf16");
     let backend = Arc::new(CpuBackend::detect());
     let checkpoint = Arc::new(Checkpoint::open(&dir).unwrap());
-    let model = Model::load(backend.clone(), &checkpoint, Numerics::EXACT, &mut |_, _| {}).unwrap();
+    let cache = CacheOptions::default();
+    let model = Model::load(backend.clone(), &checkpoint, Numerics::EXACT, cache, &mut |_, _| {}).unwrap();
     let bank = Arc::new(ExpertBank::new(backend, checkpoint.clone(), Numerics::EXACT));
     let card = checkpoint.card();
     let all = (0..card.layers).flat_map(|layer| (0..card.experts).map(move |expert| (layer, expert)));

@@ -1,14 +1,14 @@
 //! Latent attention over the window and compressed entries, with a sink per head.
 
-use belay_backend::{Attention as CoreAttention, Backend, Entries, Result, Rotary, Rows};
+use belay_backend::{Attention as CoreAttention, Backend, Entries, KEY_BLOCK, Result, Rotary, Rows};
 
 use crate::checkpoint::CheckpointError;
-use crate::compressor::{Compressor, KEY_BLOCK, Role};
+use crate::compressor::{Compressor, Role};
 use crate::config::Config;
 use crate::indexer::Indexer;
 use crate::linear::{Linear, Loader};
 use crate::scratch::Temporaries;
-use crate::state::LayerState;
+use crate::state::State;
 use crate::step::{Segment, Step};
 use crate::trace::Trace;
 
@@ -83,37 +83,38 @@ impl<B: Backend> Attention<B> {
         })
     }
 
-    /// y = attention(x) for all rows; extends the segments' states.
+    /// y = attention(x) for all rows; extends what the segments' states hold in the arena.
     pub(crate) fn forward(
         &self,
         backend: &B,
         step: &Step,
         t: &mut Temporaries<B>,
-        segments: &mut [Segment<'_, B>],
+        arena: &mut B::Arena,
+        segments: &[Segment<'_>],
         layer: usize,
         trace: &mut dyn Trace,
     ) -> Result<()> {
         self.queries(backend, step, t)?;
         self.keys(backend, step, t)?;
+        self.keep_window(backend, step, t, arena, segments, layer)?;
         if let Some(compressor) = &self.compressor {
             compressor.project(backend, t, step.rows())?;
-            for (span, segment) in segments.iter_mut().enumerate() {
-                if let Some(state) = &mut segment.state.layers[layer].main {
-                    compressor.feed(backend, step, span, t, state)?;
+            for (span, segment) in segments.iter().enumerate() {
+                if let Some(parts) = &segment.state.layout().layers[layer].main {
+                    compressor.feed(backend, step, span, t, arena, segment.state, parts)?;
                 }
             }
         }
         if let Some(indexer) = &self.indexer {
-            indexer.select(backend, step, t, segments, layer)?;
+            indexer.select(backend, step, t, arena, segments, layer)?;
             if trace.wants_blocks() {
                 let mut chosen = vec![0; step.rows() * indexer.top_k()];
                 backend.read_indices(&t.chosen, 0, &mut chosen)?;
                 trace.blocks(layer, indexer.top_k(), &chosen);
             }
         }
-        for (span, segment) in segments.iter_mut().enumerate() {
-            self.attend(backend, step, span, t, &segment.state.layers[layer])?;
-            self.keep_window(backend, step, span, t, &mut segment.state.layers[layer])?;
+        for (span, segment) in segments.iter().enumerate() {
+            self.attend(backend, step, span, t, arena, segment.state, layer)?;
         }
         self.output(backend, step, t)
     }
@@ -124,14 +125,12 @@ impl<B: Backend> Attention<B> {
         backend: &B,
         step: &Step,
         t: &mut Temporaries<B>,
-        segments: &mut [Segment<'_, B>],
+        arena: &mut B::Arena,
+        segments: &[Segment<'_>],
         layer: usize,
     ) -> Result<()> {
         self.keys(backend, step, t)?;
-        for (span, segment) in segments.iter_mut().enumerate() {
-            self.keep_window(backend, step, span, t, &mut segment.state.layers[layer])?;
-        }
-        Ok(())
+        self.keep_window(backend, step, t, arena, segments, layer)
     }
 
     fn rotary(&self, heads: usize, inverse: bool) -> Rotary {
@@ -186,29 +185,53 @@ impl<B: Backend> Attention<B> {
         backend.rope(x, all, self.rotary(heads, inverse), table, 0)
     }
 
+    /// Puts this step's keys beside the earlier ones: attention then reads all keys as they are stored, in whichever
+    /// step they were computed.
+    fn keep_window(
+        &self,
+        backend: &B,
+        step: &Step,
+        t: &Temporaries<B>,
+        arena: &mut B::Arena,
+        segments: &[Segment<'_>],
+        layer: usize,
+    ) -> Result<()> {
+        for (place, segment) in step.spans.iter().zip(segments) {
+            let window = segment.state.rows(&segment.state.layout().layers[layer].window);
+            let rows = Rows { first: place.rows.start, count: place.rows.len(), width: self.shape.head_dim };
+            backend.store(&t.kv, rows, arena, window, place.start)?;
+        }
+        Ok(())
+    }
+
     fn attend(
         &self,
         backend: &B,
         step: &Step,
         span: usize,
         t: &mut Temporaries<B>,
-        state: &LayerState<B>,
+        arena: &B::Arena,
+        state: &State,
+        layer: usize,
     ) -> Result<()> {
-        let entries = match (&self.compressor, &self.indexer, &state.main) {
-            (Some(_), Some(indexer), Some(main)) => {
-                Entries::Selected { entries: &main.entries, chosen: &t.chosen, k: indexer.top_k() }
-            }
+        let parts = &state.layout().layers[layer];
+        let entries = match (&self.compressor, &self.indexer, &parts.main) {
+            (Some(_), Some(indexer), Some(main)) => Entries::Selected {
+                entries: state.rows(&main.entries),
+                chosen: &t.chosen,
+                k: indexer.top_k(),
+            },
             (Some(compressor), None, Some(main)) => {
-                Entries::Visible { entries: &main.entries, ratio: compressor.ratio() }
+                Entries::Visible { entries: state.rows(&main.entries), ratio: compressor.ratio() }
             }
             _ => Entries::None,
         };
         let op = CoreAttention {
             q: &t.q,
-            kv: &t.kv,
             rows: step.spans[span].rows.clone(),
             start: step.spans[span].start,
-            ring: &state.ring,
+            arena,
+            keys: state.rows(&parts.window),
             window: self.shape.window,
             entries,
             sink: &self.sink,
@@ -216,35 +239,6 @@ impl<B: Backend> Attention<B> {
             width: self.shape.head_dim,
         };
         backend.attention(&op, &mut t.heads)
-    }
-
-    /// Puts the last rows of this step into the ring.
-    fn keep_window(
-        &self,
-        backend: &B,
-        step: &Step,
-        span: usize,
-        t: &Temporaries<B>,
-        state: &mut LayerState<B>,
-    ) -> Result<()> {
-        let Shape { window, head_dim, .. } = self.shape;
-        let place = &step.spans[span];
-        let kept = place.rows.len().min(window);
-        let mut row = place.rows.end - kept;
-        let mut position = place.start + place.rows.len() - kept;
-        while row < place.rows.end {
-            let slot = position % window;
-            let count = (place.rows.end - row).min(window - slot);
-            backend.copy(
-                &t.kv,
-                row * head_dim..(row + count) * head_dim,
-                &mut state.ring,
-                slot * head_dim,
-            )?;
-            row += count;
-            position += count;
-        }
-        Ok(())
     }
 
     /// y = wo_b · concat over groups of (wo_a · heads rotated back).

@@ -1,16 +1,14 @@
 //! Pools every `ratio` tokens into one entry: of the main keys, or of the indexer's.
 
-use belay_backend::{Backend, Compress, Result, Rotary, Rows};
+use belay_backend::{Backend, Compress, KEY_BLOCK, Result, Rotary, Rows};
 
+use crate::cache::{CacheLayout, CompressorParts};
 use crate::checkpoint::CheckpointError;
 use crate::config::{Config, LayerKind};
 use crate::linear::{Linear, Loader};
 use crate::scratch::Temporaries;
-use crate::state::CompressorState;
+use crate::state::State;
 use crate::step::Step;
-
-/// Channels that share a scale when keys are rounded.
-pub(crate) const KEY_BLOCK: usize = 64;
 
 /// Which rounding of the published code an entry gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,18 +67,20 @@ impl<B: Backend> Compressor<B> {
         self.wgate.apply(backend, &t.x, rows, &mut t.gates)
     }
 
-    /// Feeds one segment's rows and appends the entries they close to `state`.
+    /// Feeds one segment's rows and appends the entries they close.
     pub(crate) fn feed(
         &self,
         backend: &B,
         step: &Step,
         span: usize,
         t: &mut Temporaries<B>,
-        state: &mut CompressorState<B>,
+        arena: &mut B::Arena,
+        state: &State,
+        parts: &CompressorParts,
     ) -> Result<()> {
         let place = &step.spans[span];
         let closed = place.closes(self.ratio);
-        state.reserve(backend, closed.end)?;
+        let end = place.start + place.rows.len();
         let op = Compress {
             values: &t.values,
             gates: &t.gates,
@@ -90,25 +90,31 @@ impl<B: Backend> Compressor<B> {
             ratio: self.ratio,
             overlap: self.overlap,
             width: self.width,
+            open: state.rows(&parts.open),
+            keep: if place.rewindable {
+                place.start
+            } else {
+                CacheLayout::open_from(self.ratio, self.overlap, end)
+            },
         };
-        backend.compress(&op, &mut state.values, &mut state.gates, &mut t.pooled)?;
+        backend.compress(&op, arena, &mut t.pooled)?;
         let Some(table) = step.entry_table(self.ratio).filter(|_| !closed.is_empty()) else {
             return Ok(());
         };
-        let pooled = Rows { first: 0, count: closed.len(), width: self.width };
-        backend.rms_norm(&t.pooled, pooled, &self.norm, self.norm_eps, &mut state.entries, closed.start)?;
-        let entries = Rows { first: closed.start, ..pooled };
+        let entries = Rows { first: 0, count: closed.len(), width: self.width };
+        backend.rms_norm(&t.pooled, entries, &self.norm, self.norm_eps, &mut t.closed, 0)?;
         let rotary = Rotary { heads: 1, channels: self.rope_dim, inverse: false };
         let first = step.entry_tables[table].first[span];
-        backend.rope(&mut state.entries, entries, rotary, &t.entry_tables[table], first)?;
+        backend.rope(&mut t.closed, entries, rotary, &t.entry_tables[table], first)?;
         match self.role {
             Role::Main if step.numerics.keys => {
-                backend.round_e4m3(&mut state.entries, entries, 0..self.width - self.rope_dim, KEY_BLOCK)
+                backend.round_e4m3(&mut t.closed, entries, 0..self.width - self.rope_dim, KEY_BLOCK)?;
             }
             Role::Index if step.numerics.indexer => {
-                backend.round_hadamard_e2m1(&mut state.entries, entries, self.width)
+                backend.round_hadamard_e2m1(&mut t.closed, entries, self.width)?;
             }
-            _ => Ok(()),
+            _ => {}
         }
+        backend.store(&t.closed, entries, arena, state.rows(&parts.entries), closed.start)
     }
 }

@@ -189,6 +189,19 @@ impl Config {
         Ok(())
     }
 
+    /// The kinds of layers that there are, each once, by ratio.
+    pub(crate) fn kinds(&self) -> Vec<LayerKind> {
+        let mut kinds = self.layers.clone();
+        kinds.sort_unstable_by_key(|kind| kind.ratio());
+        kinds.dedup();
+        kinds
+    }
+
+    /// The compression ratios that there are, ascending.
+    pub(crate) fn ratios(&self) -> Vec<usize> {
+        self.kinds().into_iter().map(LayerKind::ratio).filter(|&ratio| ratio > 0).collect()
+    }
+
     /// Values that do not fit together.
     fn check(&self) -> Result<(), ConfigError> {
         let refuse = |field: &str, message: String| Err(ConfigError::new(field, message));

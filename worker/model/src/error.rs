@@ -1,5 +1,7 @@
 use belay_backend::{BackendError, FabricError};
 
+use crate::cache::NoRoom;
+
 /// Why a forward step failed. The states of its segments must then not be used again.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum ForwardError {
@@ -17,6 +19,9 @@ pub enum ForwardError {
         /// Index in the call.
         segment: usize,
     },
+    /// The pages that the segments need are not free; no state was touched.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// An expert could not be reached.
     #[error("layer {layer}: {cause}")]
     Fabric {

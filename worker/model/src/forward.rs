@@ -1,9 +1,11 @@
 //! The model: dense weights on a backend, and the forward over a step.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use belay_backend::{Backend, Fabric};
+use sha2::{Digest, Sha256};
 
+use crate::cache::{CacheError, CacheLayout, CacheOptions, KvFormat, Memory, NoRoom, Pool};
 use crate::card::ModelCard;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{Config, ConfigError};
@@ -15,7 +17,7 @@ use crate::mtp::{CatchUp, Mtp};
 use crate::numerics::Numerics;
 use crate::rope::Frequencies;
 use crate::scratch::{HostTemporaries, Scratch, Temporaries};
-use crate::state::{self, State};
+use crate::state::{Snapshot, State};
 use crate::step::{Segment, Step};
 use crate::trace::{NoTrace, Trace};
 
@@ -32,21 +34,30 @@ pub struct Model<B: Backend> {
     head: Linear<B>,
     /// The draft stage, if it is used.
     pub(crate) mtp: Option<Mtp<B>>,
+    layout: Arc<CacheLayout>,
+    pool: Arc<Pool>,
+    format: KvFormat,
+    /// Lent to one step at a time.
+    arena: Mutex<B::Arena>,
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads the dense weights. `progress` hears bytes done and bytes in all.
+    /// Loads the dense weights, and sets the memory of decode states apart. `progress` hears bytes done and bytes in
+    /// all.
     ///
     /// # Errors
-    /// The first weight that cannot be taken, by file and tensor.
+    /// The first weight that cannot be taken, by file and tensor; or that there is no memory for decode states.
     pub fn load(
         backend: Arc<B>,
         checkpoint: &Checkpoint,
         numerics: Numerics,
+        cache: CacheOptions,
         progress: Progress<'_>,
     ) -> Result<Self, CheckpointError> {
         let config = checkpoint.config().clone();
         check_numerics(&config, numerics)?;
+        let layout = Arc::new(CacheLayout::new(&config, cache.format)?);
+        let (pool, arena) = memory(&*backend, &layout, cache.memory)?;
         let total = checkpoint.card().dense_bytes;
         let mut loader = Loader { backend: &*backend, checkpoint, total, done: 0, progress };
         let (vocab, width) = (config.vocab_size, config.hidden_size);
@@ -69,6 +80,10 @@ impl<B: Backend> Model<B> {
             hyper_head,
             head,
             mtp,
+            layout,
+            pool: Arc::new(pool),
+            format: cache.format,
+            arena: Mutex::new(arena),
         })
     }
 
@@ -87,42 +102,82 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
-    /// The state of a sequence without tokens.
+    /// The state of a sequence without tokens. It holds no memory yet.
+    pub fn new_state(&self) -> State {
+        State::new(Arc::clone(&self.pool), Arc::clone(&self.layout))
+    }
+
+    /// Takes the pages that feeding `tokens` more needs, so that the step cannot fail for lack of them. The chance to
+    /// rewind the step before is over.
     ///
     /// # Errors
-    /// If the device has no room.
-    pub fn new_state(&self) -> Result<State<B>, ForwardError> {
-        Ok(State::new(&*self.backend, &self.config)?)
+    /// [`NoRoom`]; the state can be used as before.
+    pub fn reserve(&self, state: &mut State, tokens: usize) -> Result<(), NoRoom> {
+        state.reserve(tokens)
     }
 
-    /// An independent copy: two sequences with a common beginning.
+    /// Takes back the tokens of the last step from `position` on, if that was rewindable.
     ///
     /// # Errors
-    /// If the device has no room.
-    pub fn fork(&self, state: &State<B>) -> Result<State<B>, ForwardError> {
-        Ok(state.fork(&*self.backend)?)
+    /// [`ForwardError::Invalid`] if the position is not one of that step's, or if what is behind it is part of a
+    /// snapshot; [`ForwardError::Poisoned`]. The state has not changed.
+    pub fn rewind(&self, state: &mut State, position: usize) -> Result<(), ForwardError> {
+        state.rewind(position)
     }
 
-    /// Device bytes that a state takes now; grows with its length.
-    pub fn state_bytes(&self, state: &State<B>) -> u64 {
-        state.bytes(&*self.backend)
+    /// Shares the state at the end of a block of [`Self::block_tokens`].
+    ///
+    /// # Errors
+    /// [`ForwardError::Invalid`] anywhere else; [`ForwardError::Poisoned`].
+    pub fn snapshot(&self, state: &State) -> Result<Snapshot, ForwardError> {
+        state.snapshot()
     }
 
-    /// Upper bound of the bytes of a state that has taken `tokens` tokens.
-    pub fn state_bytes_after(&self, tokens: usize) -> u64 {
-        state::bytes_after(&self.config, tokens)
+    /// A state that goes on from a snapshot. It takes no memory until it is fed.
+    pub fn restore(&self, snapshot: &Snapshot) -> State {
+        snapshot.restore()
+    }
+
+    /// Snapshots can be taken at multiples of this many tokens.
+    pub fn block_tokens(&self) -> usize {
+        self.layout.block
+    }
+
+    /// Bytes of all states and snapshots now, and at most.
+    pub fn memory(&self) -> Memory {
+        self.pool.memory()
+    }
+
+    /// Exact bytes that a state holds after `tokens` tokens, between steps, if it shares nothing.
+    pub fn state_bytes(&self, tokens: usize) -> usize {
+        self.layout.state_bytes(tokens)
+    }
+
+    /// Exact bytes that a state of `tokens` tokens holds while `step` more are fed, and until the next step if they can
+    /// be taken back.
+    pub fn step_bytes(&self, tokens: usize, step: usize) -> usize {
+        self.layout.step_bytes(tokens, step)
+    }
+
+    /// Tells states apart that must not be mixed: by model, storage format and numerics.
+    pub fn cache_key(&self) -> u64 {
+        let Self { card, format, numerics, .. } = self;
+        let text = format!("{} {format} {numerics:?}", card.digest);
+        let mut key = [0; 8];
+        key.copy_from_slice(&Sha256::digest(text)[..8]);
+        u64::from_le_bytes(key)
     }
 
     /// Feeds every segment's tokens and leaves the wanted logits in `logits`: `[wanted rows, V]`, in the order of the
     /// segments. A row's result has the same bits whatever else is in the step and however a sequence is cut.
     ///
     /// # Errors
-    /// [`ForwardError::Invalid`] and [`ForwardError::Poisoned`] before anything was touched. After any other error the
-    /// states of all segments are poisoned and must be dropped.
+    /// [`ForwardError::Invalid`], [`ForwardError::Poisoned`] and [`ForwardError::NoRoom`] before anything was touched.
+    /// After any other error the states of all segments are poisoned and must be dropped.
     pub fn forward(
         &self,
         scratch: &mut Scratch<B>,
-        segments: &mut [Segment<'_, B>],
+        segments: &mut [Segment<'_>],
         fabric: &dyn Fabric,
         logits: &mut Vec<f32>,
     ) -> Result<(), ForwardError> {
@@ -136,7 +191,7 @@ impl<B: Backend> Model<B> {
     pub fn forward_traced(
         &self,
         scratch: &mut Scratch<B>,
-        segments: &mut [Segment<'_, B>],
+        segments: &mut [Segment<'_>],
         fabric: &dyn Fabric,
         logits: &mut Vec<f32>,
         trace: &mut dyn Trace,
@@ -150,17 +205,25 @@ impl<B: Backend> Model<B> {
         let rows = plan.as_ref().map_or(0, CatchUp::rows).max(step.rows());
         let (t, host) = scratch.reserve(&*self.backend, &self.config, rows, step.wanted.len())?;
         for segment in segments.iter_mut() {
-            segment.state.poisoned = true;
+            segment.state.reserve(segment.tokens.len())?;
         }
-        self.run(&step, t, host, segments, fabric, logits, trace)?;
+        let mut arena = self.arena();
+        for segment in segments.iter_mut() {
+            segment.state.poison();
+        }
+        self.run(&step, t, host, &mut arena, segments, fabric, logits, trace)?;
         if let (Some(mtp), Some(plan)) = (&self.mtp, &plan) {
-            self.catch_up(mtp, plan, &step, t, segments)?;
+            self.catch_up(mtp, plan, &step, t, &mut arena, segments)?;
         }
         for segment in segments.iter_mut() {
-            segment.state.position += segment.tokens.len();
-            segment.state.poisoned = false;
+            segment.state.commit(segment.tokens.len(), segment.rewindable);
         }
         Ok(())
+    }
+
+    /// Every state's rows. Whoever panicked in a step has poisoned the states that it wrote to, so the others' are whole.
+    pub(crate) fn arena(&self) -> MutexGuard<'_, B::Arena> {
+        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(
@@ -168,7 +231,8 @@ impl<B: Backend> Model<B> {
         step: &Step,
         t: &mut Temporaries<B>,
         host: &mut HostTemporaries,
-        segments: &mut [Segment<'_, B>],
+        arena: &mut B::Arena,
+        segments: &[Segment<'_>],
         fabric: &dyn Fabric,
         logits: &mut Vec<f32>,
         trace: &mut dyn Trace,
@@ -177,7 +241,7 @@ impl<B: Backend> Model<B> {
         self.upload_tables(step, t)?;
         backend.embed(self.embed.matrix(), &step.ids, self.config.streams, &mut t.streams)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.forward(backend, step, t, host, segments, fabric, trace)?;
+            layer.forward(backend, step, t, host, arena, segments, fabric, trace)?;
             if trace.wants_streams() {
                 let mut streams = vec![0.0; step.rows() * self.config.streams * self.config.hidden_size];
                 backend.read(&t.streams, 0, &mut streams)?;
@@ -220,6 +284,20 @@ impl<B: Backend> Model<B> {
         backend.read(&last.logits, 0, logits)?;
         Ok(())
     }
+}
+
+/// As many pages as fit into `bytes`.
+fn memory<B: Backend>(
+    backend: &B,
+    layout: &CacheLayout,
+    bytes: usize,
+) -> Result<(Pool, B::Arena), CacheError> {
+    let needed = layout.step_bytes(0, 1);
+    if bytes < needed {
+        return Err(CacheError::TooSmall { memory: bytes, needed });
+    }
+    let pages = bytes / layout.page_bytes;
+    Ok((Pool::new(pages, layout.page_bytes), backend.arena(pages, layout.page_bytes)?))
 }
 
 /// The Hadamard transform of the rounding mode needs a power of two.

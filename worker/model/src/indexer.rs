@@ -7,7 +7,6 @@ use crate::compressor::{Compressor, Role};
 use crate::config::{Config, IndexerConfig, LayerKind};
 use crate::linear::{Linear, Loader};
 use crate::scratch::Temporaries;
-use crate::state::LayerState;
 use crate::step::{Segment, Step};
 
 pub(crate) struct Indexer<B: Backend> {
@@ -52,7 +51,8 @@ impl<B: Backend> Indexer<B> {
         backend: &B,
         step: &Step,
         t: &mut Temporaries<B>,
-        segments: &mut [Segment<'_, B>],
+        arena: &mut B::Arena,
+        segments: &[Segment<'_>],
         layer: usize,
     ) -> Result<()> {
         let IndexerConfig { heads, head_dim, top_k } = self.config;
@@ -73,15 +73,17 @@ impl<B: Backend> Indexer<B> {
         }
         self.weights_proj.apply(backend, &t.x, rows, &mut t.index_weights)?;
         self.compressor.project(backend, t, rows)?;
-        for (span, segment) in segments.iter_mut().enumerate() {
-            let LayerState { index: Some(keys), .. } = &mut segment.state.layers[layer] else { continue };
-            self.compressor.feed(backend, step, span, t, keys)?;
+        for (span, segment) in segments.iter().enumerate() {
+            let state = &*segment.state;
+            let Some(parts) = &state.layout().layers[layer].index else { continue };
+            self.compressor.feed(backend, step, span, t, arena, state, parts)?;
             let place = &step.spans[span];
             let op = Select {
                 q: &t.index_q,
                 head_weights: &t.index_weights,
                 scale: ((head_dim * heads) as f32).sqrt().recip(),
-                keys: &keys.entries,
+                arena,
+                keys: state.rows(&parts.entries),
                 rows: place.rows.clone(),
                 start: place.start,
                 ratio: self.compressor.ratio(),

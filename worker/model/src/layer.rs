@@ -57,14 +57,15 @@ impl<B: Backend> Layer<B> {
         step: &Step,
         t: &mut Temporaries<B>,
         host: &mut HostTemporaries,
-        segments: &mut [Segment<'_, B>],
+        arena: &mut B::Arena,
+        segments: &[Segment<'_>],
         fabric: &dyn Fabric,
         trace: &mut dyn Trace,
     ) -> Result<(), ForwardError> {
         let rows = step.rows();
         self.attention_mixer.read(backend, t, rows)?;
         self.normalise(backend, t, rows, &self.attention_norm)?;
-        self.attention.forward(backend, step, t, segments, self.index, trace)?;
+        self.attention.forward(backend, step, t, arena, segments, self.index, trace)?;
         self.attention_mixer.write(backend, t, rows)?;
 
         self.ffn_mixer.read(backend, t, rows)?;
@@ -81,11 +82,12 @@ impl<B: Backend> Layer<B> {
         backend: &B,
         step: &Step,
         t: &mut Temporaries<B>,
-        segments: &mut [Segment<'_, B>],
+        arena: &mut B::Arena,
+        segments: &[Segment<'_>],
     ) -> Result<()> {
         self.attention_mixer.read(backend, t, step.rows())?;
         self.normalise(backend, t, step.rows(), &self.attention_norm)?;
-        self.attention.feed_keys(backend, step, t, segments, self.index)
+        self.attention.feed_keys(backend, step, t, arena, segments, self.index)
     }
 
     /// x = RMS(mean).

@@ -5,10 +5,12 @@
 //!                        └─ ExpertBank::load(pairs) ─ routed experts, behind a Fabric
 //! Model::new_state → State; Model::forward(Scratch, [Segment { State, tokens }], Fabric) → logits
 //!                           Model::draft(Scratch, [Draft { State, token }], Fabric) → guesses
+//! Model::snapshot(State) → Snapshot; Model::restore(Snapshot) → State; Model::rewind(State, position)
 //! ```
 #![deny(unsafe_code)]
 
 mod attention;
+mod cache;
 mod card;
 mod checkpoint;
 mod compressor;
@@ -29,6 +31,7 @@ mod state;
 mod step;
 mod trace;
 
+pub use cache::{CacheError, CacheOptions, KvFormat, Memory, NoRoom};
 pub use card::ModelCard;
 pub use checkpoint::{Checkpoint, CheckpointError, Drafting, DraftingError};
 pub use config::{Config, ConfigError, IndexerConfig, LayerKind, RouterKind, Yarn};
@@ -39,6 +42,6 @@ pub use linear::Progress;
 pub use mtp::Draft;
 pub use numerics::Numerics;
 pub use scratch::Scratch;
-pub use state::State;
+pub use state::{Snapshot, State};
 pub use step::{Logits, Segment};
 pub use trace::{NoTrace, Trace};

@@ -11,25 +11,21 @@
 //! therefore not computed: its key is enough ([`CatchUp`]), without queries and without experts.
 //! A further guess takes the stage's own streams in the place of the trunk's.
 
-use belay_backend::{Backend, Fabric, Result, Rows};
+use belay_backend::{Backend, Result, Rows};
 
 use crate::checkpoint::{CheckpointError, layout};
 use crate::config::Config;
-use crate::error::ForwardError;
 use crate::hyper_connection::HyperHead;
 use crate::layer::Layer;
 use crate::linear::{Linear, Loader};
-use crate::scratch::{HostTemporaries, Temporaries};
+use crate::scratch::Temporaries;
 use crate::step::{Segment, Step};
-use crate::trace::Trace;
 
 mod catch_up;
 mod draft;
-mod state;
 
 pub(crate) use catch_up::CatchUp;
 pub use draft::Draft;
-pub(crate) use state::{DraftState, elements};
 
 /// The stage's dense weights; its routed experts are reached as those of the layer behind the trunk's last.
 pub(crate) struct Mtp<B: Backend> {
@@ -94,25 +90,10 @@ impl<B: Backend> Mtp<B> {
         embed: &Linear<B>,
         step: &Step,
         t: &mut Temporaries<B>,
-        segments: &mut [Segment<'_, B>],
+        arena: &mut B::Arena,
+        segments: &[Segment<'_>],
     ) -> Result<()> {
         self.enter(backend, embed, step, t)?;
-        self.block.feed_keys(backend, step, t, segments)
-    }
-
-    /// The block's streams of `step`'s rows, in `t.streams`; what it takes is in `t.stage_x`.
-    fn forward(
-        &self,
-        backend: &B,
-        embed: &Linear<B>,
-        step: &Step,
-        t: &mut Temporaries<B>,
-        host: &mut HostTemporaries,
-        segments: &mut [Segment<'_, B>],
-        fabric: &dyn Fabric,
-        trace: &mut dyn Trace,
-    ) -> Result<(), ForwardError> {
-        self.enter(backend, embed, step, t)?;
-        self.block.forward(backend, step, t, host, segments, fabric, trace)
+        self.block.feed_keys(backend, step, t, arena, segments)
     }
 }

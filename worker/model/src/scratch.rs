@@ -51,8 +51,9 @@ pub(crate) struct Temporaries<B: Backend> {
     /// [T, 2 · widest entry]
     pub(crate) values: B::Buffer,
     pub(crate) gates: B::Buffer,
-    /// [entries that close, widest entry]
+    /// [entries that close, widest entry] before and after the norm
     pub(crate) pooled: B::Buffer,
+    pub(crate) closed: B::Buffer,
     /// [T, Hi, di]
     pub(crate) index_q: B::Buffer,
     /// [T, Hi]
@@ -132,10 +133,6 @@ impl<B: Backend> Temporaries<B> {
             [config.hidden_size, config.q_lora_rank, inner, config.expert_width].into_iter().max();
         let widest_entry = config.head_dim.max(index_dim);
         let stage = if config.draft_tokens > 0 { config.streams * config.hidden_size } else { 0 };
-        let mut ratios: Vec<usize> =
-            config.layers.iter().map(|kind| kind.ratio()).filter(|&r| r > 0).collect();
-        ratios.sort_unstable();
-        ratios.dedup();
         Ok(Self {
             rows,
             streams: alloc(config.streams * config.hidden_size)?,
@@ -146,7 +143,7 @@ impl<B: Backend> Temporaries<B> {
             rounded: alloc(widest_input.unwrap_or(0))?,
             plain_table: alloc(config.rope_dim)?,
             compressed_table: alloc(config.rope_dim)?,
-            entry_tables: ratios.iter().map(|_| alloc(config.rope_dim)).collect::<Result<_>>()?,
+            entry_tables: config.ratios().iter().map(|_| alloc(config.rope_dim)).collect::<Result<_>>()?,
             qr_raw: alloc(config.q_lora_rank)?,
             qr: alloc(config.q_lora_rank)?,
             q: alloc(config.heads * config.head_dim)?,
@@ -157,6 +154,7 @@ impl<B: Backend> Temporaries<B> {
             values: alloc(2 * widest_entry)?,
             gates: alloc(2 * widest_entry)?,
             pooled: alloc(widest_entry)?,
+            closed: alloc(widest_entry)?,
             index_q: alloc(index_heads * index_dim)?,
             index_weights: alloc(index_heads)?,
             chosen: backend.alloc_indices(rows * top_k)?,

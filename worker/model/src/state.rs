@@ -1,71 +1,52 @@
 //! What a sequence carries from step to step.
+//!
+//! A state is a position and lists of pages. Rows are written once, by position, so going back is a smaller position,
+//! and a snapshot is one more holder of the same pages: blocks end where pages end, so whoever goes on from there
+//! writes to pages of its own.
 
-use belay_backend::{Backend, Result};
+use std::ops::Range;
+use std::sync::Arc;
 
-use crate::config::{Config, LayerKind};
-use crate::mtp::{self, DraftState};
+use belay_backend::PagedRows;
 
-/// Entries that a compressor's cache first has room for.
-const FIRST_ENTRIES: usize = 16;
+use crate::cache::{CacheLayout, HOLE, NoRoom, Part, Pool};
+use crate::error::ForwardError;
 
 /// Decode state of one sequence in every layer.
 ///
-/// After n tokens it is the same, bit for bit, however these were cut into steps.
-pub struct State<B: Backend> {
-    pub(crate) position: usize,
-    pub(crate) poisoned: bool,
-    pub(crate) layers: Vec<LayerState<B>>,
-    /// If the draft stage is used.
-    pub(crate) draft: Option<DraftState<B>>,
+/// After n tokens its rows are the same, bit for bit, however these were cut into steps.
+pub struct State {
+    position: usize,
+    /// Lowest position that [`State::rewind`] can go back to.
+    floor: usize,
+    poisoned: bool,
+    pages: Pages,
 }
 
-/// Upper bound of the bytes that a state takes after `tokens` tokens.
-pub(crate) fn bytes_after(config: &Config, tokens: usize) -> u64 {
-    let compressor = |kind: LayerKind, width: usize| {
-        let overlap = if kind.overlaps() { 2 } else { 1 };
-        let open = 2 * overlap * kind.ratio() * overlap * width;
-        // capacity doubles, and grows to what a step needs at least
-        let entries = (2 * tokens / kind.ratio()).max(FIRST_ENTRIES) * width;
-        open + entries
-    };
-    let layer = |kind: &LayerKind| {
-        let ring = config.window * config.head_dim;
-        let main = if kind.ratio() > 0 { compressor(*kind, config.head_dim) } else { 0 };
-        let index = match config.indexer {
-            Some(indexer) if kind.has_indexer() => compressor(*kind, indexer.head_dim),
-            _ => 0,
-        };
-        ring + main + index
-    };
-    4 * (config.layers.iter().map(layer).sum::<usize>() + mtp::elements(config)) as u64
+/// The state at a block's end, to be shared: it holds pages, and copies nothing.
+pub struct Snapshot {
+    position: usize,
+    pages: Pages,
 }
 
-/// One layer's part.
-pub(crate) struct LayerState<B: Backend> {
-    /// `[window, d]`: position p in row p mod window.
-    pub(crate) ring: B::Buffer,
-    /// Compressed keys, in layers with a compressor.
-    pub(crate) main: Option<CompressorState<B>>,
-    /// Indexer keys, in layers with an indexer.
-    pub(crate) index: Option<CompressorState<B>>,
+/// Pages held in each class of the layout; given back when dropped.
+struct Pages {
+    pool: Arc<Pool>,
+    layout: Arc<CacheLayout>,
+    lists: Vec<PageList>,
 }
 
-/// A compressor's open window and the entries it has closed.
-pub(crate) struct CompressorState<B: Backend> {
-    /// `[co · ratio, co · width]`.
-    pub(crate) values: B::Buffer,
-    /// The same shape, bias added.
-    pub(crate) gates: B::Buffer,
-    /// `[capacity, width]`; position / ratio of them are valid.
-    pub(crate) entries: B::Buffer,
-    width: usize,
+/// The sequence's pages number `first`, `first + 1`, … of one class.
+#[derive(Clone, Default)]
+struct PageList {
+    first: usize,
+    pages: Vec<u32>,
 }
 
-impl<B: Backend> State<B> {
-    pub(crate) fn new(backend: &B, config: &Config) -> Result<Self> {
-        let layers = config.layers.iter().map(|&kind| LayerState::new(backend, config, kind));
-        let draft = if config.draft_tokens > 0 { Some(DraftState::new(backend, config)?) } else { None };
-        Ok(Self { position: 0, poisoned: false, layers: layers.collect::<Result<_>>()?, draft })
+impl State {
+    pub(crate) fn new(pool: Arc<Pool>, layout: Arc<CacheLayout>) -> Self {
+        let lists = vec![PageList::default(); layout.classes.len()];
+        Self { position: 0, floor: 0, poisoned: false, pages: Pages { pool, layout, lists } }
     }
 
     /// Tokens that went in.
@@ -78,86 +59,188 @@ impl<B: Backend> State<B> {
         self.poisoned
     }
 
-    pub(crate) fn fork(&self, backend: &B) -> Result<Self> {
-        let layers = self.layers.iter().map(|layer| layer.fork(backend));
-        let draft = self.draft.as_ref().map(|draft| draft.fork(backend)).transpose()?;
-        let (position, poisoned) = (self.position, self.poisoned);
-        Ok(Self { position, poisoned, layers: layers.collect::<Result<_>>()?, draft })
+    /// Bytes of the pages that it holds, shared ones included.
+    pub fn bytes(&self) -> usize {
+        self.pages.bytes()
     }
 
-    pub(crate) fn bytes(&self, backend: &B) -> u64 {
-        let elements: usize = self.layers.iter().map(|layer| layer.elements(backend)).sum();
-        let draft = self.draft.as_ref().map_or(0, |draft| backend.len(&draft.streams));
-        4 * (elements + draft) as u64
-    }
-}
-
-impl<B: Backend> LayerState<B> {
-    fn new(backend: &B, config: &Config, kind: LayerKind) -> Result<Self> {
-        let compressor = |width| CompressorState::new(backend, kind, width);
-        Ok(Self {
-            ring: backend.alloc(config.window * config.head_dim)?,
-            main: if kind.ratio() > 0 { Some(compressor(config.head_dim)?) } else { None },
-            index: match config.indexer {
-                Some(indexer) if kind.has_indexer() => Some(compressor(indexer.head_dim)?),
-                _ => None,
-            },
-        })
+    pub(crate) fn poison(&mut self) {
+        self.poisoned = true;
     }
 
-    fn fork(&self, backend: &B) -> Result<Self> {
-        let compressor =
-            |state: &Option<CompressorState<B>>| state.as_ref().map(|state| state.fork(backend)).transpose();
-        Ok(Self {
-            ring: copy_of(backend, &self.ring)?,
-            main: compressor(&self.main)?,
-            index: compressor(&self.index)?,
-        })
-    }
-
-    fn elements(&self, backend: &B) -> usize {
-        let compressors = self.main.iter().chain(&self.index);
-        backend.len(&self.ring) + compressors.map(|state| state.elements(backend)).sum::<usize>()
-    }
-}
-
-impl<B: Backend> CompressorState<B> {
-    fn new(backend: &B, kind: LayerKind, width: usize) -> Result<Self> {
-        let overlap = if kind.overlaps() { 2 } else { 1 };
-        let len = overlap * kind.ratio() * overlap * width;
-        let mut gates = backend.alloc(len)?;
-        backend.fill(&mut gates, f32::NEG_INFINITY)?;
-        Ok(Self { values: backend.alloc(len)?, gates, entries: backend.alloc(FIRST_ENTRIES * width)?, width })
-    }
-
-    /// Makes room for `count` entries in all.
-    pub(crate) fn reserve(&mut self, backend: &B, count: usize) -> Result<()> {
-        let held = backend.len(&self.entries);
-        if count * self.width > held {
-            let mut larger = backend.alloc((2 * held).max(count * self.width))?;
-            backend.copy(&self.entries, 0..held, &mut larger, 0)?;
-            self.entries = larger;
+    /// Holds what feeding `tokens` more needs, and nothing else. Ends the chance to rewind the step before.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), NoRoom> {
+        self.floor = self.position;
+        let Pages { pool, layout, lists } = &mut self.pages;
+        let wanted: Vec<_> = (0..lists.len()).map(|class| layout.fed(class, self.position, tokens)).collect();
+        for (list, wanted) in lists.iter_mut().zip(&wanted) {
+            list.cut(pool, wanted[0].start..wanted[0].end.max(wanted[1].end));
+            list.grow(wanted[0].clone());
+            list.grow(wanted[1].clone());
         }
+        let slots = lists.iter_mut().zip(&wanted).flat_map(|(list, wanted)| list.slots(wanted));
+        pool.fill(slots)
+    }
+
+    /// Holds room for the draft stage behind the last token. The tokens so far become final.
+    pub(crate) fn reserve_ahead(&mut self) -> Result<(), NoRoom> {
+        self.floor = self.position;
+        let Pages { pool, layout, lists } = &mut self.pages;
+        let wanted: Vec<_> =
+            (0..lists.len()).map(|class| layout.held(class, self.position, self.position)).collect();
+        for (list, wanted) in lists.iter_mut().zip(&wanted) {
+            list.grow(wanted.clone());
+        }
+        let slots = lists.iter_mut().zip(&wanted);
+        pool.fill(slots.flat_map(|(list, wanted)| list.slots(std::slice::from_ref(wanted))))
+    }
+
+    /// The step is done: `tokens` are in.
+    pub(crate) fn commit(&mut self, tokens: usize, rewindable: bool) {
+        self.poisoned = false;
+        self.position += tokens;
+        if !rewindable {
+            self.floor = self.position;
+        }
+        self.trim();
+    }
+
+    /// Takes back the tokens from `position` on.
+    pub(crate) fn rewind(&mut self, position: usize) -> Result<(), ForwardError> {
+        if self.poisoned {
+            return Err(ForwardError::Poisoned { segment: 0 });
+        }
+        let refuse = |message: String| Err(ForwardError::Invalid { segment: 0, message });
+        if !(self.floor..=self.position).contains(&position) {
+            return refuse(format!(
+                "position {position} is not among those of the last step, {} to {}",
+                self.floor, self.position
+            ));
+        }
+        let behind = self.pages.lists.iter().enumerate().flat_map(|(class, list)| {
+            let first = self.pages.layout.page_of(class, position).saturating_sub(list.first);
+            list.pages.iter().skip(first).copied()
+        });
+        if position < self.position && !self.pages.pool.sole_holder(behind) {
+            return refuse(format!("rows behind position {position} are part of a snapshot"));
+        }
+        self.position = position;
+        self.floor = position;
+        self.trim();
         Ok(())
     }
 
-    fn fork(&self, backend: &B) -> Result<Self> {
-        Ok(Self {
-            values: copy_of(backend, &self.values)?,
-            gates: copy_of(backend, &self.gates)?,
-            entries: copy_of(backend, &self.entries)?,
-            width: self.width,
-        })
+    /// Shares what the next token needs. The position must be a block's end.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, ForwardError> {
+        if self.poisoned {
+            return Err(ForwardError::Poisoned { segment: 0 });
+        }
+        let block = self.pages.layout.block;
+        if !self.position.is_multiple_of(block) {
+            let message = format!("position {} is not the end of a block of {block} tokens", self.position);
+            return Err(ForwardError::Invalid { segment: 0, message });
+        }
+        let Pages { pool, layout, lists } = &self.pages;
+        let shared = lists.iter().enumerate();
+        let lists = shared.map(|(class, list)| list.part(layout.shared(class, self.position))).collect();
+        let pages = Pages { pool: Arc::clone(pool), layout: Arc::clone(layout), lists };
+        pool.share(pages.all());
+        Ok(Snapshot { position: self.position, pages })
     }
 
-    fn elements(&self, backend: &B) -> usize {
-        [&self.values, &self.gates, &self.entries].map(|buffer| backend.len(buffer)).iter().sum()
+    /// Rows of a part, for the operations.
+    pub(crate) fn rows(&self, part: &Part) -> PagedRows<'_> {
+        let list = &self.pages.lists[part.class];
+        self.pages.layout.rows(part, &list.pages, list.first)
+    }
+
+    pub(crate) fn layout(&self) -> &CacheLayout {
+        &self.pages.layout
+    }
+
+    /// Gives back what nobody reads any more.
+    fn trim(&mut self) {
+        let Pages { pool, layout, lists } = &mut self.pages;
+        for (class, list) in lists.iter_mut().enumerate() {
+            list.cut(pool, layout.held(class, self.floor, self.position));
+        }
     }
 }
 
-fn copy_of<B: Backend>(backend: &B, buffer: &B::Buffer) -> Result<B::Buffer> {
-    let len = backend.len(buffer);
-    let mut copy = backend.alloc(len)?;
-    backend.copy(buffer, 0..len, &mut copy, 0)?;
-    Ok(copy)
+impl Snapshot {
+    /// Tokens that went in.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Bytes of the pages that it holds, all of them shared with the state it was taken from, for as long as that lives.
+    pub fn bytes(&self) -> usize {
+        self.pages.bytes()
+    }
+
+    /// A state that goes on from here.
+    pub(crate) fn restore(&self) -> State {
+        let Pages { pool, layout, lists } = &self.pages;
+        pool.share(self.pages.all());
+        let pages = Pages { pool: Arc::clone(pool), layout: Arc::clone(layout), lists: lists.clone() };
+        State { position: self.position, floor: self.position, poisoned: false, pages }
+    }
+}
+
+impl Pages {
+    fn all(&self) -> impl Iterator<Item = u32> {
+        self.lists.iter().flat_map(|list| list.pages.iter().copied()).filter(|&page| page != HOLE)
+    }
+
+    fn bytes(&self) -> usize {
+        self.all().count() * self.layout.page_bytes
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.pool.release(self.all());
+    }
+}
+
+impl PageList {
+    fn end(&self) -> usize {
+        self.first + self.pages.len()
+    }
+
+    /// Holds nothing outside `range` any more.
+    fn cut(&mut self, pool: &Pool, range: Range<usize>) {
+        let tail = range.end.clamp(self.first, self.end()) - self.first;
+        pool.release(self.pages.drain(tail..));
+        let head = range.start.clamp(self.first, self.end()) - self.first;
+        pool.release(self.pages.drain(..head));
+        self.first += head;
+    }
+
+    /// Has slots up to the end of `range`, empty ones where there were none. `range` does not begin before the list.
+    fn grow(&mut self, range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        if self.pages.is_empty() {
+            self.first = range.start;
+        }
+        self.pages.resize(self.pages.len().max(range.end - self.first), HOLE);
+    }
+
+    fn slots(&mut self, ranges: &[Range<usize>]) -> impl Iterator<Item = &mut u32> {
+        let numbered = (self.first..).zip(&mut self.pages);
+        numbered.filter(|(number, _)| ranges.iter().any(|range| range.contains(number))).map(|(_, page)| page)
+    }
+
+    fn part(&self, range: Range<usize>) -> Self {
+        let inside = range.start.max(self.first)..range.end.min(self.end());
+        if inside.is_empty() {
+            return Self::default();
+        }
+        Self {
+            first: inside.start,
+            pages: self.pages[inside.start - self.first..inside.end - self.first].to_vec(),
+        }
+    }
 }

@@ -2,22 +2,24 @@
 
 use std::ops::Range;
 
-use belay_backend::Backend;
-
-use crate::config::{Config, LayerKind};
+use crate::cache::REWINDABLE;
+use crate::config::Config;
 use crate::error::ForwardError;
 use crate::numerics::Numerics;
 use crate::rope::{self, Frequencies};
 use crate::state::State;
 
 /// The next tokens of one sequence.
-pub struct Segment<'a, B: Backend> {
+pub struct Segment<'a> {
     /// The sequence so far; advanced by the step.
-    pub state: &'a mut State<B>,
+    pub state: &'a mut State,
     /// Tokens to feed, at least one.
     pub tokens: &'a [u32],
     /// Which rows' logits to compute.
     pub logits: Logits,
+    /// Whether [`Model::rewind`](crate::Model::rewind) may take back some of these tokens. There may be up to 8 then,
+    /// and until the next step the state holds what it would otherwise give back.
+    pub rewindable: bool,
 }
 
 /// Rows of a segment whose logits are wanted.
@@ -36,6 +38,8 @@ pub(crate) struct Span {
     pub(crate) rows: Range<usize>,
     /// Position of the first row.
     pub(crate) start: usize,
+    /// Whether rows that a later step does not need are kept all the same.
+    pub(crate) rewindable: bool,
 }
 
 impl Span {
@@ -67,8 +71,8 @@ pub(crate) struct Step {
 
 impl Step {
     /// Checks the segments and lays out their rows.
-    pub(crate) fn plan<B: Backend>(
-        segments: &[Segment<'_, B>],
+    pub(crate) fn plan(
+        segments: &[Segment<'_>],
         config: &Config,
         frequencies: &Frequencies,
         numerics: Numerics,
@@ -92,7 +96,8 @@ impl Step {
                 Logits::Last => step.wanted.push(rows.end as u32 - 1),
                 Logits::All => step.wanted.extend(rows.start as u32..rows.end as u32),
             }
-            step.spans.push(Span { rows, start: segment.state.position });
+            let (start, rewindable) = (segment.state.position(), segment.rewindable);
+            step.spans.push(Span { rows, start, rewindable });
         }
         step.add_tables(config, frequencies);
         Ok(step)
@@ -117,7 +122,7 @@ impl Step {
             let first = step.ids.len();
             rope::append_table(&frequencies.plain, start..start + ids.len(), &mut step.plain_table);
             step.ids.extend(ids);
-            step.spans.push(Span { rows: first..step.ids.len(), start });
+            step.spans.push(Span { rows: first..step.ids.len(), start, rewindable: false });
         }
         step
     }
@@ -137,10 +142,7 @@ impl Step {
             rope::append_table(&frequencies.plain, positions.clone(), &mut self.plain_table);
             rope::append_table(&frequencies.compressed, positions, &mut self.compressed_table);
         }
-        let mut ratios: Vec<usize> = config.layers.iter().map(|kind: &LayerKind| kind.ratio()).collect();
-        ratios.sort_unstable();
-        ratios.dedup();
-        for ratio in ratios.into_iter().filter(|&ratio| ratio > 0) {
+        for ratio in config.ratios() {
             let mut table = EntryTable { ratio, first: Vec::new(), values: Vec::new() };
             for span in &self.spans {
                 table.first.push(table.values.len() / config.rope_dim);
@@ -153,15 +155,21 @@ impl Step {
     }
 }
 
-fn check<B: Backend>(index: usize, segment: &Segment<'_, B>, config: &Config) -> Result<(), ForwardError> {
+fn check(index: usize, segment: &Segment<'_>, config: &Config) -> Result<(), ForwardError> {
     let invalid = |message: String| Err(ForwardError::Invalid { segment: index, message });
-    if segment.state.poisoned {
+    if segment.state.is_poisoned() {
         return Err(ForwardError::Poisoned { segment: index });
     }
     if segment.tokens.is_empty() {
         return invalid("no tokens".to_owned());
     }
-    let end = segment.state.position + segment.tokens.len();
+    if segment.rewindable && segment.tokens.len() > REWINDABLE {
+        return invalid(format!(
+            "{} tokens are more than the {REWINDABLE} that can be taken back",
+            segment.tokens.len()
+        ));
+    }
+    let end = segment.state.position() + segment.tokens.len();
     if end > config.max_positions {
         return invalid(format!(
             "{end} tokens are more than max_position_embeddings {}",

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use belay_cpu::CpuBackend;
-use belay_model::{Checkpoint, CheckpointError, ExpertBank, Model, Numerics};
+use belay_model::{CacheOptions, Checkpoint, CheckpointError, ExpertBank, Model, Numerics};
 use common::edit::*;
 use common::*;
 use safetensors::{Dtype, SafeTensors};
@@ -151,9 +151,10 @@ fn a_wrong_dtype_shows_what_would_do() {
 fn load_error(dir: &TempDir) -> CheckpointError {
     let checkpoint = std::sync::Arc::new(Checkpoint::open(dir.path()).unwrap());
     let backend = std::sync::Arc::new(CpuBackend::detect());
-    if let Err(error) =
-        Model::load(std::sync::Arc::clone(&backend), &checkpoint, Numerics::EXACT, &mut |_, _| {})
-    {
+    let cache = CacheOptions::default();
+    let loaded =
+        Model::load(std::sync::Arc::clone(&backend), &checkpoint, Numerics::EXACT, cache, &mut |_, _| {});
+    if let Err(error) = loaded {
         return error;
     }
     let bank = ExpertBank::new(backend, std::sync::Arc::clone(&checkpoint), Numerics::EXACT);

@@ -6,7 +6,7 @@ mod common;
 
 use belay_backend::ExpertCompute;
 use belay_cpu::CpuBackend;
-use belay_model::{Checkpoint, CheckpointError, Drafting, ExpertBank, Model, Numerics};
+use belay_model::{CacheOptions, Checkpoint, CheckpointError, Drafting, ExpertBank, Model, Numerics};
 use common::edit::*;
 use common::*;
 use safetensors::Dtype;
@@ -169,6 +169,8 @@ fn loading_counts_the_stage() {
     let checkpoint = Checkpoint::open_with(&nano_dir("bf16"), Drafting::AUTO).unwrap();
     let mut last = (0, 0);
     let backend = std::sync::Arc::new(CpuBackend::detect());
-    Model::load(backend, &checkpoint, Numerics::EXACT, &mut |done, total| last = (done, total)).unwrap();
+    let cache = CacheOptions::default();
+    Model::load(backend, &checkpoint, Numerics::EXACT, cache, &mut |done, total| last = (done, total))
+        .unwrap();
     assert_eq!(last, (checkpoint.card().dense_bytes, checkpoint.card().dense_bytes));
 }

@@ -40,7 +40,7 @@ fn a_cut_at_any_place_gives_the_same_bits() {
     let vocab = loaded.model.config().vocab_size;
     let mut scratch = Scratch::default();
     for cut in 1..ids.len() {
-        let mut state = loaded.model.new_state().unwrap();
+        let mut state = loaded.model.new_state();
         step(&loaded, &mut scratch, &mut state, &ids[..cut]);
         let last = step(&loaded, &mut scratch, &mut state, &ids[cut..]);
         assert_same_bits(&last, &whole[whole.len() - vocab..], &format!("cut at {cut}"));
@@ -99,7 +99,7 @@ fn sequences_in_one_step_do_not_touch_each_other() {
         let all: Vec<Vec<u32>> = golden(case).0.sequences.iter().map(|sequence| sequence.ids()).collect();
         let alone: Vec<Vec<f32>> =
             all.iter().map(|ids| logits(&loaded, &*loaded.fabric, ids, usize::MAX, &mut NoTrace)).collect();
-        let mut states: Vec<_> = all.iter().map(|_| loaded.model.new_state().unwrap()).collect();
+        let mut states: Vec<_> = all.iter().map(|_| loaded.model.new_state()).collect();
         let mut found = vec![Vec::new(); all.len()];
         let (mut scratch, mut out) = (Scratch::default(), Vec::new());
         let vocab = loaded.model.config().vocab_size;
@@ -113,7 +113,7 @@ fn sequences_in_one_step_do_not_touch_each_other() {
                 let tokens = &ids[from..ids.len().min(from + size)];
                 if !tokens.is_empty() {
                     places.push((i, tokens.len()));
-                    segments.push(Segment { state, tokens, logits: Logits::All });
+                    segments.push(Segment { state, tokens, logits: Logits::All, rewindable: false });
                 }
             }
             if segments.is_empty() {
@@ -140,50 +140,16 @@ fn only_the_wanted_logits_come_back() {
     let whole = logits(&loaded, &*loaded.fabric, &ids, usize::MAX, &mut NoTrace);
     let vocab = loaded.model.config().vocab_size;
     let (mut scratch, mut out) = (Scratch::default(), Vec::new());
-    let mut states: Vec<_> = (0..3).map(|_| loaded.model.new_state().unwrap()).collect();
+    let mut states: Vec<_> = (0..3).map(|_| loaded.model.new_state()).collect();
     let wanted = [Logits::Last, Logits::None, Logits::All];
     let mut segments: Vec<_> = states
         .iter_mut()
         .zip(wanted)
-        .map(|(state, logits)| Segment { state, tokens: &ids, logits })
+        .map(|(state, logits)| Segment { state, tokens: &ids, logits, rewindable: false })
         .collect();
     loaded.model.forward(&mut scratch, &mut segments, &*loaded.fabric, &mut out).unwrap();
     assert_same_bits(&out[..vocab], &whole[whole.len() - vocab..], "last");
     assert_same_bits(&out[vocab..], &whole, "all");
-}
-
-#[test]
-fn a_fork_goes_its_own_way() {
-    let loaded = load(&golden_dir("public_hybrid"));
-    let ids = golden("public_hybrid").0.sequences[1].ids();
-    let mut scratch = Scratch::default();
-    let mut state = loaded.model.new_state().unwrap();
-    step(&loaded, &mut scratch, &mut state, &ids[..21]);
-    let mut fork = loaded.model.fork(&state).unwrap();
-    step(&loaded, &mut scratch, &mut fork, &[9, 8, 7, 6, 5]);
-    let mut again = loaded.model.fork(&state).unwrap();
-    let original = step(&loaded, &mut scratch, &mut state, &ids[21..]);
-    assert_same_bits(&original, &step(&loaded, &mut scratch, &mut again, &ids[21..]), "fork");
-    assert_eq!((state.position(), fork.position()), (ids.len(), 26));
-    let bound = loaded.model.state_bytes_after(state.position());
-    assert!(loaded.model.state_bytes(&state) <= bound, "{} > {bound}", loaded.model.state_bytes(&state));
-}
-
-#[test]
-fn the_bound_on_a_states_bytes_holds_at_every_length() {
-    for case in CASES {
-        let loaded = load(&golden_dir(case));
-        let ids = golden(case).0.sequences.pop().unwrap().ids();
-        for chunk in [1, 17, usize::MAX] {
-            let mut state = loaded.model.new_state().unwrap();
-            let mut scratch = Scratch::default();
-            for tokens in ids.chunks(chunk) {
-                step(&loaded, &mut scratch, &mut state, tokens);
-                let bound = loaded.model.state_bytes_after(state.position());
-                assert!(loaded.model.state_bytes(&state) <= bound, "{case} after {}", state.position());
-            }
-        }
-    }
 }
 
 /// Fails at a given exchange.
@@ -204,20 +170,22 @@ impl Fabric for Failing {
 #[test]
 fn a_failed_step_poisons_its_states_and_no_others() {
     let loaded = load(&golden_dir("public_hybrid"));
-    let mut states: Vec<_> = (0..3).map(|_| loaded.model.new_state().unwrap()).collect();
+    let mut states: Vec<_> = (0..3).map(|_| loaded.model.new_state()).collect();
     let fabric = Failing { inner: Arc::new(Split::new(&loaded.checkpoint, 2)), left: AtomicUsize::new(3) };
     let (mut scratch, mut out) = (Scratch::default(), Vec::new());
     let mut segments: Vec<_> = states[..2]
         .iter_mut()
-        .map(|state| Segment { state, tokens: &[1, 2], logits: Logits::Last })
+        .map(|state| Segment { state, tokens: &[1, 2], logits: Logits::Last, rewindable: false })
         .collect();
     let error = loaded.model.forward(&mut scratch, &mut segments, &fabric, &mut out).unwrap_err();
     assert_eq!(error.to_string(), "layer 2: worker 1 is not reachable: reset");
     assert!(matches!(error, ForwardError::Fabric { layer: 2, .. }));
     assert_eq!(states.iter().map(|state| state.is_poisoned()).collect::<Vec<_>>(), [true, true, false]);
 
-    let mut segments: Vec<_> =
-        states[1..].iter_mut().map(|state| Segment { state, tokens: &[1], logits: Logits::Last }).collect();
+    let mut segments: Vec<_> = states[1..]
+        .iter_mut()
+        .map(|state| Segment { state, tokens: &[1], logits: Logits::Last, rewindable: false })
+        .collect();
     let error = loaded.model.forward(&mut scratch, &mut segments, &fabric, &mut out).unwrap_err();
     assert_eq!(error, ForwardError::Poisoned { segment: 0 });
     assert!(!states[2].is_poisoned(), "a refused step touches nothing");
@@ -226,9 +194,9 @@ fn a_failed_step_poisons_its_states_and_no_others() {
 #[test]
 fn steps_that_cannot_be_computed_are_refused_before_anything_is_touched() {
     let loaded = load(&golden_dir("public_hybrid"));
-    let mut state = loaded.model.new_state().unwrap();
+    let mut state = loaded.model.new_state();
     let mut refusal = |tokens: &[u32]| {
-        let mut segments = [Segment { state: &mut state, tokens, logits: Logits::Last }];
+        let mut segments = [Segment { state: &mut state, tokens, logits: Logits::Last, rewindable: false }];
         let error = loaded
             .model
             .forward(&mut Scratch::default(), &mut segments, &*loaded.fabric, &mut Vec::new())

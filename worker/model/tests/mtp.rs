@@ -36,7 +36,7 @@ fn draft(
     loaded: &Loaded,
     fabric: &dyn Fabric,
     scratch: &mut Scratch<CpuBackend>,
-    state: &mut State<CpuBackend>,
+    state: &mut State,
     token: u32,
     count: usize,
 ) -> (Vec<u32>, Vec<f32>) {
@@ -48,7 +48,7 @@ fn draft(
 
 /// Logits of the first guess behind each token but the last; `[tokens − 1, V]`.
 fn all_draft_logits(loaded: &Loaded, fabric: &dyn Fabric, ids: &[u32]) -> Vec<f32> {
-    let mut state = loaded.model.new_state().unwrap();
+    let mut state = loaded.model.new_state();
     let mut scratch = Scratch::default();
     let mut found = Vec::new();
     for pair in ids.windows(2) {
@@ -98,13 +98,12 @@ fn guesses_do_not_depend_on_how_the_sequence_was_cut() {
         let vocab = loaded.model.config().vocab_size;
         let mut scratch = Scratch::default();
         for chunk in [1, 2, 3, 5, 16, usize::MAX] {
-            let mut state = loaded.model.new_state().unwrap();
+            let mut state = loaded.model.new_state();
             for tokens in ids[..ids.len() - 1].chunks(chunk) {
                 step(&loaded, &mut scratch, &mut state, tokens);
                 let at = state.position() - 1;
-                let mut fork = loaded.model.fork(&state).unwrap();
                 let (guesses, found) =
-                    draft(&loaded, &*loaded.fabric, &mut scratch, &mut fork, ids[at + 1], 1);
+                    draft(&loaded, &*loaded.fabric, &mut scratch, &mut state, ids[at + 1], 1);
                 assert_same_bits(&expected[at * vocab..][..vocab], &found, &format!("{case} {chunk} {at}"));
                 assert_eq!(guesses, [argmax(&found)]);
             }
@@ -132,7 +131,7 @@ fn any_number_of_ranks_gives_the_same_guesses() {
 fn drafts_that_cannot_be_computed_are_refused() {
     let loaded = drafting("public_hybrid", 1);
     let mut scratch = Scratch::default();
-    let mut refusal = |loaded: &Loaded, state: &mut State<CpuBackend>, token: u32, count: usize| {
+    let mut refusal = |loaded: &Loaded, state: &mut State, token: u32, count: usize| {
         let mut drafts = [Draft { state, token, count }];
         let (fabric, mut guesses) = (&*loaded.fabric, Vec::new());
         match loaded.model.draft(&mut scratch, &mut drafts, fabric, &mut guesses).unwrap_err() {
@@ -140,7 +139,7 @@ fn drafts_that_cannot_be_computed_are_refused() {
             other => panic!("{other}"),
         }
     };
-    let mut state = loaded.model.new_state().unwrap();
+    let mut state = loaded.model.new_state();
     assert_eq!(refusal(&loaded, &mut state, 1, 1), "a sequence without tokens has nothing to guess from");
     step(&loaded, &mut Scratch::default(), &mut state, &[0, 5]);
     assert_eq!(refusal(&loaded, &mut state, 256, 1), "token 256 is outside the vocabulary of 256");
@@ -149,7 +148,7 @@ fn drafts_that_cannot_be_computed_are_refused() {
         "2 guesses are more than the 1 draft tokens that the model was loaded for"
     );
     let without = load(&golden_dir("public_hybrid"));
-    let mut state = without.model.new_state().unwrap();
+    let mut state = without.model.new_state();
     step(&without, &mut Scratch::default(), &mut state, &[0, 5]);
     assert!(refusal(&without, &mut state, 1, 1).contains("0 draft tokens"));
 }

@@ -10,7 +10,7 @@ use belay_backend::ExpertCompute;
 use belay_cpu::CpuBackend;
 use belay_engine::{Engine, EngineConfig, Event, Request, Sampling, ServedModel, Stop, Tokenizer};
 use belay_fabric::{InProcess, Table};
-use belay_model::{Checkpoint, ExpertBank, Model, Numerics};
+use belay_model::{CacheOptions, Checkpoint, ExpertBank, Model, Numerics};
 use clap::Args;
 use serde::Serialize;
 
@@ -197,7 +197,8 @@ fn load(
         card.experts
     );
     let table = Table::stand_alone(card.layers as usize, card.experts as usize, ranks)?;
-    let model = Model::load(Arc::clone(&backend), checkpoint, numerics, &mut |_, _| {})?;
+    let model =
+        Model::load(Arc::clone(&backend), checkpoint, numerics, CacheOptions::default(), &mut |_, _| {})?;
     let mut banks: Vec<Arc<dyn ExpertCompute>> = Vec::new();
     for rank in 0..ranks {
         let bank = ExpertBank::new(Arc::clone(&backend), Arc::clone(checkpoint), numerics);

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use belay_backend::{Backend, ExpertCompute, Fabric, Route};
 use belay_cpu::CpuBackend;
 use belay_fabric::{InProcess, Table};
-use belay_model::{Checkpoint, ExpertBank, Logits, Model, Numerics, Scratch, Segment, Trace};
+use belay_model::{CacheOptions, Checkpoint, ExpertBank, Logits, Model, Numerics, Scratch, Segment, Trace};
 use clap::{Args, ValueEnum};
 use safetensors::{Dtype, View};
 use serde::Deserialize;
@@ -115,7 +115,13 @@ impl Forward {
         let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
         let backend = Arc::new(CpuBackend::detect());
         tracing::info!(device = backend.describe(), ranks = args.ranks, "loading");
-        let model = Model::load(Arc::clone(&backend), &checkpoint, numerics, &mut |_, _| {})?;
+        let model = Model::load(
+            Arc::clone(&backend),
+            &checkpoint,
+            numerics,
+            CacheOptions::default(),
+            &mut |_, _| {},
+        )?;
         let card = checkpoint.card();
         if args.ranks > card.experts {
             bail!("--ranks: {} ranks for {} experts", args.ranks, card.experts);
@@ -138,12 +144,13 @@ impl Forward {
         tensors: &mut Vec<(String, Tensor)>,
     ) -> anyhow::Result<()> {
         let config = self.model.config();
-        let mut state = self.model.new_state()?;
+        let mut state = self.model.new_state();
         let mut scratch = Scratch::default();
         let mut routes = Routes(vec![Vec::new(); config.depth()]);
         let (mut all, mut logits) = (Vec::new(), Vec::new());
         for tokens in sequence.ids.chunks(chunk) {
-            let mut segments = [Segment { state: &mut state, tokens, logits: Logits::All }];
+            let mut segments =
+                [Segment { state: &mut state, tokens, logits: Logits::All, rewindable: false }];
             let fabric: &dyn Fabric = &self.fabric;
             self.model.forward_traced(&mut scratch, &mut segments, fabric, &mut logits, &mut routes)?;
             all.extend(logits.iter().flat_map(|logit| logit.to_le_bytes()));

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use belay_backend::dtype::e8m0_to_f32;
 use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
 
-use super::scalar;
+use super::{SCORED, scalar};
 use crate::buffer::StoredRow;
 
 const LANES: usize = 8;
@@ -153,5 +153,56 @@ pub(super) fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
     }
     for (y, x) in outputs.into_remainder().iter_mut().zip(inputs.remainder()) {
         *y = a.mul_add(*x, *y);
+    }
+}
+
+/// `q` must have `weights.len() · keys.len() / SCORED` elements.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn index_scores(q: &[f32], weights: &[f32], keys: &[f32], scores: &mut [f32; SCORED]) {
+    let width = keys.len() / SCORED;
+    for (part, scores) in scores.chunks_exact_mut(2 * LANES).enumerate() {
+        let mut sum = [_mm256_setzero_ps(); 2];
+        let mut head = 0;
+        while head + 4 <= weights.len() {
+            add_heads::<4>(&q[head * width..], &weights[head..], keys, part, &mut sum);
+            head += 4;
+        }
+        while head < weights.len() {
+            add_heads::<1>(&q[head * width..], &weights[head..], keys, part, &mut sum);
+            head += 1;
+        }
+        // SAFETY: 2 × 8 floats are written, the length of the part.
+        unsafe {
+            _mm256_storeu_ps(scores.as_mut_ptr(), sum[0]);
+            _mm256_storeu_ps(scores.as_mut_ptr().add(LANES), sum[1]);
+        }
+    }
+}
+
+/// Adds the share of H heads for the keys `part · 16 ..`; enough heads to keep the multipliers busy.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add_heads<const H: usize>(q: &[f32], weights: &[f32], keys: &[f32], part: usize, sum: &mut [__m256; 2]) {
+    let width = keys.len() / SCORED;
+    assert!(q.len() >= H * width && weights.len() >= H && (part + 1) * 2 * LANES <= SCORED);
+    let mut dots = [[_mm256_setzero_ps(); 2]; H];
+    for channel in 0..width {
+        // SAFETY: 2 × 8 of the channel's SCORED keys are read, inside by the check above.
+        let key = unsafe {
+            let start = keys.as_ptr().add(channel * SCORED + part * 2 * LANES);
+            [_mm256_loadu_ps(start), _mm256_loadu_ps(start.add(LANES))]
+        };
+        for head in 0..H {
+            // SAFETY: inside the H · width elements that were checked above.
+            let q = _mm256_set1_ps(unsafe { *q.get_unchecked(head * width + channel) });
+            dots[head][0] = _mm256_fmadd_ps(q, key[0], dots[head][0]);
+            dots[head][1] = _mm256_fmadd_ps(q, key[1], dots[head][1]);
+        }
+    }
+    for head in 0..H {
+        let weight = _mm256_set1_ps(weights[head]);
+        for half in 0..2 {
+            let relu = _mm256_max_ps(dots[head][half], _mm256_setzero_ps());
+            sum[half] = _mm256_fmadd_ps(relu, weight, sum[half]);
+        }
     }
 }

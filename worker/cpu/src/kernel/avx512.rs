@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use belay_backend::dtype::{E2M1, e8m0_to_f32};
 use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
 
-use super::{avx2, scalar};
+use super::{SCORED, avx2, scalar};
 use crate::buffer::StoredRow;
 
 const LANES: usize = 16;
@@ -163,6 +163,55 @@ pub(super) fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
                 _mm512_maskz_loadu_ps(mask, y.as_ptr().add(at)),
             );
             _mm512_mask_storeu_ps(y.as_mut_ptr().add(at), mask, sum);
+        }
+    }
+}
+
+/// `q` must have `weights.len() · keys.len() / SCORED` elements.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+pub(super) fn index_scores(q: &[f32], weights: &[f32], keys: &[f32], scores: &mut [f32; SCORED]) {
+    let width = keys.len() / SCORED;
+    let mut sum = [_mm512_setzero_ps(); 2];
+    let mut head = 0;
+    while head + 8 <= weights.len() {
+        add_heads::<8>(&q[head * width..], &weights[head..], keys, &mut sum);
+        head += 8;
+    }
+    while head < weights.len() {
+        add_heads::<1>(&q[head * width..], &weights[head..], keys, &mut sum);
+        head += 1;
+    }
+    // SAFETY: 2 × 16 floats are written, the length of `scores`.
+    unsafe {
+        _mm512_storeu_ps(scores.as_mut_ptr(), sum[0]);
+        _mm512_storeu_ps(scores.as_mut_ptr().add(LANES), sum[1]);
+    }
+}
+
+/// Adds the share of H heads; enough of them to keep the multipliers busy.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+fn add_heads<const H: usize>(q: &[f32], weights: &[f32], keys: &[f32], sum: &mut [__m512; 2]) {
+    let width = keys.len() / SCORED;
+    assert!(q.len() >= H * width && weights.len() >= H);
+    let mut dots = [[_mm512_setzero_ps(); 2]; H];
+    for channel in 0..width {
+        // SAFETY: 2 × 16 of the channel's SCORED keys are read.
+        let key = unsafe {
+            let start = keys.as_ptr().add(channel * SCORED);
+            [_mm512_loadu_ps(start), _mm512_loadu_ps(start.add(LANES))]
+        };
+        for head in 0..H {
+            // SAFETY: inside the H · width elements that were checked above.
+            let q = _mm512_set1_ps(unsafe { *q.get_unchecked(head * width + channel) });
+            dots[head][0] = _mm512_fmadd_ps(q, key[0], dots[head][0]);
+            dots[head][1] = _mm512_fmadd_ps(q, key[1], dots[head][1]);
+        }
+    }
+    for head in 0..H {
+        let weight = _mm512_set1_ps(weights[head]);
+        for half in 0..2 {
+            let relu = _mm512_max_ps(dots[head][half], _mm512_setzero_ps());
+            sum[half] = _mm512_fmadd_ps(relu, weight, sum[half]);
         }
     }
 }

@@ -14,6 +14,9 @@ use crate::level::Level;
 /// Right-hand sides that one pass over a weight row serves.
 pub(crate) const GROUP: usize = 4;
 
+/// Index keys that are scored together.
+pub(crate) const SCORED: usize = 32;
+
 /// The kernels of a level that this machine has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernels(Level);
@@ -97,6 +100,26 @@ impl Kernels {
             Level::Avx512 => unsafe { avx512::add_scaled(a, x, y) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::add_scaled(a, x, y),
+        }
+    }
+
+    /// Scores of [`SCORED`] index keys for one query: Σ_h relu(q_h · key) · weight_h, heads in order. `q` is
+    /// `[heads, width]`, `keys` `[width, SCORED]`. A score has the same bits in any column.
+    pub(crate) fn index_scores(self, q: &[f32], weights: &[f32], keys: &[f32], scores: &mut [f32; SCORED]) {
+        assert!(
+            keys.len().is_multiple_of(SCORED) && q.len() == weights.len() * (keys.len() / SCORED),
+            "shape of index scores"
+        );
+        match self.0 {
+            Level::Scalar => scalar::index_scores(q, weights, keys, scores),
+            // SAFETY: `new` has checked the level; the lengths fit together.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { avx2::index_scores(q, weights, keys, scores) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::index_scores(q, weights, keys, scores) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => scalar::index_scores(q, weights, keys, scores),
         }
     }
 }

@@ -3,6 +3,7 @@
 use belay_backend::dtype::{E2M1, E4M3, bf16_to_f32, e8m0_to_f32};
 use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
 
+use super::SCORED;
 use crate::buffer::StoredRow;
 
 pub(crate) fn decode(row: StoredRow<'_>, out: &mut [f32]) {
@@ -57,5 +58,21 @@ pub(crate) fn dots<const N: usize>(w: &[f32], x: [&[f32]; N]) -> [f32; N] {
 pub(crate) fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += a * x;
+    }
+}
+
+pub(crate) fn index_scores(q: &[f32], weights: &[f32], keys: &[f32], scores: &mut [f32; SCORED]) {
+    let width = keys.len() / SCORED;
+    scores.fill(0.0);
+    for (q, weight) in q.chunks_exact(width.max(1)).zip(weights) {
+        let mut dots = [0f64; SCORED];
+        for (q, keys) in q.iter().zip(keys.chunks_exact(SCORED)) {
+            for (dot, key) in dots.iter_mut().zip(keys) {
+                *dot += f64::from(*q) * f64::from(*key);
+            }
+        }
+        for (score, dot) in scores.iter_mut().zip(dots) {
+            *score += (dot as f32).max(0.0) * weight;
+        }
     }
 }

@@ -96,6 +96,34 @@ proptest! {
     }
 
     #[test]
+    fn every_level_scores_like_the_reference_and_alike_in_any_column(
+        (width, heads, q, weights, keys) in (1usize..40, 1usize..20).prop_flat_map(|(width, heads)| (
+            Just(width), Just(heads), values(heads * width), values(heads), values(width * SCORED),
+        )),
+        shift in 1usize..SCORED,
+    ) {
+        let scores = |kernels: Kernels, keys: &[f32]| {
+            let mut scores = [f32::NAN; SCORED];
+            kernels.index_scores(&q, &weights, keys, &mut scores);
+            scores
+        };
+        let expected = scores(Kernels(Level::Scalar), &keys);
+        let mut turned = keys.clone();
+        turned.chunks_exact_mut(SCORED).for_each(|row| row.rotate_left(shift));
+        for kernels in Level::ALL.into_iter().filter_map(Kernels::new) {
+            let found = scores(kernels, &keys);
+            let mut back = scores(kernels, &turned);
+            back.rotate_right(shift);
+            for column in 0..SCORED {
+                // up to 16 from each product of q, key and weight
+                let tolerance = f32::EPSILON * (64 * heads * width * (width + heads)) as f32;
+                prop_assert!((found[column] - expected[column]).abs() <= tolerance, "{}", kernels.level());
+                prop_assert_eq!(found[column].to_bits(), back[column].to_bits(), "{}", kernels.level());
+            }
+        }
+    }
+
+    #[test]
     fn every_level_adds_like_the_reference(
         a in -4f32..4.0,
         (x, y) in length().prop_flat_map(|len| (values(len), values(len)))

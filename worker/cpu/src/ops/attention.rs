@@ -1,98 +1,149 @@
-//! Softmax attention of one query head over its window and compressed entries, with a sink per head.
+//! Softmax attention over a window and compressed entries, with a sink per head.
 
-use belay_backend::{Attention, Entries};
+use std::ops::Range;
 
+use belay_backend::{Attention, Entries, PagedRows, RowFormat};
+
+use crate::arena::CpuArena;
 use crate::backend::CpuBackend;
 use crate::kernel::Kernels;
+use crate::ops::rows;
 
-/// Writes the `[width]` output of one head of query `row` of the step. `logits` is scratch.
+/// Working memory of one thread.
+#[derive(Default)]
+pub(crate) struct AttentionScratch {
+    /// Where each key starts, in the arena or in `decoded`.
+    places: Vec<usize>,
+    /// Keys that are not stored as f32: `[keys, width]`.
+    decoded: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+/// Writes the outputs `[heads, width]` of some heads of query `row` of the step. Returns how many keys it read.
 ///
-/// Keys are taken in one order, window by position and then entries by number, so the result does not depend on
-/// whether a key lies in the ring or in this step.
+/// Keys are taken in one order, window by position and then entries by number.
 pub(crate) fn attend(
     kernels: Kernels,
     op: &Attention<'_, CpuBackend>,
     row: usize,
-    head: usize,
-    logits: &mut Vec<f32>,
+    heads: Range<usize>,
+    scratch: &mut AttentionScratch,
     out: &mut [f32],
-) {
+) -> usize {
     let width = op.width;
     let position = op.start + (row - op.rows.start);
     let first = (position + 1).saturating_sub(op.window);
-    let in_window = position + 1 - first;
-    let (entries, count): (&[f32], usize) = match &op.entries {
-        Entries::None => (&[], 0),
-        Entries::Visible { entries, ratio } => (&entries.0, (position + 1) / ratio),
+    let AttentionScratch { places, decoded, logits } = scratch;
+    places.clear();
+    let mut keys = Keys { kernels, arena: op.arena, places, decoded };
+    keys.take(op.keys, first..position + 1);
+    match &op.entries {
+        Entries::None => {}
+        Entries::Visible { entries, ratio } => keys.take(*entries, 0..(position + 1) / ratio),
         Entries::Selected { entries, chosen, k } => {
-            let chosen = &chosen.0[row * k..][..*k];
-            (&entries.0, chosen.iter().take_while(|&&entry| entry >= 0).count())
+            let chosen = chosen.0[row * k..][..*k].iter().take_while(|&&entry| entry >= 0);
+            chosen.for_each(|&entry| keys.take(*entries, entry as usize..entry as usize + 1));
         }
-    };
-    let key = |i: usize| -> &[f32] {
-        if i < in_window {
-            let at = first + i;
-            return if at >= op.start {
-                &op.kv.0[(op.rows.start + at - op.start) * width..][..width]
-            } else {
-                &op.ring.0[at % op.window * width..][..width]
-            };
-        }
-        let entry = match &op.entries {
-            Entries::Selected { chosen, k, .. } => chosen.0[row * k + i - in_window] as usize,
-            _ => i - in_window,
-        };
-        &entries[entry * width..][..width]
-    };
-    let keys = in_window + count;
-    logits.resize(keys, 0.0);
-    let scale = (width as f32).sqrt().recip();
-    let q = &op.q.0[(row * op.heads + head) * width..][..width];
-    kernels.dot_all(q, keys, key, logits);
-    let sink = op.sink.0[head];
-    let max = logits.iter().map(|logit| logit * scale).fold(sink, f32::max);
-    let mut sum = 0.0;
-    for logit in logits.iter_mut() {
-        *logit = (*logit * scale - max).exp();
-        sum += *logit;
     }
-    // the sink takes its share and gives no value
-    let normaliser = (sum + (sink - max).exp()).recip();
-    out.fill(0.0);
-    for (i, weight) in logits.iter().enumerate() {
-        kernels.add_scaled(weight * normaliser, key(i), out);
+    let keys: &[f32] = if op.keys.layout.format == RowFormat::F32 { op.arena.f32s() } else { decoded };
+    let key = |i: usize| &keys[places[i]..][..width];
+    logits.resize(places.len(), 0.0);
+    let scale = (width as f32).sqrt().recip();
+    for (head, out) in heads.zip(out.chunks_exact_mut(width)) {
+        let q = &op.q.0[(row * op.heads + head) * width..][..width];
+        kernels.dot_all(q, logits.len(), key, logits);
+        let sink = op.sink.0[head];
+        let max = logits.iter().map(|logit| logit * scale).fold(sink, f32::max);
+        let mut sum = 0.0;
+        for logit in logits.iter_mut() {
+            *logit = (*logit * scale - max).exp();
+            sum += *logit;
+        }
+        // the sink takes its share and gives no value
+        let normaliser = (sum + (sink - max).exp()).recip();
+        out.fill(0.0);
+        for (i, weight) in logits.iter().enumerate() {
+            kernels.add_scaled(weight * normaliser, key(i), out);
+        }
+    }
+    logits.len()
+}
+
+/// The keys of one query, in order.
+struct Keys<'a> {
+    kernels: Kernels,
+    arena: &'a CpuArena,
+    places: &'a mut Vec<usize>,
+    decoded: &'a mut Vec<f32>,
+}
+
+impl Keys<'_> {
+    /// All keys of an operation have one format.
+    fn take(&mut self, from: PagedRows<'_>, rows: Range<usize>) {
+        let width = from.layout.width;
+        if from.layout.format == RowFormat::F32 {
+            for run in from.runs(rows) {
+                let start = self.arena.f32_at(&run);
+                self.places.extend((0..run.rows.len()).map(|i| start + i * width));
+            }
+            return;
+        }
+        let start = self.places.len() * width;
+        self.places.extend(rows.clone().enumerate().map(|(i, _)| start + i * width));
+        let end = start + rows.len() * width;
+        if self.decoded.len() < end {
+            self.decoded.resize(end, 0.0);
+        }
+        rows::fetch(self.kernels, self.arena, from, rows, &mut self.decoded[start..end]);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use belay_backend::RowLayout;
+
     use super::*;
     use crate::CpuBuffer;
 
-    /// Window of 2 at position 3: one key from the ring, one of this step, and one visible entry of two.
+    /// Window of 2 at position 3: two keys by position, and one visible entry of two. Everything else is NaN.
     #[test]
     fn a_query_sees_its_window_the_complete_entries_and_the_sink() {
-        let ring = CpuBuffer(vec![f32::NAN, 5.0]); // slot 0 holds position 2 only after this step
-        let (q, kv) = (CpuBuffer(vec![0.0, 0.0]), CpuBuffer(vec![1.0, 2.0]));
-        let (entries, sink) = (CpuBuffer(vec![10.0, f32::NAN]), CpuBuffer(vec![0.0]));
-        let op = Attention {
-            q: &q,
-            kv: &kv,
-            rows: 0..2,
-            start: 2,
-            ring: &ring,
-            window: 2,
-            entries: Entries::Visible { entries: &entries, ratio: 3 },
-            sink: &sink,
-            heads: 1,
-            width: 1,
-        };
-        let Some(kernels) = Kernels::new(crate::Level::Scalar) else { return };
-        let mut out = [0.0];
-        // all logits are 0: equal shares, the sink's without a value
-        attend(kernels, &op, 0, 0, &mut Vec::new(), &mut out);
-        assert_eq!(out, [(5.0f32 + 1.0 + 10.0) / 4.0]);
-        attend(kernels, &op, 1, 0, &mut Vec::new(), &mut out);
-        assert_eq!(out, [(1.0f32 + 2.0 + 10.0) / 4.0]);
+        for format in [RowFormat::F32, RowFormat::Bf16] {
+            let layout = RowLayout { format, width: 1 };
+            let Ok(mut arena) = CpuArena::new(3, 64) else { panic!("three pages") };
+            let keys = PagedRows {
+                pages: &[2, 0],
+                first_page: 0,
+                shift: 0,
+                rows_per_block: 4,
+                rows_per_page: 2,
+                offset: 0,
+                layout,
+            };
+            let entries = PagedRows { pages: &[1], rows_per_page: 4, offset: 8, ..keys };
+            let nan = f32::NAN;
+            rows::store(&mut arena, keys, 0, [[nan], [5.0], [1.0], [2.0]].iter().map(|x| x.as_slice()));
+            rows::store(&mut arena, entries, 0, [[10.0], [nan]].iter().map(|x| x.as_slice()));
+            let (q, sink) = (CpuBuffer(vec![0.0, 0.0]), CpuBuffer(vec![0.0]));
+            let op = Attention {
+                q: &q,
+                rows: 0..2,
+                start: 2,
+                arena: &arena,
+                keys,
+                window: 2,
+                entries: Entries::Visible { entries, ratio: 3 },
+                sink: &sink,
+                heads: 1,
+                width: 1,
+            };
+            let Some(kernels) = Kernels::new(crate::Level::Scalar) else { return };
+            let mut out = [0.0];
+            // all logits are 0: equal shares, the sink's without a value
+            let read = attend(kernels, &op, 0, 0..1, &mut AttentionScratch::default(), &mut out);
+            assert_eq!((read, out), (3, [(5.0f32 + 1.0 + 10.0) / 4.0]), "{format:?}");
+            attend(kernels, &op, 1, 0..1, &mut AttentionScratch::default(), &mut out);
+            assert_eq!(out, [(1.0f32 + 2.0 + 10.0) / 4.0], "{format:?}");
+        }
     }
 }

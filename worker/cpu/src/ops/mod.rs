@@ -8,4 +8,5 @@ pub(crate) mod hyper;
 pub(crate) mod norm;
 pub(crate) mod rope;
 pub(crate) mod rounding;
+pub(crate) mod rows;
 pub(crate) mod select;

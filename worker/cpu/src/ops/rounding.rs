@@ -3,15 +3,17 @@
 use belay_backend::dtype::{E2M1, E4M3, f32_to_e2m1, f32_to_e4m3, pow2_ceil};
 
 /// Smallest magnitude that a block's scale is made for.
-const E4M3_FLOOR: f32 = 1e-4;
-const E4M3_MAX: f32 = 448.0;
+pub(crate) const E4M3_FLOOR: f32 = 1e-4;
+/// Largest e4m3 value.
+pub(crate) const E4M3_MAX: f32 = 448.0;
 const E2M1_MAX: f32 = 6.0;
 /// 6 · 2^−126
 const E2M1_FLOOR: f32 = 6.0 * f32::MIN_POSITIVE;
 /// Channels that share a scale in e2m1.
 const E2M1_BLOCK: usize = 32;
 
-fn magnitude(block: &[f32]) -> f32 {
+/// Largest absolute value.
+pub(crate) fn magnitude(block: &[f32]) -> f32 {
     block.iter().fold(0.0, |max, x| x.abs().max(max))
 }
 

@@ -1,6 +1,6 @@
 use belay_backend::BackendError;
 
-use crate::ConfigError;
+use crate::{CacheError, ConfigError};
 
 /// Why a checkpoint was refused. Each message names the file, and the tensor where there is one.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,9 @@ pub enum CheckpointError {
     /// `config.json` cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no memory for decode states.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// A header or an index is broken.
     #[error("{file}: {message}")]
     Malformed {

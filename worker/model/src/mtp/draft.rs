@@ -1,6 +1,6 @@
 //! Guesses of the tokens after the next one.
 
-use belay_backend::{Backend, Fabric};
+use belay_backend::{Backend, Fabric, Rows};
 
 use super::Mtp;
 use crate::error::ForwardError;
@@ -11,9 +11,9 @@ use crate::step::{Logits, Segment, Step};
 use crate::trace::{NoTrace, Trace};
 
 /// A sequence whose next token is known, and whose tokens after that are to be guessed.
-pub struct Draft<'a, B: Backend> {
+pub struct Draft<'a> {
     /// The sequence so far. The guesses leave no trace in it, but the tokens it has taken become final.
-    pub state: &'a mut State<B>,
+    pub state: &'a mut State,
     /// The token that will be fed next.
     pub token: u32,
     /// How many guesses, at most [`Config::draft_tokens`](crate::Config::draft_tokens).
@@ -29,7 +29,7 @@ impl<B: Backend> Model<B> {
     pub fn draft(
         &self,
         scratch: &mut Scratch<B>,
-        drafts: &mut [Draft<'_, B>],
+        drafts: &mut [Draft<'_>],
         fabric: &dyn Fabric,
         guesses: &mut Vec<u32>,
     ) -> Result<(), ForwardError> {
@@ -43,7 +43,7 @@ impl<B: Backend> Model<B> {
     pub fn draft_traced(
         &self,
         scratch: &mut Scratch<B>,
-        drafts: &mut [Draft<'_, B>],
+        drafts: &mut [Draft<'_>],
         fabric: &dyn Fabric,
         guesses: &mut Vec<u32>,
         trace: &mut dyn Trace,
@@ -56,11 +56,11 @@ impl<B: Backend> Model<B> {
         if most == 0 {
             return Ok(());
         }
-        let due = drafts.iter().map(|draft| due(draft.state).len()).sum::<usize>();
-        let rows = due.max(drafts.len());
-        let (t, host) = scratch.reserve(&*self.backend, &self.config, rows, drafts.len())?;
+        let (t, host) = scratch.reserve(&*self.backend, &self.config, drafts.len(), drafts.len())?;
         let Some(mtp) = &self.mtp else { return Ok(()) };
-        self.settle(mtp, drafts, t)?;
+        for draft in drafts.iter_mut() {
+            draft.state.reserve_ahead()?;
+        }
         let by_distance = self.guess(mtp, drafts, most, t, host, fabric, trace)?;
         for (index, draft) in drafts.iter().enumerate() {
             guesses.extend(by_distance[..draft.count].iter().map(|of_all| of_all[index]));
@@ -68,9 +68,9 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    fn check_draft(&self, index: usize, draft: &Draft<'_, B>) -> Result<(), ForwardError> {
+    fn check_draft(&self, index: usize, draft: &Draft<'_>) -> Result<(), ForwardError> {
         let invalid = |message: String| Err(ForwardError::Invalid { segment: index, message });
-        if draft.state.poisoned {
+        if draft.state.is_poisoned() {
             return Err(ForwardError::Poisoned { segment: index });
         }
         if draft.count > self.config.draft_tokens {
@@ -79,7 +79,7 @@ impl<B: Backend> Model<B> {
                 draft.count, self.config.draft_tokens
             ));
         }
-        if draft.state.position == 0 {
+        if draft.state.position() == 0 {
             return invalid("a sequence without tokens has nothing to guess from".to_owned());
         }
         if draft.token as usize >= self.config.vocab_size {
@@ -89,40 +89,11 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Gives the stage the keys of all rows whose next token the sequence has taken.
-    fn settle(
-        &self,
-        mtp: &Mtp<B>,
-        drafts: &mut [Draft<'_, B>],
-        t: &mut Temporaries<B>,
-    ) -> Result<(), ForwardError> {
-        let mut row = 0;
-        let mut places = Vec::with_capacity(drafts.len());
-        for draft in drafts.iter() {
-            let due = due(draft.state);
-            let Some(kept) = &draft.state.draft else { continue };
-            for position in due.clone() {
-                kept.take(&self.backend, position, &mut t.stage_x, row)?;
-                row += 1;
-            }
-            places.push((due.clone().map(|position| kept.id(position + 1)).collect(), due.start));
-        }
-        let mut segments: Vec<_> = drafts.iter_mut().map(segment).collect();
-        self.feed_keys(mtp, places, t, &mut segments)?;
-        for draft in drafts {
-            let last = draft.state.position - 1;
-            if let Some(kept) = &mut draft.state.draft {
-                kept.settled = last;
-            }
-        }
-        Ok(())
-    }
-
     /// The guesses by distance, then by sequence; those that nobody asked for are 0.
     fn guess(
         &self,
         mtp: &Mtp<B>,
-        drafts: &mut [Draft<'_, B>],
+        drafts: &mut [Draft<'_>],
         most: usize,
         t: &mut Temporaries<B>,
         host: &mut HostTemporaries,
@@ -134,22 +105,25 @@ impl<B: Backend> Model<B> {
         let mut guesses = vec![vec![0; drafts.len()]; most];
         let mut logits = Vec::new();
         let mut asking: Vec<usize> = (0..drafts.len()).filter(|&index| drafts[index].count > 0).collect();
+        let mut arena = self.arena();
         for (row, &index) in asking.iter().enumerate() {
-            if let State { position, draft: Some(kept), .. } = &*drafts[index].state {
-                kept.take(backend, position - 1, &mut t.stage_x, row)?;
-            }
+            let state = &*drafts[index].state;
+            let Some(part) = &state.layout().streams else { continue };
+            let row = Rows { first: row, count: 1, width: streams };
+            backend.fetch(&arena, state.rows(part), state.position() - 1, &mut t.stage_x, row)?;
         }
         for ahead in 0..most {
             let places = asking.iter().map(|&index| {
                 let draft = &drafts[index];
                 let id = if ahead == 0 { draft.token } else { guesses[ahead - 1][index] };
-                (vec![id], draft.state.position - 1 + ahead)
+                (vec![id], draft.state.position() - 1 + ahead)
             });
             let step = Step::of_window(places, &self.frequencies, self.numerics);
             self.upload_tables(&step, t)?;
             let still_asking = drafts.iter_mut().filter(|draft| draft.count > ahead);
-            let mut segments: Vec<_> = still_asking.map(segment).collect();
-            mtp.forward(backend, &self.embed, &step, t, host, &mut segments, fabric, trace)?;
+            let segments: Vec<_> = still_asking.map(segment).collect();
+            mtp.enter(backend, &self.embed, &step, t)?;
+            mtp.block.forward(backend, &step, t, host, &mut arena, &segments, fabric, trace)?;
             let all: Vec<u32> = (0..asking.len() as u32).collect();
             self.head(&mtp.mixer, &all, t, &mut logits)?;
             trace.draft_logits(ahead, &logits);
@@ -166,14 +140,13 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// The rows that the stage has not taken although their next token is known.
-fn due<B: Backend>(state: &State<B>) -> std::ops::Range<usize> {
-    let last = state.position - 1;
-    state.draft.as_ref().map_or(last, |draft| draft.settled)..last
-}
-
-fn segment<'a, B: Backend>(draft: &'a mut Draft<'_, B>) -> Segment<'a, B> {
-    Segment { state: draft.state, tokens: std::slice::from_ref(&draft.token), logits: Logits::None }
+fn segment<'a>(draft: &'a mut Draft<'_>) -> Segment<'a> {
+    Segment {
+        state: draft.state,
+        tokens: std::slice::from_ref(&draft.token),
+        logits: Logits::None,
+        rewindable: false,
+    }
 }
 
 /// The lower id wins a tie.

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use belay_backend::{ExpertCompute, Fabric, FabricError, Route};
 use belay_cpu::{CpuBackend, Level};
 use belay_model::{
-    Checkpoint, Drafting, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment, State, Trace,
+    CacheOptions, Checkpoint, Drafting, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment,
+    State, Trace,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -47,10 +48,20 @@ pub fn load_with(dir: &Path, backend: CpuBackend, numerics: Numerics) -> Loaded 
 
 /// With the draft stage, if `draft_tokens` is not 0.
 pub fn load_drafting(dir: &Path, backend: CpuBackend, numerics: Numerics, draft_tokens: usize) -> Loaded {
+    load_cached(dir, backend, numerics, draft_tokens, CacheOptions::default())
+}
+
+pub fn load_cached(
+    dir: &Path,
+    backend: CpuBackend,
+    numerics: Numerics,
+    draft_tokens: usize,
+    cache: CacheOptions,
+) -> Loaded {
     let backend = Arc::new(backend);
     let drafting = Drafting::tokens(draft_tokens).unwrap();
     let checkpoint = Arc::new(Checkpoint::open_with(dir, drafting).unwrap());
-    let model = Model::load(Arc::clone(&backend), &checkpoint, numerics, &mut |_, _| {}).unwrap();
+    let model = Model::load(Arc::clone(&backend), &checkpoint, numerics, cache, &mut |_, _| {}).unwrap();
     let bank = Arc::new(ExpertBank::new(backend, Arc::clone(&checkpoint), numerics));
     bank.load(all_experts(&checkpoint), &mut |_, _| {}).unwrap();
     let fabric = Box::new(LocalExperts::new(Arc::clone(&bank) as Arc<dyn ExpertCompute>));
@@ -131,12 +142,12 @@ pub fn logits(
     chunk: usize,
     trace: &mut dyn Trace,
 ) -> Vec<f32> {
-    let mut state = loaded.model.new_state().unwrap();
+    let mut state = loaded.model.new_state();
     let mut scratch = Scratch::default();
     let mut all = Vec::new();
     let mut out = Vec::new();
     for tokens in ids.chunks(chunk) {
-        let mut segments = [Segment { state: &mut state, tokens, logits: Logits::All }];
+        let mut segments = [Segment { state: &mut state, tokens, logits: Logits::All, rewindable: false }];
         loaded.model.forward_traced(&mut scratch, &mut segments, fabric, &mut out, trace).unwrap();
         all.extend_from_slice(&out);
     }
@@ -147,18 +158,18 @@ pub fn logits(
 pub fn step(
     loaded: &Loaded,
     scratch: &mut Scratch<CpuBackend>,
-    state: &mut State<CpuBackend>,
+    state: &mut State,
     tokens: &[u32],
 ) -> Vec<f32> {
     let mut out = Vec::new();
-    let mut segments = [Segment { state, tokens, logits: Logits::Last }];
+    let mut segments = [Segment { state, tokens, logits: Logits::Last, rewindable: false }];
     loaded.model.forward(scratch, &mut segments, &*loaded.fabric, &mut out).unwrap();
     out
 }
 
 /// Greedy continuation by cached decode: prompt in one step, then token by token.
 pub fn greedy(loaded: &Loaded, prompt: &[u32], most: usize, stop: Option<u32>) -> Vec<u32> {
-    let mut state = loaded.model.new_state().unwrap();
+    let mut state = loaded.model.new_state();
     let mut scratch = Scratch::default();
     let mut ids = vec![argmax(&step(loaded, &mut scratch, &mut state, prompt))];
     while ids.len() < most && Some(ids[ids.len() - 1]) != stop {
