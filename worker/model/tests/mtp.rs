@@ -4,10 +4,15 @@
 
 mod common;
 
-use belay_backend::Fabric;
+use std::sync::OnceLock;
+
+use belay_backend::{Fabric, FabricError, Route};
 use belay_cpu::{CpuBackend, Level};
-use belay_model::{Draft, ForwardError, NoTrace, Numerics, Scratch, State, Trace};
+use belay_model::{
+    CacheOptions, Draft, ForwardError, KvFormat, Logits, NoTrace, Numerics, Scratch, Segment, State, Trace,
+};
 use common::*;
+use proptest::prelude::*;
 
 /// Largest difference of a logit that float noise explains.
 const LOGIT_GATE: f32 = 1e-3;
@@ -88,25 +93,230 @@ fn the_trunk_does_not_feel_the_stage() {
     }
 }
 
-/// However the beginning was fed, with drafts between or without, the guess behind it has the same bits.
+/// What the stage guesses behind each beginning of a sequence, and the logits of these guesses.
+struct Straight {
+    loaded: Loaded,
+    ids: Vec<u32>,
+    /// By the number of tokens taken, from 1.
+    guesses: Vec<(Vec<u32>, Vec<f32>)>,
+}
+
+const DRAFTS: usize = 3;
+
+/// The shortest of a case's sequences that is longer than a block.
+fn sequence_with_a_block(case: &str) -> Vec<u32> {
+    let block = load(&golden_dir(case)).model.block_tokens();
+    let all = golden(case).0.sequences.into_iter().map(|sequence| sequence.ids());
+    all.filter(|ids| ids.len() > block + 2).min_by_key(Vec::len).unwrap()
+}
+
+impl Straight {
+    /// Each beginning is fed to a state of its own, in one step.
+    fn new(case: &str) -> Self {
+        let loaded = drafting(case, DRAFTS);
+        let ids = sequence_with_a_block(case);
+        let mut scratch = Scratch::default();
+        let of_length = |taken: usize| {
+            let mut state = loaded.model.new_state();
+            step(&loaded, &mut scratch, &mut state, &ids[..taken]);
+            draft(&loaded, &*loaded.fabric, &mut scratch, &mut state, ids[taken], DRAFTS)
+        };
+        let guesses = (1..ids.len()).map(of_length).collect();
+        Self { loaded, ids, guesses }
+    }
+
+    /// Drafts behind what `state` has taken, which are ids of the sequence, and compares.
+    fn check(&self, scratch: &mut Scratch<CpuBackend>, state: &mut State, count: usize) {
+        let taken = state.position();
+        let (guesses, logits) =
+            draft(&self.loaded, &*self.loaded.fabric, scratch, state, self.ids[taken], count);
+        let (expected, expected_logits) = &self.guesses[taken - 1];
+        assert_eq!(guesses, expected[..count], "behind {taken} tokens");
+        assert_same_bits(&logits, &expected_logits[..logits.len()], &format!("behind {taken} tokens"));
+    }
+}
+
 #[test]
 fn guesses_do_not_depend_on_how_the_sequence_was_cut() {
     for case in CASES {
-        let loaded = drafting(case, 1);
-        let ids = golden(case).0.sequences[1].ids();
-        let expected = all_draft_logits(&loaded, &*loaded.fabric, &ids);
+        let straight = Straight::new(case);
+        let mut scratch = Scratch::default();
+        for chunk in [1, 2, 3, 5, 16, 64] {
+            let mut state = straight.loaded.model.new_state();
+            for tokens in straight.ids[..straight.ids.len() - 1].chunks(chunk) {
+                step(&straight.loaded, &mut scratch, &mut state, tokens);
+                let count = 1 + state.position() % DRAFTS;
+                straight.check(&mut scratch, &mut state, count);
+            }
+        }
+    }
+}
+
+/// What a sequence may go through between two drafts.
+#[derive(Clone, Debug)]
+enum Event {
+    Feed(usize),
+    /// A step with so many right and so many wrong tokens behind the confirmed one; the wrong ones are taken back.
+    Speculate {
+        right: usize,
+        wrong: usize,
+    },
+    /// Keeps the state for later if it is at a block's end.
+    Snapshot,
+    /// Goes on from the last snapshot.
+    Restore,
+    Draft(usize),
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        2 => (1..40usize).prop_map(Event::Feed),
+        4 => (0..=DRAFTS, 0..=DRAFTS).prop_map(|(right, wrong)| Event::Speculate { right, wrong }),
+        1 => Just(Event::Snapshot),
+        1 => Just(Event::Restore),
+        4 => (1..=DRAFTS).prop_map(Event::Draft),
+    ];
+    prop::collection::vec(event, 1..40)
+}
+
+fn run(straight: &Straight, events: &[Event]) {
+    let Straight { loaded, ids, .. } = straight;
+    let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+    let mut state = loaded.model.new_state();
+    let mut snapshot = None;
+    let block = loaded.model.block_tokens();
+    for event in events {
+        let taken = state.position();
+        let left = ids.len() - 1 - taken;
+        match *event {
+            Event::Feed(count) if left > 0 => {
+                // so that snapshots come about
+                let count = count.min(left).min(block - taken % block);
+                step(loaded, &mut scratch, &mut state, &ids[taken..][..count]);
+            }
+            Event::Speculate { right, wrong } if left > 0 => {
+                let right = right.min(left - 1);
+                let wrong = wrong.min(DRAFTS - right);
+                let mut tokens = ids[taken..][..1 + right].to_vec();
+                tokens.extend((0..wrong as u32).map(|n| (ids[taken + 1 + right] + 1 + n) % 199));
+                let mut segments =
+                    [Segment { state: &mut state, tokens: &tokens, logits: Logits::All, rewindable: true }];
+                loaded.model.forward(&mut scratch, &mut segments, &*loaded.fabric, &mut out).unwrap();
+                loaded.model.rewind(&mut state, taken + 1 + right).unwrap();
+            }
+            Event::Snapshot if taken > 0 && taken % block == 0 => {
+                snapshot = Some(loaded.model.snapshot(&state).unwrap());
+            }
+            Event::Restore => {
+                if let Some(snapshot) = &snapshot {
+                    state = loaded.model.restore(snapshot);
+                }
+            }
+            Event::Draft(count) if taken > 0 => straight.check(&mut scratch, &mut state, count),
+            _ => {}
+        }
+    }
+    drop((state, snapshot));
+    assert_eq!(loaded.model.memory().used, 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn guesses_do_not_depend_on_what_came_between(events in events(), case in 0..CASES.len()) {
+        static STRAIGHT: [OnceLock<Straight>; CASES.len()] = [const { OnceLock::new() }; CASES.len()];
+        run(STRAIGHT[case].get_or_init(|| Straight::new(CASES[case])), &events);
+    }
+}
+
+/// Two sequences that go on from one snapshot with different tokens do not see each other's keys.
+#[test]
+fn sequences_from_one_snapshot_guess_apart() {
+    let straight = Straight::new("public_hybrid");
+    let Straight { loaded, ids, .. } = &straight;
+    let mut scratch = Scratch::default();
+    let block = loaded.model.block_tokens();
+    let mut state = loaded.model.new_state();
+    step(loaded, &mut scratch, &mut state, &ids[..block]);
+    let snapshot = loaded.model.snapshot(&state).unwrap();
+    let mut mine = loaded.model.restore(&snapshot);
+    let mut other = loaded.model.restore(&snapshot);
+    step(loaded, &mut scratch, &mut mine, &ids[block..=block]);
+    draft(loaded, &*loaded.fabric, &mut scratch, &mut other, (ids[block] + 1) % 256, DRAFTS);
+    step(loaded, &mut scratch, &mut other, &[(ids[block] + 1) % 256]);
+    straight.check(&mut scratch, &mut mine, DRAFTS);
+    straight.check(&mut scratch, &mut state, DRAFTS);
+}
+
+/// Sequences of different lengths ask for different numbers of guesses in one call.
+#[test]
+fn drafts_in_one_call_do_not_touch_each_other() {
+    let straight = Straight::new("public_fp");
+    let Straight { loaded, ids, .. } = &straight;
+    let mut scratch = Scratch::default();
+    let asked = [(3, 2), (130, 0), (1, 3), (40, 1), (100, 3)];
+    let mut states: Vec<State> = asked
+        .iter()
+        .map(|&(taken, _)| {
+            let mut state = loaded.model.new_state();
+            step(loaded, &mut scratch, &mut state, &ids[..taken]);
+            state
+        })
+        .collect();
+    let mut drafts: Vec<Draft<'_>> = states
+        .iter_mut()
+        .zip(asked)
+        .map(|(state, (taken, count))| Draft { state, token: ids[taken], count })
+        .collect();
+    let mut guesses = Vec::new();
+    loaded.model.draft(&mut scratch, &mut drafts, &*loaded.fabric, &mut guesses).unwrap();
+    let expected: Vec<u32> =
+        asked.iter().flat_map(|&(taken, count)| straight.guesses[taken - 1].0[..count].to_vec()).collect();
+    assert_eq!(guesses, expected);
+}
+
+#[test]
+fn a_draft_that_fails_costs_nothing_but_the_draft() {
+    let straight = Straight::new("public_hybrid");
+    let Straight { loaded, ids, .. } = &straight;
+    let mut scratch = Scratch::default();
+    let mut state = loaded.model.new_state();
+    step(loaded, &mut scratch, &mut state, &ids[..10]);
+    let mut drafts = [Draft { state: &mut state, token: ids[10], count: 2 }];
+    let mut guesses = Vec::new();
+    let error = loaded.model.draft(&mut scratch, &mut drafts, &Unreachable, &mut guesses).unwrap_err();
+    assert_eq!(error.to_string(), "layer 6: worker 1 is not reachable: reset");
+    assert!(!state.is_poisoned());
+    straight.check(&mut scratch, &mut state, DRAFTS);
+    step(loaded, &mut scratch, &mut state, &ids[10..20]);
+    straight.check(&mut scratch, &mut state, DRAFTS);
+}
+
+struct Unreachable;
+
+impl Fabric for Unreachable {
+    fn exchange(&self, _: u32, _: &[f32], _: &[Route], _: &mut [f32]) -> Result<(), FabricError> {
+        Err(FabricError::PeerLost { worker: 1, cause: "reset".to_owned() })
+    }
+}
+
+/// The storage formats and roundings change the guesses, but not with the cut.
+#[test]
+fn guesses_in_other_formats_do_not_depend_on_the_cut_either() {
+    let backend = || CpuBackend::with(Level::detect(), 1).unwrap();
+    for format in [KvFormat::Bf16, KvFormat::Fp8] {
+        let cache = CacheOptions { format, ..CacheOptions::default() };
+        let loaded = load_cached(&golden_dir("public_fp"), backend(), Numerics::REFERENCE, 1, cache);
+        let ids = golden("public_fp").0.sequences[1].ids();
+        let stepped = all_draft_logits(&loaded, &*loaded.fabric, &ids);
         let vocab = loaded.model.config().vocab_size;
         let mut scratch = Scratch::default();
-        for chunk in [1, 2, 3, 5, 16, usize::MAX] {
+        for taken in [1, 16, 17, 100, 128, 140] {
             let mut state = loaded.model.new_state();
-            for tokens in ids[..ids.len() - 1].chunks(chunk) {
-                step(&loaded, &mut scratch, &mut state, tokens);
-                let at = state.position() - 1;
-                let (guesses, found) =
-                    draft(&loaded, &*loaded.fabric, &mut scratch, &mut state, ids[at + 1], 1);
-                assert_same_bits(&expected[at * vocab..][..vocab], &found, &format!("{case} {chunk} {at}"));
-                assert_eq!(guesses, [argmax(&found)]);
-            }
+            step(&loaded, &mut scratch, &mut state, &ids[..taken]);
+            let found = draft(&loaded, &*loaded.fabric, &mut scratch, &mut state, ids[taken], 1).1;
+            assert_same_bits(&stepped[(taken - 1) * vocab..][..vocab], &found, &format!("{format} {taken}"));
         }
     }
 }

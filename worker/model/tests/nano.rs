@@ -72,25 +72,33 @@ fn both_layouts_give_the_same_bits() {
 }
 
 /// As the model card counts it: of the reply tokens from the second on, those that the stage guesses from the token
-/// before, over the reference's greedy replies.
+/// before, over the reference's greedy replies. Further guesses count while those before them are right.
 #[test]
 fn the_draft_stage_guesses_as_the_model_card_says() {
     let backend = CpuBackend::with(Level::detect(), 1).unwrap();
-    let loaded = load_drafting(&nano_dir("bf16"), backend, Numerics::EXACT, 1);
-    let (mut right, mut all) = (0, 0);
-    let mut scratch = Scratch::default();
-    let mut guesses = Vec::new();
+    let loaded = load_drafting(&nano_dir("bf16"), backend, Numerics::EXACT, 3);
+    let (mut right, mut all) = ([0u32; 3], [0u32; 3]);
+    let (mut scratch, mut guesses) = (Scratch::default(), Vec::new());
     for prompt in prompts() {
         let mut state = loaded.model.new_state();
         step(&loaded, &mut scratch, &mut state, &prompt.prompt_ids);
-        for pair in prompt.greedy_ids.windows(2) {
-            let mut drafts = [Draft { state: &mut state, token: pair[0], count: 1 }];
+        for (at, &token) in prompt.greedy_ids.iter().enumerate() {
+            let behind = &prompt.greedy_ids[at + 1..];
+            let count = behind.len().min(3);
+            let mut drafts = [Draft { state: &mut state, token, count }];
             loaded.model.draft(&mut scratch, &mut drafts, &*loaded.fabric, &mut guesses).unwrap();
-            right += usize::from(guesses == pair[1..]);
-            all += 1;
-            step(&loaded, &mut scratch, &mut state, &pair[..1]);
+            let equal = guesses.iter().zip(behind).take_while(|(guess, token)| guess == token).count();
+            for distance in 0..count {
+                right[distance] += u32::from(distance < equal);
+                all[distance] += 1;
+            }
+            step(&loaded, &mut scratch, &mut state, &[token]);
         }
     }
-    println!("{right} of {all} guesses are right: {:.1} %", 100.0 * right as f64 / all as f64);
-    assert_eq!((right, all), (3208, 3399));
+    for (distance, (right, all)) in right.into_iter().zip(all).enumerate() {
+        let percent = 100.0 * f64::from(right) / f64::from(all);
+        println!("the first {} right: {right} of {all}, {percent:.1} %", distance + 1);
+    }
+    assert_eq!((right[0], all[0]), (3208, 3399));
+    assert!(right[1] > right[2] && right[2] > 0, "{right:?}");
 }
