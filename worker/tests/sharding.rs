@@ -1,4 +1,4 @@
-//! Contract 1 with the real model: the same logits, bit for bit, however the experts are spread.
+//! Contract 1 with the real model: the same logits and guesses, bit for bit, however the experts are spread.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
@@ -11,7 +11,8 @@ use belay_backend::{ExpertCompute, Fabric};
 use belay_cpu::CpuBackend;
 use belay_fabric::{Group, Identity, InProcess, Placement, Table, Timeouts, WorkerEntry};
 use belay_model::{
-    CacheOptions, Checkpoint, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment,
+    CacheOptions, Checkpoint, Draft, Drafting, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch,
+    Segment,
 };
 use common::{cases, nano};
 
@@ -26,7 +27,7 @@ struct Nano {
 impl Nano {
     fn load() -> Self {
         let backend = Arc::new(CpuBackend::detect());
-        let checkpoint = Arc::new(Checkpoint::open(&nano().join("bf16")).unwrap());
+        let checkpoint = Arc::new(Checkpoint::open_with(&nano().join("bf16"), Drafting::AUTO).unwrap());
         let cache = CacheOptions::default();
         let model =
             Model::load(Arc::clone(&backend), &checkpoint, Numerics::EXACT, cache, &mut |_, _| {}).unwrap();
@@ -34,8 +35,8 @@ impl Nano {
     }
 
     fn shape(&self) -> (usize, usize, usize) {
-        let config = self.checkpoint.config();
-        (config.depth(), config.experts, config.hidden_size)
+        let card = self.checkpoint.card();
+        (card.layers as usize, card.experts as usize, self.checkpoint.config().hidden_size)
     }
 
     fn bank(&self, share: impl IntoIterator<Item = (u32, u32)>) -> Arc<Bank> {
@@ -51,7 +52,7 @@ impl Nano {
             .collect()
     }
 
-    /// Bits of all logits of a prompt, fed in two pieces and then two single tokens.
+    /// Bits of all logits of a prompt, fed in two pieces and then two single tokens, and what is guessed behind each.
     fn logits(&self, fabric: &dyn Fabric, prompt: &[u32]) -> Vec<u32> {
         let mut state = self.model.new_state();
         let mut scratch = Scratch::default();
@@ -64,6 +65,11 @@ impl Nano {
                 [Segment { state: &mut state, tokens, logits: Logits::All, rewindable: false }];
             self.model.forward(&mut scratch, &mut segments, fabric, &mut logits).unwrap();
             bits.extend(logits.iter().map(|value| value.to_bits()));
+            let mut drafts = [Draft { state: &mut state, token: 47, count: 1 }];
+            let mut guesses = Vec::new();
+            self.model.draft(&mut scratch, &mut drafts, fabric, &mut guesses).unwrap();
+            assert_eq!(guesses.len(), 1);
+            bits.extend(guesses);
         }
         bits
     }

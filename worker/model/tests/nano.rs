@@ -86,6 +86,7 @@ fn the_draft_stage_guesses_as_the_model_card_says() {
             let behind = &prompt.greedy_ids[at + 1..];
             let count = behind.len().min(3);
             let mut drafts = [Draft { state: &mut state, token, count }];
+            guesses.clear();
             loaded.model.draft(&mut scratch, &mut drafts, &*loaded.fabric, &mut guesses).unwrap();
             let equal = guesses.iter().zip(behind).take_while(|(guess, token)| guess == token).count();
             for distance in 0..count {

@@ -12,7 +12,7 @@ use crate::trace::{NoTrace, Trace};
 
 /// A sequence whose next token is known, and whose tokens after that are to be guessed.
 pub struct Draft<'a> {
-    /// The sequence so far. The guesses leave no trace in it, but the tokens it has taken become final.
+    /// The sequence so far. The guesses leave no trace in it, but the chance to rewind its last step is over.
     pub state: &'a mut State,
     /// The token that will be fed next.
     pub token: u32,
@@ -21,7 +21,7 @@ pub struct Draft<'a> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Leaves in `guesses` the likeliest tokens behind each one's `token`, exactly as many as asked for, one sequence
+    /// Appends the likeliest tokens behind each one's `token` to `guesses`, exactly as many as asked for, one sequence
     /// after the other. A guess is the same whatever else is in the call, and however the sequence was cut into steps.
     ///
     /// # Errors
@@ -51,7 +51,6 @@ impl<B: Backend> Model<B> {
         for (index, draft) in drafts.iter().enumerate() {
             self.check_draft(index, draft)?;
         }
-        guesses.clear();
         let most = drafts.iter().map(|draft| draft.count).max().unwrap_or(0);
         if most == 0 {
             return Ok(());
