@@ -213,7 +213,10 @@ fn run(straight: &Straight, events: &[Event]) {
                 }
             }
             Event::Draft(count) if taken > 0 => straight.check(&mut scratch, &mut state, count),
-            _ => {}
+            _ => continue,
+        }
+        if !matches!(event, Event::Restore) {
+            assert_eq!(state.bytes(), loaded.model.state_bytes(state.position()), "{event:?}");
         }
     }
     drop((state, snapshot));
