@@ -4,7 +4,13 @@
 //! the open inference protocol project (Apache-2.0).
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "generated code; the protos carry the documentation")]
-#![allow(clippy::expect_used, clippy::unwrap_used, unused_qualifications, reason = "generated code")]
+#![allow(
+    clippy::expect_used,
+    clippy::large_enum_variant,
+    clippy::unwrap_used,
+    unused_qualifications,
+    reason = "generated code"
+)]
 
 /// `belay.inference.v1`: text generation.
 pub mod inference {

@@ -1,5 +1,11 @@
 //! Serving benchmark, soak test, and the random models they run on.
 #![forbid(unsafe_code)]
 
+pub mod bare;
 pub mod commands;
+pub mod load;
 pub mod model;
+pub mod process;
+pub mod report;
+pub mod serving;
+pub mod soak;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use belay_bench::model::{Preset, cached, shards, write};
 use belay_cpu::CpuBackend;
-use belay_model::{Checkpoint, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment};
+use belay_model::{
+    CacheOptions, Checkpoint, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment,
+};
 
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     std::fs::read_dir(dir)
@@ -54,7 +56,9 @@ fn it_loads_and_its_logits_are_sane() {
     write(&Preset::TINY, 3, &dir).unwrap();
     let checkpoint = Arc::new(Checkpoint::open(&dir).unwrap());
     let backend = Arc::new(CpuBackend::detect());
-    let model = Model::load(Arc::clone(&backend), &checkpoint, Numerics::EXACT, &mut |_, _| {}).unwrap();
+    let cache = CacheOptions::default();
+    let model =
+        Model::load(Arc::clone(&backend), &checkpoint, Numerics::EXACT, cache, &mut |_, _| {}).unwrap();
     let bank = ExpertBank::new(backend, Arc::clone(&checkpoint), Numerics::EXACT);
     let (layers, experts) = (checkpoint.card().layers, checkpoint.card().experts);
     bank.load((0..layers).flat_map(|layer| (0..experts).map(move |expert| (layer, expert))), &mut |_, _| {})
@@ -62,9 +66,11 @@ fn it_loads_and_its_logits_are_sane() {
     let fabric = LocalExperts::new(Arc::new(bank));
 
     let tokens: Vec<u32> = (0..300).map(|position| position * 7 % 2048).collect();
-    let mut state = model.new_state().unwrap();
+    let mut state = model.new_state();
+    model.reserve(&mut state, tokens.len()).unwrap();
     let mut logits = Vec::new();
-    let mut segments = [Segment { state: &mut state, tokens: &tokens, logits: Logits::All }];
+    let mut segments =
+        [Segment { state: &mut state, tokens: &tokens, logits: Logits::All, rewindable: false }];
     model.forward(&mut Scratch::default(), &mut segments, &fabric, &mut logits).unwrap();
 
     assert_eq!(logits.len(), 300 * 2048);

@@ -1,0 +1,147 @@
+//! The bare forward: the model stepped in a plain loop, with the batches that serving the same requests would have.
+//!
+//! It is what serving costs at least. There is no queue, no channel, no thread but the kernels' own, no text, no sampler
+//! beyond the largest logit, and nobody who reads.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use belay_backend::ExpertCompute;
+use belay_cpu::CpuBackend;
+use belay_engine::{Segment, ServedModel, StepModel, Wants};
+use belay_fabric::{InProcess, Table};
+use belay_model::{CacheOptions, Checkpoint, ExpertBank, Model, Numerics};
+
+use crate::load::Request;
+
+/// A whole model in this process, on one rank, as in a worker that stands alone.
+pub struct Bare {
+    model: ServedModel<CpuBackend>,
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BareRun {
+    /// Time of the whole run.
+    pub seconds: f64,
+    /// Forward passes.
+    pub steps: usize,
+}
+
+/// A request that takes part in steps.
+struct Running<'a, S> {
+    state: S,
+    request: &'a Request,
+    /// Prompt, and what was produced.
+    tokens: Vec<u32>,
+    fed: usize,
+}
+
+impl<S> Running<'_, S> {
+    fn pending(&self) -> usize {
+        self.tokens.len() - self.fed
+    }
+}
+
+impl Bare {
+    /// Loads a checkpoint.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let checkpoint = Arc::new(Checkpoint::open(dir)?);
+        let backend = Arc::new(CpuBackend::detect());
+        let card = checkpoint.card();
+        let table = Table::stand_alone(card.layers as usize, card.experts as usize, 1)?;
+        let (numerics, cache) = (Numerics::EXACT, CacheOptions::default());
+        let model = Model::load(Arc::clone(&backend), &checkpoint, numerics, cache, &mut |_, _| {})?;
+        let bank = ExpertBank::new(backend, Arc::clone(&checkpoint), numerics);
+        bank.load(table.of_rank(0), &mut |_, _| {})?;
+        let ranks: Vec<Arc<dyn ExpertCompute>> = vec![Arc::new(bank)];
+        let fabric = InProcess::new(table, ranks, checkpoint.config().hidden_size);
+        Ok(Self { model: ServedModel::new(model, Arc::new(fabric)) })
+    }
+
+    /// Answers every request, `clients` at a time, feeding at most `prefill_tokens` tokens of prompts in a step.
+    ///
+    /// # Errors
+    /// What the model says.
+    pub fn run(&self, requests: &[Request], clients: usize, prefill_tokens: usize) -> Result<BareRun> {
+        // on a thread of its own, as in the engine: the allocator serves those otherwise than the first one
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| self.run_here(requests, clients, prefill_tokens));
+            run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn run_here(&self, requests: &[Request], clients: usize, prefill_tokens: usize) -> Result<BareRun> {
+        let begin = Instant::now();
+        let mut waiting = requests.iter();
+        let mut running = Vec::new();
+        let mut steps = 0;
+        let mut logits = Vec::new();
+        loop {
+            while running.len() < clients
+                && let Some(request) = waiting.next()
+            {
+                let state = self.model.new_state()?;
+                running.push(Running { state, request, tokens: request.prompt_ids.clone(), fed: 0 });
+            }
+            if running.is_empty() {
+                return Ok(BareRun { seconds: begin.elapsed().as_secs_f64(), steps });
+            }
+            self.step(&mut running, prefill_tokens, &mut logits)?;
+            steps += 1;
+        }
+    }
+
+    /// One forward. As in the engine, requests that decode feed one token each, and prompts share the budget in order.
+    fn step(
+        &self,
+        running: &mut Vec<Running<'_, <ServedModel<CpuBackend> as StepModel>::State>>,
+        prefill_tokens: usize,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let mut left = prefill_tokens;
+        let mut segments = Vec::with_capacity(running.len());
+        let mut counts = Vec::with_capacity(running.len());
+        for one in running.iter_mut() {
+            let pending = one.pending();
+            let count = if pending == 1 { 1 } else { pending.min(left) };
+            left -= if pending == 1 { 0 } else { count };
+            counts.push(count);
+            if count > 0 {
+                self.model.reserve(&mut one.state, count)?;
+                let tokens = &one.tokens[one.fed..one.fed + count];
+                let wants = if count == pending { Wants::Last } else { Wants::Nothing };
+                segments.push(Segment { state: &mut one.state, tokens, wants, rewindable: false });
+            }
+        }
+        logits.clear();
+        self.model.forward(&mut segments, logits)?;
+        let mut rows = logits.chunks_exact(self.model.vocab_size());
+        let mut counts = counts.into_iter();
+        running.retain_mut(|one| {
+            one.fed += counts.next().unwrap_or_default();
+            if one.pending() == 0
+                && let Some(row) = rows.next()
+            {
+                one.tokens.push(largest(row));
+            }
+            one.tokens.len() < one.request.prompt_ids.len() + one.request.output_tokens as usize
+        });
+        Ok(())
+    }
+}
+
+fn largest(row: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, logit) in row.iter().enumerate() {
+        if *logit > row[best] {
+            best = token;
+        }
+    }
+    best as u32
+}
