@@ -5,6 +5,7 @@
 
 mod encode;
 mod error;
+mod grammar;
 mod json;
 mod message;
 mod openai;
@@ -17,6 +18,7 @@ use serde_json::Value;
 
 pub use encode::{encode, ends_in_reasoning, render};
 pub use error::ChatError;
+pub use grammar::tool_grammar;
 pub use message::{FunctionCall, Message, Task, ToolCall};
 pub use openai::{Defaults, from_openai};
 pub use reply::{ReplyEvent, ReplyParser};
