@@ -4,6 +4,7 @@
 mod admission;
 pub mod chat;
 mod chooser;
+mod constraint;
 mod detokenizer;
 mod engine;
 mod exp;
@@ -29,6 +30,7 @@ mod tokenizer;
 mod validate;
 
 pub use chooser::{Choice, Chooser};
+pub use constraint::bounded_schema;
 pub use detokenizer::Detokenizer;
 pub use engine::{Engine, EngineConfig, SessionKey};
 pub use logprobs::token_logprobs;
