@@ -267,10 +267,13 @@ fn a_process_with_guesses_gives_the_tokens_of_one_without() {
         let mut accepted = 0;
         while guessed.len() < LENGTH {
             // Sometimes right: guesses are the plain tokens, some of them spoilt.
-            let guesses: Vec<u32> = (0..3)
-                .filter_map(|i| plain.get(guessed.len() + i))
-                .map(|&token| if (seed + guessed.len() as u64) % 4 == 0 { (token + 1) % 8 } else { token })
-                .collect();
+            let guesses: Vec<u32> =
+                (0..3)
+                    .filter_map(|i| plain.get(guessed.len() + i))
+                    .map(|&token| {
+                        if (seed + guessed.len() as u64).is_multiple_of(4) { (token + 1) % 8 } else { token }
+                    })
+                    .collect();
             let start = guessed.clone();
             for place in 0..=guesses.len() {
                 let row = row_after(&[start.as_slice(), &guesses[..place]].concat());
@@ -300,7 +303,8 @@ fn every_setting_out_of_range_is_refused_by_name() {
             Err(other) => panic!("{other}"),
         }
     };
-    let cases: [(fn(&mut Request), &str); 17] = [
+    type Case = (fn(&mut Request), &'static str);
+    let cases: [Case; 17] = [
         (|r| r.sampling.temperature = -0.1, "temperature: must be a number from 0 on, found -0.1"),
         (|r| r.sampling.temperature = f32::NAN, "temperature: must be a number from 0 on, found NaN"),
         (|r| r.sampling.temperature = f32::INFINITY, "temperature: must be a number from 0 on, found inf"),

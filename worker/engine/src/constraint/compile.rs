@@ -12,8 +12,9 @@ use super::pool::Pool;
 use crate::request::{Grammar, SubmitError};
 use crate::tokenizer::Tokenizer;
 
-/// Bytes of a schema, a regular expression or a grammar, as text.
-const MAX_BYTES: usize = 256 << 10;
+/// Bytes of a schema, a grammar and a regular expression, as text. A grammar holds the schemas of many tools.
+const MAX_SCHEMA_BYTES: usize = 512 << 10;
+const MAX_LARK_BYTES: usize = 1 << 20;
 const MAX_REGEX_BYTES: usize = 16 << 10;
 /// Levels of lists and objects in a schema.
 const MAX_DEPTH: usize = 128;
@@ -72,7 +73,7 @@ fn program(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
             Ok(TopLevelGrammar::from_json_schema(bounded_schema(&json!({"type": "object"}))))
         }
         Grammar::JsonSchema(schema) => {
-            check_size("the schema", schema.to_string().len(), MAX_BYTES)?;
+            check_size("the schema", schema.to_string().len(), MAX_SCHEMA_BYTES)?;
             if is_deeper(schema, MAX_DEPTH) {
                 return Err(format!("the schema is nested more than {MAX_DEPTH} levels deep"));
             }
@@ -83,7 +84,7 @@ fn program(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
             Ok(TopLevelGrammar::from_regex(regex))
         }
         Grammar::Lark(text) => {
-            check_size("the grammar", text.len(), MAX_BYTES)?;
+            check_size("the grammar", text.len(), MAX_LARK_BYTES)?;
             Ok(TopLevelGrammar::from_lark(text.clone()))
         }
     }
