@@ -20,6 +20,8 @@ const MAX_REGEX_BYTES: usize = 16 << 10;
 const MAX_DEPTH: usize = 128;
 /// What llguidance's limits leave takes far less on a machine that is not overloaded.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// When it is worth asking again if too many wait.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Grammars that wait to be compiled.
 const MAX_WAITING: usize = 64;
 
@@ -42,7 +44,7 @@ pub fn compile(grammar: &Grammar, tokenizer: &Arc<Tokenizer>) -> Result<Matcher,
     let tokenizer = tokenizer.clone();
     let has_started = Arc::new(AtomicBool::new(false));
     let starts = has_started.clone();
-    let overloaded = || SubmitError::Overloaded { queued: MAX_WAITING };
+    let overloaded = || SubmitError::Overloaded { queued: MAX_WAITING, retry_after: RETRY_AFTER };
     let result = COMPILERS.run(move || {
         starts.store(true, Ordering::Relaxed);
         let vocabulary = tokenizer.vocabulary().map_err(|error| {
