@@ -23,14 +23,9 @@ impl Outlet {
         self.place.run();
     }
 
-    /// The request goes back to the queue.
-    pub fn wait(&mut self) {
-        self.place.wait();
-    }
-
-    /// Any event but the last. Returns false if nobody listens any more.
-    pub fn tell(&mut self, event: Event) -> bool {
-        let listens = self.send(event);
+    /// New tokens. Returns false if nobody listens any more.
+    pub fn tokens(&mut self, ids: Vec<u32>, text: String) -> bool {
+        let listens = self.send(Event::Tokens { ids, text, logprobs: Vec::new() });
         if !listens {
             self.sink = None;
         }
