@@ -1,7 +1,6 @@
 //! The worker process: one shard of the experts, all dense weights, gRPC services.
 #![forbid(unsafe_code)]
 
-pub mod ask;
 pub mod commands;
 pub mod config;
 pub mod context;
@@ -12,7 +11,6 @@ pub mod loader;
 pub mod logs;
 pub mod metrics;
 pub mod placement;
-pub mod reply;
+pub mod reply_stream;
 pub mod server;
 pub mod state;
-pub mod translate;

@@ -102,14 +102,10 @@ impl RequestTimer {
         }
     }
 
-    /// One of the request's answers ended well.
+    /// The request ended well.
     pub fn finished(&mut self, reason: &FinishReason) {
         let finished_reason = reason.as_str();
         self.metrics.finished.get_or_create(&FinishedLabels { finished_reason }).inc();
-    }
-
-    /// All of them have.
-    pub fn over(&mut self) {
         self.metrics.whole.observe(self.started.elapsed().as_secs_f64());
     }
 
@@ -122,7 +118,6 @@ impl RequestTimer {
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Cancelled => "CANCELLED",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
         Code::InvalidArgument => "INVALID_ARGUMENT",
         Code::NotFound => "NOT_FOUND",
         Code::ResourceExhausted => "RESOURCE_EXHAUSTED",

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use belay_engine::{Engine, EngineConfig, Segment, StepError, StepModel};
+use belay_engine::{Draft, Engine, EngineConfig, Memory, Segment, StateError, StepError, StepModel};
 use belay_proto::admin::{
     ExpertCopies, GroupWorker, LayerPlacement, Phase, Placement, SetPlacementRequest, WorkerStatus,
 };
@@ -24,6 +24,7 @@ struct Dying;
 
 impl StepModel for Dying {
     type State = ();
+    type Snapshot = ();
 
     fn vocab_size(&self) -> usize {
         2048
@@ -33,16 +34,56 @@ impl StepModel for Dying {
         4096
     }
 
-    fn new_state(&self) -> Result<(), StepError> {
-        panic!("a bug of the engine's")
+    fn block_tokens(&self) -> usize {
+        128
+    }
+
+    fn max_drafts(&self) -> usize {
+        0
+    }
+
+    fn cache_key(&self) -> u64 {
+        0
+    }
+
+    fn memory(&self) -> Memory {
+        Memory { limit: 1 << 20, used: 0 }
     }
 
     fn state_bytes(&self, tokens: usize) -> usize {
         tokens
     }
 
+    fn step_bytes(&self, tokens: usize, step: usize) -> usize {
+        tokens + step
+    }
+
+    fn new_state(&self) -> Result<(), StateError> {
+        panic!("a bug of the engine's")
+    }
+
+    fn reserve(&self, _: &mut (), _: usize) -> Result<(), StateError> {
+        unreachable!("there is no state")
+    }
+
+    fn snapshot(&self, (): &()) -> Result<(), StateError> {
+        unreachable!("there is no state")
+    }
+
+    fn restore(&self, (): &()) -> Result<(), StateError> {
+        unreachable!("there is no snapshot")
+    }
+
+    fn rewind(&self, _: &mut (), _: usize) -> Result<(), StateError> {
+        unreachable!("there is no state")
+    }
+
     fn forward(&self, _: &mut [Segment<'_, ()>], _: &mut Vec<f32>) -> Result<(), StepError> {
         unreachable!("there is no state to step with")
+    }
+
+    fn draft(&self, _: &mut [Draft<'_, ()>], _: &mut Vec<u32>) -> Result<(), StepError> {
+        unreachable!("there is no state to guess with")
     }
 }
 

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use llguidance::toktrie::SimpleVob;
+
+use crate::constraint::Guide;
 use crate::logprobs::token_logprobs;
 use crate::penalties::Penalties;
 use crate::request::{Request, Sampling, SubmitError, TokenLogprobs};
@@ -21,6 +24,7 @@ pub struct Chooser {
     /// Tokens that end the output, and the position from which on they may be chosen.
     ends: Vec<u32>,
     min_tokens: u32,
+    guide: Option<Guide>,
 }
 
 /// A chosen token.
@@ -39,7 +43,8 @@ impl Chooser {
     /// Compiling a constraint may take milliseconds.
     ///
     /// # Errors
-    /// [`SubmitError::Invalid`] that names the field: a setting out of range, a constraint that is none or too large.
+    /// [`SubmitError::Invalid`] that names the field: a setting out of range, a constraint that is none or too large;
+    /// [`SubmitError::Overloaded`] if too many constraints are being compiled.
     pub fn new(request: &Request, tokenizer: &Arc<Tokenizer>, vocab: usize) -> Result<Self, SubmitError> {
         validate::choice(request, vocab)?;
         let stop = &request.stop;
@@ -50,12 +55,21 @@ impl Chooser {
             logprobs: request.logprobs,
             ends: eos.iter().chain(&stop.ids).copied().collect(),
             min_tokens: stop.min_tokens,
+            guide: request
+                .constraint
+                .as_ref()
+                .map(|constraint| Guide::new(constraint, tokenizer))
+                .transpose()?,
         })
     }
 
     /// Begins to compute, on another thread, which tokens the constraint admits next. To be called before the forward
     /// whose logits [`Self::choose`] gets; without it, `choose` waits for all of it.
-    pub fn prepare(&mut self) {}
+    pub fn prepare(&mut self) {
+        if let Some(guide) = &mut self.guide {
+            guide.prepare();
+        }
+    }
 
     /// Chooses the token at position `index` of the output (0 is the first produced token) from the logits behind the
     /// token before it.
@@ -68,17 +82,35 @@ impl Chooser {
         index: u32,
         sampler: &mut Sampler,
     ) -> Result<Choice, SampleError> {
-        let token = if self.takes_logits_as_they_are(index) {
-            sampler.sample(logits, &self.sampling, index)?
-        } else {
-            let mut row = std::mem::take(&mut sampler.row);
-            row.clear();
-            row.extend_from_slice(logits);
-            self.adjust(&mut row, index);
-            let token = sampler.sample(&row, &self.sampling, index);
-            sampler.row = row;
-            token?
+        let mask = match &mut self.guide {
+            Some(guide) => guide.mask()?,
+            None => None,
         };
+        let is_early = index < self.min_tokens;
+        let token =
+            if mask.is_none() && !is_early && self.sampling.logit_bias.is_empty() && self.penalties.are_off()
+            {
+                sampler.sample(logits, &self.sampling, index)?
+            } else {
+                let mut row = std::mem::take(&mut sampler.row);
+                row.clear();
+                row.extend_from_slice(logits);
+                if let Some(mask) = mask {
+                    apply_mask(mask, &mut row);
+                }
+                if is_early {
+                    forbid(&self.ends, &mut row);
+                }
+                for &(token, bias) in &self.sampling.logit_bias {
+                    if let Some(logit) = row.get_mut(token as usize) {
+                        *logit += bias;
+                    }
+                }
+                self.penalties.apply(&mut row);
+                let token = sampler.sample(&row, &self.sampling, index);
+                sampler.row = row;
+                token?
+            };
         let logprobs = self.logprobs.map(|top| token_logprobs(logits, token, top)).transpose()?;
         Ok(Choice { token, logprobs })
     }
@@ -89,33 +121,43 @@ impl Chooser {
     /// [`SampleError::Constraint`] if the constraint does not admit it.
     pub fn accept(&mut self, token: u32) -> Result<(), SampleError> {
         self.penalties.count(token);
-        Ok(())
+        self.guide.as_mut().map_or(Ok(()), |guide| guide.accept(token))
     }
 
     /// Whether the constraint admits nothing more. The output then ends with [`crate::FinishReason::Complete`], unless
     /// the last token ends it anyway.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        false
+        self.guide.as_ref().is_some_and(Guide::is_complete)
     }
+}
 
-    fn takes_logits_as_they_are(&self, index: u32) -> bool {
-        index >= self.min_tokens && self.sampling.logit_bias.is_empty() && self.penalties.are_off()
-    }
-
-    fn adjust(&self, row: &mut [f32], index: u32) {
-        if index < self.min_tokens {
-            for &end in &self.ends {
-                if let Some(logit) = row.get_mut(end as usize) {
-                    *logit = f32::NEG_INFINITY;
+/// Masks what is not admitted.
+fn apply_mask(mask: &SimpleVob, row: &mut [f32]) {
+    let words = mask.as_slice().iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in row.chunks_mut(32).zip(words) {
+        match word {
+            0 => logits.fill(f32::NEG_INFINITY),
+            u32::MAX => {}
+            _ => {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
                 }
             }
         }
-        for &(token, bias) in &self.sampling.logit_bias {
-            if let Some(logit) = row.get_mut(token as usize) {
-                *logit += bias;
-            }
+    }
+}
+
+/// Masks tokens, unless nothing else is left: a constraint that is at its end wins.
+fn forbid(tokens: &[u32], row: &mut [f32]) {
+    let known = tokens.iter().map(|&token| token as usize).filter(|&token| token < row.len());
+    let before: Vec<(usize, f32)> = known.map(|token| (token, row[token])).collect();
+    for &(token, _) in &before {
+        row[token] = f32::NEG_INFINITY;
+    }
+    if row.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+        for (token, logit) in before {
+            row[token] = logit;
         }
-        self.penalties.apply(row);
     }
 }

@@ -6,10 +6,13 @@ use std::thread::{JoinHandle, ThreadId};
 
 use crossbeam_channel::Sender;
 
+use crate::chooser::Chooser;
+use crate::observer::{Observer, Silent};
 use crate::outlet::Outlet;
 use crate::output::Output;
+use crate::prefix_cache::Chain;
 use crate::request::{Request, Sink, SubmitError};
-use crate::session::Session;
+use crate::session::{Record, Scores, Session};
 use crate::stats::{Place, Shared, Stats};
 use crate::step_loop::{self, Command};
 use crate::step_model::StepModel;
@@ -26,13 +29,26 @@ pub struct EngineConfig {
     pub max_sessions: usize,
     /// Requests that wait at most; more are refused.
     pub max_queued: usize,
-    /// Tokens of prompts in a step at most, beside the one token of each request that is decoding.
-    pub prefill_tokens: usize,
+    /// Rows of a step at most: the token of each request that decodes, guesses, and tokens of prompts. More, if so
+    /// many requests decode; then a quarter of it is still for prompts. Bounds how long a step takes, and so how much a
+    /// long prompt delays the tokens of others.
+    pub step_tokens: usize,
+    /// Tokens that are guessed ahead at most, if the model has a draft stage; never more than that gives.
+    pub draft_tokens: usize,
+    /// Whether states are kept for later requests that begin with the same tokens.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { max_context: None, max_sessions: 32, max_queued: 256, prefill_tokens: 256 }
+        Self {
+            max_context: None,
+            max_sessions: 32,
+            max_queued: 256,
+            step_tokens: 256,
+            draft_tokens: 3,
+            prefix_cache: true,
+        }
     }
 }
 
@@ -49,8 +65,10 @@ pub struct Engine {
     /// Bytes for decode states.
     memory: usize,
     max_context: usize,
-    /// Bytes of state after so many tokens; hides the model's type, so that the edges hold a plain engine.
-    state_bytes: Box<dyn Fn(usize) -> usize + Send + Sync>,
+    /// What the model's caches are told apart by.
+    cache_key: u64,
+    block_tokens: usize,
+    observer: Arc<dyn Observer>,
     next_key: AtomicU64,
 }
 
@@ -68,27 +86,43 @@ impl Engine {
         tokenizer: Arc<Tokenizer>,
         config: EngineConfig,
     ) -> std::io::Result<Self> {
+        Self::start_observed(model, tokenizer, config, Arc::new(Silent))
+    }
+
+    /// Starts the thread; `observer` hears what it does.
+    ///
+    /// # Errors
+    /// What the system says if it cannot start one.
+    pub fn start_observed<M: StepModel>(
+        model: M,
+        tokenizer: Arc<Tokenizer>,
+        config: EngineConfig,
+        observer: Arc<dyn Observer>,
+    ) -> std::io::Result<Self> {
         // With no place at all, requests would wait for ever.
         let config = EngineConfig { max_sessions: config.max_sessions.max(1), ..config };
-        let model = Arc::new(model);
         let asked = config.max_context.map_or(model.max_context(), |max| max.min(model.max_context()));
         let memory = model.memory().limit;
-        let max_context = fitting_context(&*model, asked, memory);
+        let max_context = fitting_context(&model, asked, memory);
         if max_context < asked {
             tracing::warn!(asked, max_context, memory, "the memory for decode states limits the context");
         }
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(model.max_drafts()));
+        let (vocab_size, cache_key, block_tokens) =
+            (model.vocab_size(), model.cache_key(), model.block_tokens().max(1));
         let (commands, receiver) = crossbeam_channel::unbounded();
         let thread = {
-            let (model, config, shared) = (model.clone(), config.clone(), shared.clone());
+            let (config, shared, observer) = (config.clone(), shared.clone(), observer.clone());
             std::thread::Builder::new()
                 .name("belay-engine".into())
-                .spawn(move || step_loop::run(&*model, &config, &receiver, &shared))?
+                .spawn(move || step_loop::run(&model, &config, &receiver, &shared, &*observer))?
         };
         Ok(Self {
             commands,
-            vocab_size: model.vocab_size(),
-            state_bytes: Box::new(move |tokens| model.step_bytes(tokens - 1, 1)),
+            vocab_size,
+            cache_key,
+            block_tokens,
+            observer,
             thread_id: thread.thread().id(),
             thread: Mutex::new(Some(thread)),
             tokenizer,
@@ -122,13 +156,14 @@ impl Engine {
     /// [`SubmitError`]; the sink then hears nothing.
     pub fn submit(&self, request: Request, sink: Sink) -> Result<SessionKey, SubmitError> {
         validate::request(&request, self.vocab_size, self.max_context)?;
-        let kv_bytes = self.kv_bytes(&request);
         let mut output =
             Output::new(self.tokenizer.clone(), &request.stop, self.max_context - request.prompt.len());
-        let ended = validate::replay(&request.resume, &mut output)?;
+        let mut chooser = Chooser::new(&request, &self.tokenizer, self.vocab_size)?;
+        let ended = validate::replay(&request.resume, &mut output, &mut chooser)?;
 
-        let place = Place::in_queue(&self.shared, self.config.max_queued)
-            .map_err(|queued| SubmitError::Overloaded { queued })?;
+        let place = Place::in_queue(&self.shared, self.config.max_queued).map_err(|queued| {
+            SubmitError::Overloaded { queued, retry_after: self.shared.pace.retry_after() }
+        })?;
         // After taking the place: either this sees the flag, or who set it sees the place (see `Stats`).
         if self.shared.draining.load(Ordering::SeqCst) {
             return Err(SubmitError::Unavailable("draining".into()));
@@ -140,18 +175,33 @@ impl Engine {
         let prompt_len = request.prompt.len();
         let mut tokens = request.prompt;
         tokens.extend_from_slice(&request.resume);
+        let mut chain = Chain::new(self.cache_key, &request.cache_salt, self.block_tokens);
+        if self.config.prefix_cache {
+            chain.extend(&tokens);
+        }
+        // They come before any token: of a resumed request, they are out.
+        let scores = request.prompt_logprobs.filter(|_| request.resume.is_empty());
+        let scores = scores.map(|top| Scores { top, found: Vec::new() });
         let session = Session {
             key,
             id: request.id,
+            priority: request.priority,
+            deadline: request.deadline,
+            guesses: 0,
             prompt_len,
             given_len: tokens.len(),
+            prefill_len: tokens.len(),
             tokens,
             fed: 0,
-            sampling: request.sampling,
+            cached: None,
+            chain,
+            last_kept: None,
+            chooser,
+            scores,
             output,
             outlet: Outlet::new(sink, place),
-            kv_bytes,
             ended,
+            record: Record::new(self.observer.clone()),
         };
         // If the loop has just stopped, the session is dropped here, and its sink hears so.
         let _ = self.commands.send(Command::Submit(Box::new(session)));
@@ -168,6 +218,12 @@ impl Engine {
     /// shows none running and none queued, none will come.
     pub fn drain(&self, draining: bool) {
         self.shared.draining.store(draining, Ordering::SeqCst);
+    }
+
+    /// Forgets every cached prefix, after the current step.
+    pub fn clear_prefix_cache(&self) {
+        // A loop that has stopped has none.
+        let _ = self.commands.send(Command::ClearPrefixCache);
     }
 
     /// What the engine is doing.
@@ -189,13 +245,6 @@ impl Engine {
             // The loop catches its panics and has said what there is to say.
             let _ = thread.join();
         }
-    }
-
-    /// Bytes of state that a request may come to need. No more than there are: the context is cut to that.
-    fn kv_bytes(&self, request: &Request) -> usize {
-        let room = self.max_context - request.prompt.len();
-        let output = request.stop.max_tokens.map_or(room, |max| room.min(max as usize));
-        (self.state_bytes)(request.prompt.len() + output)
     }
 }
 

@@ -23,9 +23,14 @@ impl Outlet {
         self.place.run();
     }
 
-    /// New tokens. Returns false if nobody listens any more.
-    pub fn tokens(&mut self, ids: Vec<u32>, text: String) -> bool {
-        let listens = self.send(Event::Tokens { ids, text, logprobs: Vec::new() });
+    /// The request goes back to the queue.
+    pub fn wait(&mut self) {
+        self.place.wait();
+    }
+
+    /// Any event but the last. Returns false if nobody listens any more.
+    pub fn tell(&mut self, event: Event) -> bool {
+        let listens = self.send(event);
         if !listens {
             self.sink = None;
         }

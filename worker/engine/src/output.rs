@@ -80,6 +80,12 @@ impl Output {
         self.end(FinishReason::Complete, text)
     }
 
+    /// Tokens that may still be produced.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
     /// Gives out what was held back. A stop string may still be completed by the U+FFFD of a half character.
     fn end(&mut self, reason: FinishReason, text: &mut String) -> FinishReason {
         let mut piece = String::new();

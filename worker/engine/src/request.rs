@@ -1,6 +1,6 @@
 //! What a caller asks of the engine, and what it hears back.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One generation request. The edges (gRPC, command line) translate into this and nothing else.
 ///
@@ -234,6 +234,8 @@ pub enum SubmitError {
     Overloaded {
         /// Requests that wait.
         queued: usize,
+        /// When there is likely to be a place; at least a second.
+        retry_after: Duration,
     },
     /// The engine is draining or has stopped.
     #[error("this worker takes no new requests: {0}")]

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::pace::Pace;
+
 /// A snapshot of the engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -18,10 +20,22 @@ pub struct Stats {
     pub steps: u64,
     /// Steps that were lost with their requests.
     pub failed_steps: u64,
-    /// Bytes of decode state that the running requests may come to need.
+    /// Times that a running request lost its state to another and went back to the queue.
+    pub preemptions: u64,
+    /// Bytes of decode state that running requests hold; what they share with the prefix cache counts here.
     pub kv_bytes: usize,
-    /// Upper bound of [`Stats::kv_bytes`].
+    /// Bytes of decode state that only the prefix cache holds.
+    pub prefix_cache_bytes: usize,
+    /// Upper bound of both together.
     pub kv_bytes_limit: usize,
+    /// Tokens of requests that were looked up in the prefix cache.
+    pub prefix_query_tokens: u64,
+    /// Tokens of them that were found.
+    pub prefix_hit_tokens: u64,
+    /// Guesses that were checked, by their place behind the token that was certain.
+    pub drafted: Vec<u64>,
+    /// Guesses that were right, by place.
+    pub accepted: Vec<u64>,
     /// Whether new requests are refused.
     pub draining: bool,
     /// Why the engine has stopped, if it has.
@@ -29,7 +43,6 @@ pub struct Stats {
 }
 
 /// Counters shared by the handle, the step loop and every request.
-#[derive(Default)]
 pub struct Shared {
     running: AtomicUsize,
     queued: AtomicUsize,
@@ -37,24 +50,61 @@ pub struct Shared {
     pub generated_tokens: AtomicU64,
     pub steps: AtomicU64,
     pub failed_steps: AtomicU64,
+    pub preemptions: AtomicU64,
     pub kv_bytes: AtomicUsize,
+    pub prefix_cache_bytes: AtomicUsize,
+    pub prefix_query_tokens: AtomicU64,
+    pub prefix_hit_tokens: AtomicU64,
+    pub drafted: Box<[AtomicU64]>,
+    pub accepted: Box<[AtomicU64]>,
+    pub pace: Pace,
     pub draining: AtomicBool,
     pub stopped: OnceLock<String>,
 }
 
 impl Shared {
+    /// Everything at zero, for up to `max_drafts` guesses.
+    pub fn new(max_drafts: usize) -> Self {
+        let counters = || (0..max_drafts).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            running: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
+            prefilled_tokens: AtomicU64::new(0),
+            generated_tokens: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
+            failed_steps: AtomicU64::new(0),
+            preemptions: AtomicU64::new(0),
+            kv_bytes: AtomicUsize::new(0),
+            prefix_cache_bytes: AtomicUsize::new(0),
+            prefix_query_tokens: AtomicU64::new(0),
+            prefix_hit_tokens: AtomicU64::new(0),
+            drafted: counters(),
+            accepted: counters(),
+            pace: Pace::default(),
+            draining: AtomicBool::new(false),
+            stopped: OnceLock::new(),
+        }
+    }
+
     pub fn snapshot(&self, kv_bytes_limit: usize) -> Stats {
         // One total order with `Place`: whoever drains and then reads zero can be sure that nothing comes after.
         let (running, queued) = (self.running.load(Ordering::SeqCst), self.queued.load(Ordering::SeqCst));
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             running,
             queued,
-            prefilled_tokens: self.prefilled_tokens.load(Ordering::Relaxed),
-            generated_tokens: self.generated_tokens.load(Ordering::Relaxed),
-            steps: self.steps.load(Ordering::Relaxed),
-            failed_steps: self.failed_steps.load(Ordering::Relaxed),
+            prefilled_tokens: read(&self.prefilled_tokens),
+            generated_tokens: read(&self.generated_tokens),
+            steps: read(&self.steps),
+            failed_steps: read(&self.failed_steps),
+            preemptions: read(&self.preemptions),
             kv_bytes: self.kv_bytes.load(Ordering::Relaxed),
+            prefix_cache_bytes: self.prefix_cache_bytes.load(Ordering::Relaxed),
             kv_bytes_limit,
+            prefix_query_tokens: read(&self.prefix_query_tokens),
+            prefix_hit_tokens: read(&self.prefix_hit_tokens),
+            drafted: self.drafted.iter().map(read).collect(),
+            accepted: self.accepted.iter().map(read).collect(),
             draining: self.draining.load(Ordering::SeqCst),
             stopped: self.stopped.get().cloned(),
         }
@@ -86,6 +136,15 @@ impl Place {
             self.shared.running.fetch_add(1, Ordering::SeqCst);
             self.shared.queued.fetch_sub(1, Ordering::SeqCst);
             self.is_running = true;
+        }
+    }
+
+    /// Moves back from the running to the queue, which may then hold more than it takes.
+    pub fn wait(&mut self) {
+        if self.is_running {
+            self.shared.queued.fetch_add(1, Ordering::SeqCst);
+            self.shared.running.fetch_sub(1, Ordering::SeqCst);
+            self.is_running = false;
         }
     }
 }

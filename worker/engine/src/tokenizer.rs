@@ -5,9 +5,12 @@
 //! decoded one token at a time without looking back (see [`crate::Detokenizer`]).
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
+
+use crate::constraint::Vocabulary;
 
 /// Closes the reasoning of a reply.
 const THINK_END: &str = "</think>";
@@ -22,7 +25,8 @@ pub struct Tokenizer {
     pieces: Pieces,
     eos: Vec<u32>,
     think_end: Option<u32>,
-    longest: usize,
+    /// Made when the first constraint needs it.
+    vocabulary: OnceLock<Result<Vocabulary, String>>,
 }
 
 /// Why a tokenizer could not be loaded, or a text not be encoded.
@@ -82,10 +86,7 @@ impl Tokenizer {
             return Err(malformed(format!("eos_token_id {id} is not a token of this vocabulary")));
         }
         let think_end = inner.token_to_id(THINK_END);
-        let mut tokenizer = Self { inner, pieces, eos, think_end, longest: 1 };
-        let lengths = (0..tokenizer.vocab_size() as u32).map(|id| tokenizer.spelling(id).len());
-        tokenizer.longest = lengths.max().unwrap_or(1).max(1);
-        Ok(tokenizer)
+        Ok(Self { inner, pieces, eos, think_end, vocabulary: OnceLock::new() })
     }
 
     /// Token ids of a text. Nothing is added.
@@ -122,12 +123,6 @@ impl Tokenizer {
         }
     }
 
-    /// Most bytes that one token is spelt with; at least 1. A text has at least its length over this many tokens.
-    #[must_use]
-    pub fn longest(&self) -> usize {
-        self.longest
-    }
-
     /// Tokens that end a reply.
     #[must_use]
     pub fn eos(&self) -> &[u32] {
@@ -138,6 +133,14 @@ impl Tokenizer {
     #[must_use]
     pub fn think_end(&self) -> Option<u32> {
         self.think_end
+    }
+
+    /// The tokens as grammars see them. The first call takes a moment.
+    ///
+    /// # Errors
+    /// Why no constraint can be followed.
+    pub(crate) fn vocabulary(self: &Arc<Self>) -> Result<&Vocabulary, &str> {
+        self.vocabulary.get_or_init(|| Vocabulary::new(self)).as_ref().map_err(String::as_str)
     }
 
     /// One more than the highest token id.

@@ -1,5 +1,6 @@
 //! Refusals: what a request must be before it is queued.
 
+use crate::chooser::Chooser;
 use crate::output::Output;
 use crate::request::{FinishReason, Request, SubmitError};
 
@@ -141,12 +142,21 @@ pub fn choice(request: &Request, vocab_size: usize) -> Result<(), SubmitError> {
 /// Follows the tokens that were already produced; returns the reason if they are the whole output.
 ///
 /// # Errors
-/// [`SubmitError::Invalid`] if they go on after their end.
-pub fn replay(resume: &[u32], output: &mut Output) -> Result<Option<FinishReason>, SubmitError> {
+/// [`SubmitError::Invalid`] if they go on after their end, or are not what the constraint admits.
+pub fn replay(
+    resume: &[u32],
+    output: &mut Output,
+    chooser: &mut Chooser,
+) -> Result<Option<FinishReason>, SubmitError> {
     let mut text = String::new();
     for (index, &id) in resume.iter().enumerate() {
         text.clear();
-        if let Some(reason) = output.push(id, &mut text) {
+        chooser.accept(id).map_err(|error| invalid("resume_ids", format!("token {index}: {error}")))?;
+        let mut ended = output.push(id, &mut text);
+        if ended.is_none() && chooser.is_complete() {
+            ended = Some(output.complete(&mut text));
+        }
+        if let Some(reason) = ended {
             return if index + 1 == resume.len() {
                 Ok(Some(reason))
             } else {

@@ -135,3 +135,24 @@ fn the_tags_of_a_reply_are_text_even_if_they_are_marked_as_special() {
     let tokenizer = tokenizer_with_a_special_marker();
     assert_eq!(tokenizer.bytes(tokenizer.think_end().unwrap()), b"</think>");
 }
+
+#[test]
+fn nothing_but_the_length_ends_the_output_before_min_tokens() {
+    let tokenizer = tokenizer();
+    let eos = tokenizer.eos()[0];
+    let text = ids(&tokenizer, b"ENDEND");
+    let stop = Stop { min_tokens: 4, ids: vec![text[0]], ..Stop::default() };
+    // The first `E` is a stop id that comes too early; the second one is not.
+    let (texts, ended) = follow(&tokenizer, &stop, &[&text[..3], &[eos], &text[..1]].concat());
+    assert_eq!((texts.concat().as_str(), ended), ("END", Some(FinishReason::StopId(text[0]))));
+    // A stop string counts if its last token does.
+    let stop = Stop { min_tokens: 4, ..stop_at(&["END"]) };
+    let (texts, ended) = follow(&tokenizer, &stop, &text);
+    assert_eq!((texts.concat().as_str(), ended), ("END", Some(FinishReason::StopString("END".into()))));
+    let stop = Stop { min_tokens: 2, ..stop_at(&["END"]) };
+    let (texts, ended) = follow(&tokenizer, &stop, &text[..3]);
+    assert_eq!((texts.concat().as_str(), ended), ("", Some(FinishReason::StopString("END".into()))));
+    let stop = Stop { min_tokens: 9, max_tokens: Some(9), ..stop_at(&["END"]) };
+    let (texts, ended) = follow(&tokenizer, &stop, &[text.as_slice(), &text[..3]].concat());
+    assert_eq!((texts.concat().as_str(), ended), ("ENDENDEND", Some(FinishReason::Length)));
+}

@@ -195,8 +195,7 @@ fn reason(end: &Event) -> Option<FinishReason> {
 
 #[test]
 fn every_evaluation_prompt_gets_the_reference_tokens_in_a_full_batch() {
-    let (engine, _) =
-        engine(EngineConfig { max_sessions: 24, prefill_tokens: 300, ..EngineConfig::default() });
+    let (engine, _) = engine(EngineConfig { max_sessions: 24, step_tokens: 300, ..EngineConfig::default() });
     let items = items();
     assert_eq!(items.len(), 220);
     let answers: Vec<_> = items.iter().map(|item| submit(&engine, greedy(&engine, &item.prompt))).collect();
@@ -256,10 +255,10 @@ proptest! {
     fn tokens_and_the_bits_of_logits_do_not_depend_on_what_else_is_in_the_batch(
         picks in prop::collection::vec((0usize..220, any::<u64>(), 0.0f32..1.5, 1u32..40, 0usize..30), 2..10),
         max_sessions in 2usize..8,
-        prefill_tokens in 1usize..200,
+        step_tokens in 1usize..200,
     ) {
-        let (alone, rows_alone) = noting_engine(EngineConfig { max_sessions: 1, prefill_tokens: 4096, ..EngineConfig::default() });
-        let (busy, rows_busy) = noting_engine(EngineConfig { max_sessions, prefill_tokens, ..EngineConfig::default() });
+        let (alone, rows_alone) = noting_engine(EngineConfig { max_sessions: 1, step_tokens: 4096, ..EngineConfig::default() });
+        let (busy, rows_busy) = noting_engine(EngineConfig { max_sessions, step_tokens, ..EngineConfig::default() });
         let items = items();
         let requests: Vec<(Request, usize)> = picks
             .into_iter()

@@ -70,7 +70,14 @@ mod tests {
     fn each_cause_has_its_code_and_retry_hint() {
         let invalid = not_submitted(SubmitError::Invalid { field: "top_p", message: "is 7".into() });
         assert_eq!((invalid.code(), invalid.message()), (Code::InvalidArgument, "top_p: is 7"));
-        assert_eq!(not_submitted(SubmitError::Overloaded { queued: 3 }).code(), Code::ResourceExhausted);
+        assert_eq!(
+            not_submitted(SubmitError::Overloaded {
+                queued: 3,
+                retry_after: std::time::Duration::from_secs(1)
+            })
+            .code(),
+            Code::ResourceExhausted
+        );
         let draining = not_submitted(SubmitError::Unavailable("draining".into()));
         assert_eq!((draining.code(), retry_of(&draining)), (Code::Unavailable, Some("draining")));
         assert_eq!(retry_of(&refused(Refusal::Draining)), Some("draining"));

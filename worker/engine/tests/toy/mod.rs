@@ -294,7 +294,14 @@ pub fn engine_of(toy: Toy, config: EngineConfig) -> (Engine, Arc<Controls>) {
 }
 
 pub fn config() -> EngineConfig {
-    EngineConfig { max_context: None, max_sessions: 4, max_queued: 100, prefill_tokens: 8 }
+    EngineConfig {
+        max_context: None,
+        max_sessions: 4,
+        max_queued: 100,
+        step_tokens: 8,
+        draft_tokens: 3,
+        prefix_cache: true,
+    }
 }
 
 pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
@@ -308,13 +315,21 @@ pub fn request(prompt: &[u32], max_tokens: u32) -> Request {
 }
 
 /// Everything a sink heard.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Heard {
     pub ids: Vec<u32>,
     pub text: String,
     /// Text of each event, by token.
     pub texts: Vec<String>,
     pub end: Option<Event>,
+    /// Tokens of the prompt found in the cache; not part of `end`, so that runs can be compared.
+    pub cached: u32,
+}
+
+impl PartialEq for Heard {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.ids, &self.texts, &self.end) == (&other.ids, &other.texts, &other.end)
+    }
 }
 
 impl Heard {
@@ -326,7 +341,12 @@ impl Heard {
                 self.text.push_str(&text);
                 self.texts.push(text);
             }
-            end => self.end = Some(end),
+            mut end => {
+                if let Event::Finished { usage, .. } = &mut end {
+                    self.cached = std::mem::take(&mut usage.cached_tokens);
+                }
+                self.end = Some(end);
+            }
         }
     }
 
