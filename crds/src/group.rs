@@ -6,10 +6,10 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::PullPolicy;
+use crate::{CacheSpec, PullPolicy, SpeculationSpec};
 
 /// Environment variables of the worker that the operator sets, and that a template therefore must not.
-pub const RESERVED_ENV: [&str; 12] = [
+pub const RESERVED_ENV: [&str; 18] = [
     "BELAY_MODEL_DIR",
     "BELAY_MODEL_NAME",
     "BELAY_MAX_CONTEXT_TOKENS",
@@ -22,6 +22,12 @@ pub const RESERVED_ENV: [&str; 12] = [
     "BELAY_POD_UID",
     "BELAY_PLACEMENT_FILE",
     "BELAY_DRAIN_SECONDS",
+    "BELAY_KV_MEMORY",
+    "BELAY_KV_FORMAT",
+    "BELAY_PREFIX_CACHE",
+    "BELAY_DRAFT_TOKENS",
+    "BELAY_CHAT_ENCODING",
+    "BELAY_DEFAULT_THINKING",
 ];
 
 /// What one group is made of: one full copy of the model.
@@ -45,6 +51,14 @@ pub struct GroupSpec {
     #[serde(default = "default_one")]
     #[schemars(range(min = 1, max = 64))]
     pub devices_per_worker: i32,
+
+    /// Memory of requests under way and of prompts that were seen before, in each worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSpec>,
+
+    /// Guessing of tokens that are then verified together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculation: Option<SpeculationSpec>,
 
     /// What the worker pods look like.
     #[serde(default)]
@@ -72,8 +86,8 @@ impl Device {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("!has(self.env) || self.env.all(e, !(e.name in ['BELAY_MODEL_DIR', 'BELAY_MODEL_NAME', 'BELAY_MAX_CONTEXT_TOKENS', 'BELAY_DEVICE', 'BELAY_DEVICES_PER_WORKER', 'BELAY_GROUP', 'BELAY_REVISION', 'BELAY_WORKER_INDEX', 'BELAY_GROUP_WORKERS', 'BELAY_POD_UID', 'BELAY_PLACEMENT_FILE', 'BELAY_DRAIN_SECONDS']))")
-        .message("env must not set a variable that the operator sets (BELAY_MODEL_*, BELAY_MAX_CONTEXT_TOKENS, BELAY_DEVICE*, BELAY_GROUP*, BELAY_REVISION, BELAY_WORKER_INDEX, BELAY_POD_UID, BELAY_PLACEMENT_FILE, BELAY_DRAIN_SECONDS)").field_path(".env")
+    validation = Rule::new("!has(self.env) || self.env.all(e, !(e.name in ['BELAY_MODEL_DIR', 'BELAY_MODEL_NAME', 'BELAY_MAX_CONTEXT_TOKENS', 'BELAY_DEVICE', 'BELAY_DEVICES_PER_WORKER', 'BELAY_GROUP', 'BELAY_REVISION', 'BELAY_WORKER_INDEX', 'BELAY_GROUP_WORKERS', 'BELAY_POD_UID', 'BELAY_PLACEMENT_FILE', 'BELAY_DRAIN_SECONDS', 'BELAY_KV_MEMORY', 'BELAY_KV_FORMAT', 'BELAY_PREFIX_CACHE', 'BELAY_DRAFT_TOKENS', 'BELAY_CHAT_ENCODING', 'BELAY_DEFAULT_THINKING']))")
+        .message("env must not set a variable that the operator sets (BELAY_MODEL_*, BELAY_MAX_CONTEXT_TOKENS, BELAY_DEVICE*, BELAY_GROUP*, BELAY_REVISION, BELAY_WORKER_INDEX, BELAY_POD_UID, BELAY_PLACEMENT_FILE, BELAY_DRAIN_SECONDS, BELAY_KV_*, BELAY_PREFIX_CACHE, BELAY_DRAFT_TOKENS, BELAY_CHAT_ENCODING, BELAY_DEFAULT_THINKING)").field_path(".env")
 )]
 pub struct PodTemplate {
     /// Image of the worker. Default: the image that the operator was configured with when the revision was

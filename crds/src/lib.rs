@@ -4,6 +4,7 @@
 //! speak to the person who writes a ModelDeployment.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod conditions;
 mod group;
 pub mod labels;
@@ -13,9 +14,13 @@ mod rollout;
 mod status;
 
 pub use self::{
+    cache::{CacheFormat, CacheSpec, SpeculationSpec, Switch},
     conditions::{ConditionType, Reason, set_condition},
     group::{Device, GroupSpec, ImagePullSecret, PodTemplate, RESERVED_ENV},
-    model::{HostPathSource, ImageSource, ModelSource, ModelSpec, PersistentVolumeClaimSource, PullPolicy},
+    model::{
+        ChatEncoding, ChatSpec, HostPathSource, ImageSource, ModelSource, ModelSpec,
+        PersistentVolumeClaimSource, PullPolicy,
+    },
     model_deployment::{MAX_NAME_LENGTH, MAX_REPLICAS, ModelDeployment, ModelDeploymentSpec},
     rollout::{RolloutSpec, RolloutStrategy},
     status::{ExpertsStatus, GroupStatus, LoadingStatus, ModelDeploymentStatus},

@@ -3,6 +3,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Switch;
+
 /// The model: its name for clients and where its checkpoint is.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -20,6 +22,42 @@ pub struct ModelSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16777216))]
     pub max_context_tokens: Option<i32>,
+
+    /// How conversations are written for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatSpec>,
+}
+
+/// How conversations are written for the model.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ChatSpec {
+    /// Edition of the chat format that the checkpoint was trained on; no file of it says which. Default: April.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<ChatEncoding>,
+
+    /// Whether the model reasons before it answers when a request does not say. Default: Enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_thinking: Option<Switch>,
+}
+
+/// Editions of the chat format.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChatEncoding {
+    /// V4-Flash, V4-Pro and their DSpark releases.
+    April,
+    /// V4-Flash-0731 and V4-Pro-0813.
+    V0731,
+}
+
+impl ChatEncoding {
+    /// The value of the worker's `BELAY_CHAT_ENCODING`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::April => "april",
+            Self::V0731 => "0731",
+        }
+    }
 }
 
 /// Where the checkpoint is: exactly one of the fields.

@@ -101,6 +101,28 @@ fn variables_of_the_operator_must_not_be_set() {
     }
 }
 
+/// The API server reads the same schema: names of values, ranges and forms of texts are in it.
+#[test]
+fn settings_of_the_engine_are_bounded_by_the_schema() {
+    let group = json!({ "device": "CPU", "cache": { "memory": "8Gi", "format": "BF16", "prefix": "Disabled" },
+                        "speculation": { "draftTokens": 3 } });
+    check(with("/spec/group", group)).unwrap();
+    let chat = json!({ "encoding": "V0731", "defaultThinking": "Enabled" });
+    check(with("/spec/model/chat", chat)).unwrap();
+    let crd = serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap();
+    let spec = crd.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").unwrap();
+    let field = |path: &str| spec.pointer(path).unwrap_or_else(|| panic!("no {path}"));
+    assert_eq!(field("/group/properties/cache/properties/format/enum"), &json!(["F32", "BF16", "FP8"]));
+    assert_eq!(field("/group/properties/cache/properties/prefix/enum"), &json!(["Enabled", "Disabled"]));
+    let pattern = field("/group/properties/cache/properties/memory/pattern");
+    assert_eq!(pattern, &json!("^[1-9][0-9]{0,17}(k|M|G|T|Ki|Mi|Gi|Ti)?$"));
+    let draft = field("/group/properties/speculation/properties/draftTokens");
+    assert_eq!((&draft["minimum"], &draft["maximum"]), (&json!(0.0), &json!(3.0)));
+    let chat = "/model/properties/chat/properties";
+    assert_eq!(field(&format!("{chat}/encoding/enum")), &json!(["April", "V0731"]));
+    assert_eq!(field(&format!("{chat}/defaultThinking/enum")), &json!(["Enabled", "Disabled"]));
+}
+
 #[test]
 fn surge_and_unavailable_must_not_both_be_zero() {
     let rollout = |surge: Value, unavailable: Value| {

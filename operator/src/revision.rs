@@ -3,7 +3,7 @@
 //! The hash is over what the *user* wrote, not over defaults of this operator: neither an upgrade of the operator
 //! nor a new default image may move a pod. What a revision was resolved to (the image) is recorded with it when it is
 //! made, and read back from there ever after (docs/adr/0005).
-use belay_crds::{GroupSpec, ModelSource, ModelSpec};
+use belay_crds::{ChatSpec, GroupSpec, ModelSource, ModelSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -36,6 +36,9 @@ pub struct Model {
     /// Longest prompt plus completion, in tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_context_tokens: Option<i32>,
+    /// How conversations are written for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatSpec>,
 }
 
 impl Content {
@@ -46,6 +49,7 @@ impl Content {
                 name: model.name.clone().unwrap_or_else(|| deployment.to_owned()),
                 source: model.source.clone(),
                 max_context_tokens: model.max_context_tokens,
+                chat: model.chat.clone(),
             },
             group: group.clone(),
         }

@@ -41,6 +41,20 @@ fn pod_with_a_checkpoint_image() {
 }
 
 #[test]
+fn settings_of_the_engine_are_variables_of_the_worker() {
+    let pod = prepared("schooner", vec![]).pods.remove(0).pod;
+    let env = pod.spec.unwrap().containers.remove(0).env.unwrap();
+    let found = |name: &str| env.iter().find(|variable| variable.name == name)?.value.as_deref();
+    assert_eq!(found("BELAY_CHAT_ENCODING"), Some("0731"));
+    assert_eq!(found("BELAY_DEFAULT_THINKING"), Some("off"));
+    assert_eq!(found("BELAY_KV_MEMORY"), Some("12Gi"));
+    assert_eq!(found("BELAY_KV_FORMAT"), Some("fp8"));
+    assert_eq!(found("BELAY_PREFIX_CACHE"), Some("off"));
+    assert_eq!(found("BELAY_DRAFT_TOKENS"), Some("2"));
+    assert_eq!(found("BELAY_MAX_CONTEXT_TOKENS"), None, "what is unset is the worker's default");
+}
+
+#[test]
 fn objects_of_groups_that_serve() {
     let record = record("harbour");
     let groups = (0..2).map(|ordinal| group(&record, "harbour", ordinal, Phase::Ready)).collect();
@@ -54,7 +68,7 @@ fn objects_of_groups_that_serve() {
 /// The restricted pod security level, rule by rule (the cluster tests ask Kubernetes itself).
 #[test]
 fn pods_obey_the_restricted_level() {
-    for name in ["harbour", "skiff", "tanker"] {
+    for name in ["harbour", "schooner", "skiff", "tanker"] {
         for new in prepared(name, vec![]).pods {
             let spec = new.pod.spec.unwrap();
             let pod = spec.security_context.unwrap();
@@ -76,7 +90,7 @@ fn pods_obey_the_restricted_level() {
 /// The schema refuses templates that set what the operator sets; the list must be complete.
 #[test]
 fn every_variable_of_the_operator_is_reserved() {
-    for name in ["harbour", "skiff", "tanker"] {
+    for name in ["harbour", "schooner", "skiff", "tanker"] {
         for new in prepared(name, vec![]).pods {
             for variable in new.pod.spec.unwrap().containers.remove(0).env.unwrap() {
                 let ours = variable.name.starts_with("BELAY_");

@@ -3,14 +3,19 @@
 #![allow(dead_code, reason = "each test takes what it needs of the common part")]
 mod common;
 
+use belay_crds::{
+    CacheFormat, CacheSpec, ChatEncoding, ChatSpec, ModelDeploymentSpec, SpeculationSpec, Switch,
+};
 use belay_operator::revision::{Data, Record, choose};
 use common::{IMAGE, fixture, record, validated};
 use proptest::prelude::*;
 
 #[test]
 fn hashes_of_specs_never_change() {
-    let hashes = ["harbour", "skiff", "tanker"].map(|name| (name, validated(name).content.hash(0).unwrap()));
-    let golden = [("harbour", "dcd10987"), ("skiff", "302526c3"), ("tanker", "c8b57b60")];
+    let hashes = ["harbour", "schooner", "skiff", "tanker"]
+        .map(|name| (name, validated(name).content.hash(0).unwrap()));
+    let golden =
+        [("harbour", "dcd10987"), ("schooner", "b3908cef"), ("skiff", "302526c3"), ("tanker", "c8b57b60")];
     assert_eq!(hashes, golden.map(|(name, hash)| (name, hash.to_owned())));
 }
 
@@ -73,11 +78,39 @@ fn equal_hash_of_another_content_is_not_taken_for_ours() {
 
 #[test]
 fn record_is_read_back_as_it_was_written() {
-    for name in ["harbour", "skiff", "tanker"] {
+    for name in ["harbour", "schooner", "skiff", "tanker"] {
         let data = record(name).data;
         let text = serde_json::to_string(&data).unwrap();
         assert_eq!(serde_json::from_str::<Data>(&text).unwrap(), data);
     }
+}
+
+/// One at a time, so that none shares a hash with another or with the plain spec.
+#[test]
+fn each_setting_of_the_workers_makes_a_revision_of_its_own() {
+    type Change = fn(&mut ModelDeploymentSpec);
+    let changes: [Change; 7] = [
+        |_| {},
+        |spec| {
+            spec.model.chat = Some(ChatSpec { encoding: Some(ChatEncoding::V0731), default_thinking: None })
+        },
+        |spec| spec.model.chat = Some(ChatSpec { encoding: None, default_thinking: Some(Switch::Disabled) }),
+        |spec| spec.group.cache = Some(CacheSpec { memory: Some("8Gi".into()), ..CacheSpec::default() }),
+        |spec| spec.group.cache = Some(CacheSpec { format: Some(CacheFormat::FP8), ..CacheSpec::default() }),
+        |spec| spec.group.cache = Some(CacheSpec { prefix: Some(Switch::Disabled), ..CacheSpec::default() }),
+        |spec| spec.group.speculation = Some(SpeculationSpec { draft_tokens: Some(1) }),
+    ];
+    let hashes: std::collections::BTreeSet<String> = changes
+        .iter()
+        .map(|change| {
+            let mut deployment = fixture("skiff");
+            change(&mut deployment.spec);
+            let content = belay_operator::reconcile::validate::validate(&deployment).unwrap().content;
+            content.hash(0).unwrap()
+        })
+        .collect();
+    assert_eq!(hashes.len(), changes.len());
+    assert!(hashes.contains("302526c3"), "what is unset is not in the hash");
 }
 
 proptest! {
@@ -87,6 +120,7 @@ proptest! {
         changed.spec.group.workers = workers;
         changed.spec.group.devices_per_worker = devices;
         changed.spec.model.max_context_tokens = Some(tokens);
+        changed.spec.model.chat = Some(ChatSpec { default_thinking: Some(Switch::Disabled), encoding: None });
         let content = belay_operator::reconcile::validate::validate(&changed).unwrap().content;
         let mut again = changed.clone();
         again.spec.group.workers += 1;

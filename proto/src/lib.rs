@@ -1,7 +1,7 @@
 //! Wire types: inference, admin, KServe open inference protocol.
 //!
-//! The protos under `protos/` are the source; `inference/open_inference_grpc.proto` is vendored unchanged from
-//! the open inference protocol project (Apache-2.0).
+//! The protos under `protos/` are the source; `inference/open_inference_grpc.proto` is vendored from the open
+//! inference protocol project (Apache-2.0); marked as such, it has two methods more, which Triton's clients use.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "generated code; the protos carry the documentation")]
 #![allow(

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use belay_engine::chat::Encoding;
 use clap::{Args, ValueEnum};
 
 /// Options of `belay-worker serve`.
@@ -21,6 +22,14 @@ pub struct ServeConfig {
     #[arg(long, env = "BELAY_MAX_CONTEXT_TOKENS", value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_context_tokens: Option<u32>,
+
+    /// Edition of the chat format: april (V4-Flash, V4-Pro, -DSpark) or 0731 (V4-Flash-0731, V4-Pro-0813)
+    #[arg(long, env = "BELAY_CHAT_ENCODING", value_name = "EDITION", default_value = "april")]
+    pub chat_encoding: Encoding,
+
+    /// Whether a chat whose request does not say reasons before the answer
+    #[arg(long, env = "BELAY_DEFAULT_THINKING", value_enum, default_value = "on")]
+    pub default_thinking: Switch,
 
     /// What the ranks of this worker are
     #[arg(long, env = "BELAY_DEVICE", value_enum, ignore_case = true, default_value = "CPU")]
@@ -89,6 +98,15 @@ pub struct ServeConfig {
     /// Requests that wait at most; more are refused with RESOURCE_EXHAUSTED
     #[arg(long, env = "BELAY_MAX_QUEUED", value_name = "N", default_value_t = 256)]
     pub max_queued: u32,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On
+    On,
+    /// Off
+    Off,
 }
 
 /// Kind of rank.

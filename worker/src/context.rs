@@ -3,20 +3,22 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use belay_engine::chat::{self, Conversation, ReplyParser};
-use belay_engine::{Engine, Output, Request, Sampling, Stop, Tokenizer};
+use belay_engine::chat::{self, ReplyParser};
+use belay_engine::{Engine, Request};
 use belay_fabric::{Group, Stats};
+use belay_proto::admin;
 use belay_proto::inference::TokenizeResponse;
-use belay_proto::{admin, inference};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 
-use crate::config::ServeConfig;
+use crate::ask::{Ask, MAX_ANSWERS, Prompt};
+use crate::config::{ServeConfig, Switch};
 use crate::grpc::errors;
 use crate::metrics::{Reading, RequestMetrics, Source};
 use crate::placement::Slot;
-use crate::reply_stream::{ReplyStream, reply_stream};
+use crate::reply::{Opening, Parts, ReplyStream};
 use crate::state::{Refusal, Shared};
+use crate::translate;
 
 /// One worker: its options, its state, and what it serves with once that is loaded.
 pub struct Context {
@@ -38,6 +40,8 @@ pub struct Context {
     pub fabric_stats: ArcSwapOption<Stats>,
     /// Newest placement that was accepted; the life cycle follows it.
     pub placement: watch::Sender<Option<Arc<admin::Placement>>>,
+    /// Requests that are being read: one a processor, so that long prompts don't crowd out the engine.
+    readers: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Context {
@@ -50,6 +54,7 @@ impl Context {
     /// A worker that has not begun.
     #[must_use]
     pub fn new(config: ServeConfig, model_name: String) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let uid = config.pod_uid.clone().filter(|uid| !uid.is_empty());
         Self {
             uid: uid.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
@@ -61,6 +66,7 @@ impl Context {
             group: ArcSwapOption::empty(),
             fabric_stats: ArcSwapOption::empty(),
             placement: watch::Sender::new(None),
+            readers: Arc::new(Semaphore::new(processors)),
         }
     }
 
@@ -96,12 +102,24 @@ impl Context {
         }
     }
 
-    /// Takes a request in and gives back its stream.
+    /// What chat requests that don't say get.
+    #[must_use]
+    pub fn chat_defaults(&self) -> chat::Defaults {
+        chat::Defaults {
+            encoding: self.config.chat_encoding,
+            thinking: self.config.default_thinking == Switch::On,
+        }
+    }
+
+    /// Takes a request in, if it could be read, and gives back its stream.
     ///
     /// # Errors
     /// A status as in [`errors`].
-    pub async fn begin(&self, ask: Ask) -> Result<ReplyStream, Status> {
-        let begun = self.try_begin(ask).await;
+    pub async fn begin(&self, ask: Result<Ask, Status>) -> Result<ReplyStream, Status> {
+        let begun = match ask {
+            Ok(ask) => self.try_begin(ask).await,
+            Err(status) => Err(status),
+        };
         if let Err(status) = &begun {
             self.requests.refused(status.code());
         }
@@ -113,28 +131,76 @@ impl Context {
         let timer = Arc::clone(&self.requests).start();
         let ticket = self.shared.admit().map_err(errors::refused)?;
         let engine = self.serving(&ask.model)?;
-        let (prompt, mut reply) = encode(&engine, ask.prompt, &ask.request_id).await?;
-        let (sampling, stop) = sampling(ask.sampling);
-        if let Some(reply) = &mut reply {
-            // what it says is with the client already
-            reply.push(&replayed(engine.tokenizer(), &stop, &ask.resume));
-        }
-        let prompt_tokens = prompt.len() as u32;
-        let request =
-            Request { id: ask.request_id, prompt, resume: ask.resume, sampling, stop, ..Request::default() };
-        tracing::debug!(id = request.id, prompt_tokens, resumed = request.resume.len(), "request");
-        let (sink, mut stream) = reply_stream(Arc::clone(&self.shared), ticket, timer, prompt_tokens, reply);
-        match engine.submit(request, sink) {
-            Ok(key) => {
-                stream.on_cancel(move || engine.cancel(key));
-                Ok(stream)
-            }
-            Err(error) => {
-                stream.discard();
-                Err(errors::not_submitted(error))
-            }
+        let answers = ask.answers(MAX_ANSWERS.min(self.config.max_queued.max(1)))?;
+        let tokenizer = Arc::clone(engine.tokenizer());
+        let stream = ReplyStream::new(answers, Arc::clone(&self.shared), ticket, timer, tokenizer);
+        self.blocking(move || submit(&engine, ask, stream)).await?
+    }
+}
+
+/// Puts a request into the engine's terms, and its answers into the engine's queue. Takes milliseconds: a long text
+/// is split into tokens, a grammar is compiled.
+fn submit(engine: &Arc<Engine>, ask: Ask, mut stream: ReplyStream) -> Result<ReplyStream, Status> {
+    match try_submit(engine, ask, &mut stream) {
+        Ok(()) => Ok(stream),
+        Err(status) => {
+            stream.discard();
+            Err(status)
         }
     }
+}
+
+fn try_submit(engine: &Arc<Engine>, ask: Ask, stream: &mut ReplyStream) -> Result<(), Status> {
+    let Ask { request_id, prompt, sampling, options, resume, deadline, .. } = ask;
+    let answers = sampling.n.unwrap_or(1);
+    let encoded = encode(engine, prompt)?;
+    let in_reasoning = encoded.chat.as_ref().is_some_and(|chat| chat.in_reasoning);
+    let after = engine.tokenizer().think_end().filter(|_| in_reasoning);
+    let stop = translate::stop(&sampling);
+    let opening = Opening {
+        prompt_tokens: encoded.ids.len() as u32,
+        prompt_text: options.echo.then(|| encoded.text.unwrap_or_else(|| spelt(engine, &encoded.ids))),
+        scored: options.prompt_logprobs.and_then(|_| encoded.ids.first().copied()),
+    };
+    let random_seed = uuid::Uuid::new_v4().as_u64_pair().0;
+    let request = Request {
+        constraint: translate::constraint(&options, after)?,
+        sampling: translate::sampling(&sampling, random_seed),
+        stop,
+        id: request_id,
+        prompt: encoded.ids,
+        resume,
+        logprobs: options.logprobs,
+        prompt_logprobs: options.prompt_logprobs,
+        priority: options.priority,
+        deadline,
+        cache_salt: options.cache_salt,
+    };
+    tracing::debug!(
+        id = request.id,
+        prompt_tokens = request.prompt.len(),
+        resumed = request.resume.len(),
+        answers,
+        "request"
+    );
+    for index in 0..answers {
+        let mut request = request.clone();
+        request.sampling.seed = request.sampling.seed.wrapping_add(u64::from(index));
+        if index > 0 {
+            // the same for all
+            request.prompt_logprobs = None;
+        }
+        let mut parts = match &encoded.chat {
+            None => Parts::Plain,
+            Some(chat) => Parts::chat(chat.parser(&request.id, index)),
+        };
+        parts.resume(engine.tokenizer(), &request.stop, &request.resume);
+        let sink = stream.open(index, parts, &opening);
+        let key = engine.submit(request, sink).map_err(errors::not_submitted)?;
+        let engine = Arc::clone(engine);
+        stream.on_cancel(move || engine.cancel(key));
+    }
+    Ok(())
 }
 
 impl Context {
@@ -144,9 +210,12 @@ impl Context {
     /// A status as in [`errors`].
     pub async fn tokenize(&self, model: &str, prompt: Prompt) -> Result<TokenizeResponse, Status> {
         let engine = self.serving(model)?;
-        let (ids, _) = encode(&engine, prompt, "").await?;
-        let tokens = ids.iter().map(|&id| engine.tokenizer().spelling(id)).collect();
-        Ok(TokenizeResponse { ids, tokens, max_context_tokens: engine.max_context() as u32 })
+        self.blocking(move || {
+            let ids = encode(&engine, prompt)?.ids;
+            let tokens = ids.iter().map(|&id| engine.tokenizer().spelling(id)).collect();
+            Ok(TokenizeResponse { ids, tokens, max_context_tokens: engine.max_context() as u32 })
+        })
+        .await?
     }
 
     /// Text of token ids, special tokens written out.
@@ -165,8 +234,22 @@ impl Context {
                 format!("token {index} is {id}, but the vocabulary ends at {last}"),
             ));
         }
-        let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.spelling(id)).collect();
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        Ok(spelt(&engine, ids))
+    }
+
+    /// Runs work of milliseconds off the async threads; as much at a time as there are processors.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let failed =
+            |error: &dyn std::fmt::Display| Status::internal(format!("reading the request failed: {error}"));
+        let permit = Arc::clone(&self.readers).acquire_owned().await.map_err(|error| failed(&error))?;
+        let work = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        });
+        work.await.map_err(|error| failed(&error))
     }
 
     /// The engine, if the model is the one served.
@@ -190,82 +273,59 @@ impl Source for Context {
     }
 }
 
-/// A request from any of the services.
-pub struct Ask {
-    /// Model asked for, or empty.
-    pub model: String,
-    /// For logs; empty: one is made.
-    pub request_id: String,
-    /// What to go on with.
-    pub prompt: Prompt,
-    /// Sampling and stop conditions.
-    pub sampling: inference::Sampling,
-    /// Tokens already produced elsewhere.
-    pub resume: Vec<u32>,
+/// A prompt, ready for the engine.
+struct Encoded {
+    ids: Vec<u32>,
+    /// Unless ids were given.
+    text: Option<String>,
+    /// Of a conversation.
+    chat: Option<EncodedChat>,
 }
 
-/// What to go on with.
-pub enum Prompt {
-    /// Token ids.
-    Ids(Vec<u32>),
-    /// Text; special tokens written out, nothing is added.
-    Text(String),
-    /// A conversation, to be written in the model's chat format.
-    Chat(Conversation),
+/// What the reply's text is taken apart by.
+struct EncodedChat {
+    in_reasoning: bool,
+    tools: Vec<serde_json::Value>,
 }
 
-/// Token ids of a prompt, off the async threads: a long text takes milliseconds.
-async fn encode(
-    engine: &Engine,
-    prompt: Prompt,
-    request_id: &str,
-) -> Result<(Vec<u32>, Option<ReplyParser>), Status> {
-    let (field, text, reply) = match prompt {
-        Prompt::Ids(ids) => return Ok((ids, None)),
+impl EncodedChat {
+    /// Calls of different answers have different ids.
+    fn parser(&self, request_id: &str, index: u32) -> ReplyParser {
+        let tools: Vec<&serde_json::Value> = self.tools.iter().collect();
+        match index {
+            0 => ReplyParser::new(self.in_reasoning, &tools, request_id),
+            _ => ReplyParser::new(self.in_reasoning, &tools, &format!("{request_id}-{index}")),
+        }
+    }
+}
+
+fn encode(engine: &Engine, prompt: Prompt) -> Result<Encoded, Status> {
+    let (field, text, chat) = match prompt {
+        Prompt::Ids(ids) => return Ok(Encoded { ids, text: None, chat: None }),
         Prompt::Text(text) => ("prompt", text, None),
         Prompt::Chat(conversation) => {
             let text =
                 chat::encode(&conversation).map_err(|error| Status::invalid_argument(error.to_string()))?;
-            let tools = conversation.callable_tools();
-            let reply = ReplyParser::new(chat::ends_in_reasoning(&text), &tools, request_id);
-            ("messages", text, Some(reply))
+            let tools = conversation.callable_tools().into_iter().cloned().collect();
+            let chat = EncodedChat { in_reasoning: chat::ends_in_reasoning(&text), tools };
+            ("messages", text, Some(chat))
         }
     };
-    let tokenizer = Arc::clone(engine.tokenizer());
-    match tokio::task::spawn_blocking(move || tokenizer.encode(&text)).await {
-        Ok(Ok(ids)) => Ok((ids, reply)),
-        Ok(Err(error)) => Err(errors::invalid(field, error)),
-        Err(error) => Err(Status::internal(format!("{field}: the tokenizer failed: {error}"))),
+    let tokenizer = engine.tokenizer();
+    let fewest = text.len() / tokenizer.longest();
+    if fewest >= engine.max_context() {
+        let message = format!(
+            "{} bytes are at least {fewest} tokens, which do not fit: the context holds {}",
+            text.len(),
+            engine.max_context()
+        );
+        return Err(errors::invalid(field, message));
     }
+    let ids = tokenizer.encode(&text).map_err(|error| errors::invalid(field, error))?;
+    Ok(Encoded { ids, text: Some(text), chat })
 }
 
-/// Text that has been sent with tokens already produced.
-fn replayed(tokenizer: &Arc<Tokenizer>, stop: &Stop, ids: &[u32]) -> String {
-    let mut output = Output::new(Arc::clone(tokenizer), stop, usize::MAX);
-    let mut text = String::new();
-    for &id in ids {
-        output.push(id, &mut text);
-    }
-    text
-}
-
-/// The engine's terms for what the proto leaves open.
-fn sampling(sampling: inference::Sampling) -> (Sampling, Stop) {
-    let random_seed = || uuid::Uuid::new_v4().as_u64_pair().0;
-    (
-        Sampling {
-            temperature: sampling.temperature.unwrap_or(1.0),
-            top_p: sampling.top_p.unwrap_or(1.0),
-            top_k: sampling.top_k.unwrap_or(0),
-            seed: sampling.seed.unwrap_or_else(random_seed),
-            ..Sampling::default()
-        },
-        Stop {
-            max_tokens: sampling.max_tokens,
-            strings: sampling.stop,
-            ids: sampling.stop_ids,
-            ignore_eos: sampling.ignore_eos,
-            ..Stop::default()
-        },
-    )
+fn spelt(engine: &Engine, ids: &[u32]) -> String {
+    let bytes: Vec<u8> = ids.iter().flat_map(|&id| engine.tokenizer().spelling(id)).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }

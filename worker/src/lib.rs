@@ -1,6 +1,7 @@
 //! The worker process: one shard of the experts, all dense weights, gRPC services.
 #![forbid(unsafe_code)]
 
+pub mod ask;
 pub mod commands;
 pub mod config;
 pub mod context;
@@ -11,6 +12,7 @@ pub mod loader;
 pub mod logs;
 pub mod metrics;
 pub mod placement;
-pub mod reply_stream;
+pub mod reply;
 pub mod server;
 pub mod state;
+pub mod translate;

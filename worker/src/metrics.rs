@@ -102,10 +102,14 @@ impl RequestTimer {
         }
     }
 
-    /// The request ended well.
+    /// One of the request's answers ended well.
     pub fn finished(&mut self, reason: &FinishReason) {
         let finished_reason = reason.as_str();
         self.metrics.finished.get_or_create(&FinishedLabels { finished_reason }).inc();
+    }
+
+    /// All of them have.
+    pub fn over(&mut self) {
         self.metrics.whole.observe(self.started.elapsed().as_secs_f64());
     }
 
@@ -118,6 +122,7 @@ impl RequestTimer {
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Cancelled => "CANCELLED",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
         Code::InvalidArgument => "INVALID_ARGUMENT",
         Code::NotFound => "NOT_FOUND",
         Code::ResourceExhausted => "RESOURCE_EXHAUSTED",

@@ -5,15 +5,7 @@ mod common;
 
 use belay_proto::inference::generate_request::Prompt;
 use belay_proto::inference::{ChatRequest, FinishReason, GenerateRequest, Message, Sampling};
-use belay_proto::kserve::grpc_inference_service_client::GrpcInferenceServiceClient;
-use belay_proto::kserve::infer_parameter::ParameterChoice;
-use belay_proto::kserve::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
-use belay_proto::kserve::{
-    InferParameter, InferTensorContents, ModelInferRequest, ModelMetadataRequest, ModelReadyRequest,
-    ServerLiveRequest, ServerMetadataRequest, ServerReadyRequest,
-};
-use common::{Case, ask, cases, channel, collect, generate, greedy, ids, inference, stand_alone};
-use tonic::Code;
+use common::{Case, ask, cases, collect, generate, greedy, ids, inference, stand_alone};
 
 #[tokio::test]
 async fn generate_gives_the_reference_tokens_and_text() {
@@ -107,99 +99,5 @@ async fn chat_writes_the_models_format_and_parts_reasoning_from_content() {
             case.greedy_text.split_once("</think>").unwrap_or(("", case.greedy_text.as_str()));
         assert_eq!((answer.reasoning.as_str(), answer.text.as_str()), (reasoning, content), "{}", case.id);
     }
-    worker.stop().await;
-}
-
-fn tensor(name: &str, datatype: &str, contents: Option<InferTensorContents>) -> InferInputTensor {
-    InferInputTensor {
-        name: name.into(),
-        datatype: datatype.into(),
-        shape: vec![1],
-        contents,
-        ..InferInputTensor::default()
-    }
-}
-
-fn parameter(choice: ParameterChoice) -> InferParameter {
-    InferParameter { parameter_choice: Some(choice) }
-}
-
-#[tokio::test]
-async fn kserve_infers_from_typed_and_from_raw_tensors() {
-    let worker = stand_alone(&[]).await;
-    let mut client = GrpcInferenceServiceClient::new(channel(worker.addresses().grpc).await);
-    let case = &cases("fact", 2)[1];
-    let text = InferTensorContents { bytes_contents: vec![case.prompt.clone().into()], ..Default::default() };
-    let typed = ModelInferRequest {
-        model_name: "nano".into(),
-        id: "seven".into(),
-        inputs: vec![tensor("text_input", "BYTES", Some(text))],
-        parameters: [
-            ("temperature".to_owned(), parameter(ParameterChoice::DoubleParam(0.0))),
-            ("max_tokens".to_owned(), parameter(ParameterChoice::Int64Param(128))),
-        ]
-        .into(),
-        ..Default::default()
-    };
-    let answer = client.model_infer(typed).await.unwrap().into_inner();
-    assert_eq!((answer.id.as_str(), answer.model_name.as_str()), ("seven", "nano"));
-    let contents = |index: usize| answer.outputs[index].contents.clone().unwrap();
-    assert_eq!(contents(0).bytes_contents, [case.greedy_text.as_bytes()]);
-    assert_eq!(
-        contents(1).int64_contents,
-        case.greedy_ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>()
-    );
-    assert_eq!(contents(2).bytes_contents, [b"stop"]);
-    assert_eq!(
-        answer.parameters["completion_tokens"].parameter_choice,
-        Some(ParameterChoice::Int64Param(case.greedy_ids.len() as i64))
-    );
-
-    let mut raw_text = (case.prompt.len() as u32).to_le_bytes().to_vec();
-    raw_text.extend_from_slice(case.prompt.as_bytes());
-    let raw = ModelInferRequest {
-        model_name: "nano".into(),
-        inputs: vec![
-            tensor("text_input", "BYTES", None),
-            tensor("temperature", "FP32", None),
-            tensor("max_tokens", "INT32", None),
-        ],
-        outputs: vec![InferRequestedOutputTensor { name: "text_output".into(), ..Default::default() }],
-        raw_input_contents: vec![raw_text, 0f32.to_le_bytes().to_vec(), 128i32.to_le_bytes().to_vec()],
-        ..Default::default()
-    };
-    let answer = client.model_infer(raw).await.unwrap().into_inner();
-    assert_eq!((answer.outputs.len(), answer.raw_output_contents.len()), (1, 1));
-    let (length, text) = answer.raw_output_contents[0].split_at(4);
-    assert_eq!(u32::from_le_bytes(length.try_into().unwrap()) as usize, text.len());
-    assert_eq!(text, case.greedy_text.as_bytes());
-    worker.stop().await;
-}
-
-#[tokio::test]
-async fn kserve_describes_server_and_model_and_refuses_others_by_name() {
-    let worker = stand_alone(&[]).await;
-    let mut client = GrpcInferenceServiceClient::new(channel(worker.addresses().grpc).await);
-    assert!(client.server_live(ServerLiveRequest {}).await.unwrap().into_inner().live);
-    assert!(client.server_ready(ServerReadyRequest {}).await.unwrap().into_inner().ready);
-    let server = client.server_metadata(ServerMetadataRequest {}).await.unwrap().into_inner();
-    assert_eq!(server.name, "belay-worker");
-    let ready = ModelReadyRequest { name: "nano".into(), version: String::new() };
-    assert!(client.model_ready(ready).await.unwrap().into_inner().ready);
-    let request = ModelMetadataRequest { name: "nano".into(), version: "1".into() };
-    let model = client.model_metadata(request).await.unwrap().into_inner();
-    assert!(model.inputs.iter().any(|input| input.name == "text_input" && input.datatype == "BYTES"));
-    assert!(model.outputs.iter().any(|output| output.name == "text_output" && output.datatype == "BYTES"));
-
-    let request = ModelMetadataRequest { name: "llama".into(), version: String::new() };
-    let unknown = client.model_metadata(request).await.unwrap_err();
-    assert_eq!(unknown.code(), Code::NotFound);
-    assert!(unknown.message().contains("llama") && unknown.message().contains("nano"));
-    let request = ModelReadyRequest { name: "nano".into(), version: "2".into() };
-    assert_eq!(client.model_ready(request).await.unwrap_err().code(), Code::NotFound);
-    let empty = ModelInferRequest { model_name: "nano".into(), ..Default::default() };
-    let refused = client.model_infer(empty).await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(refused.message().contains("text_input"), "{refused}");
     worker.stop().await;
 }

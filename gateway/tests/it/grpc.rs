@@ -5,8 +5,8 @@ use belay_proto::{
     admin::{GetStatusRequest, admin_client::AdminClient},
     inference::{ChatRequest, Message, Sampling, inference_client::InferenceClient},
     kserve::{
-        ModelInferRequest, ModelMetadataRequest, ModelReadyRequest, ServerLiveRequest, ServerMetadataRequest,
-        ServerReadyRequest, grpc_inference_service_client::GrpcInferenceServiceClient,
+        ModelConfigRequest, ModelInferRequest, ModelMetadataRequest, ModelReadyRequest, ServerLiveRequest,
+        ServerMetadataRequest, ServerReadyRequest, grpc_inference_service_client::GrpcInferenceServiceClient,
     },
 };
 use futures::StreamExt;
@@ -91,6 +91,41 @@ async fn kserve_answers_about_the_server_and_asks_workers_about_models() {
     assert_eq!(grpc.model_infer(unknown).await.unwrap_err().code(), Code::NotFound);
     let unknown = ModelMetadataRequest { name: "other".into(), ..ModelMetadataRequest::default() };
     assert_eq!(grpc.model_metadata(unknown).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn requests_of_a_kserve_stream_are_each_asked_of_a_worker_that_takes_them() {
+    let worker = Worker::start().await;
+    let other = Worker::with_faults(&[Fault::StepLost(0)]).await;
+    let gateway = gateway(&[&worker, &other], &[]).await;
+    let mut grpc = GrpcInferenceServiceClient::new(channel(&gateway).await);
+    let asked = ModelConfigRequest { name: MODEL.into(), ..ModelConfigRequest::default() };
+    let config = grpc.model_config(asked).await.unwrap().into_inner().config.unwrap();
+    assert_eq!(config.platform, "double");
+
+    worker.script.draining.store(true, Ordering::SeqCst);
+    let ask = |model: &str, id: &str, raw: &[u8]| ModelInferRequest {
+        model_name: model.into(),
+        id: id.into(),
+        raw_input_contents: raw.iter().map(|byte| vec![*byte]).collect(),
+        ..ModelInferRequest::default()
+    };
+    let asked = [ask(MODEL, "a", &[1, 2, 3]), ask("other", "b", &[4]), ask(MODEL, "c", &[5])];
+    let answers = grpc.model_stream_infer(futures::stream::iter(asked)).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+    let of = |id: &str| -> Vec<(Vec<Vec<u8>>, String)> {
+        let mine = answers.iter().filter(|answer| answer.infer_response.as_ref().unwrap().id == id);
+        mine.map(|answer| {
+            let raw = answer.infer_response.as_ref().unwrap().raw_output_contents.clone();
+            (raw, answer.error_message.clone())
+        })
+        .collect()
+    };
+    let good = |byte: u8| (vec![vec![byte]], String::new());
+    assert_eq!(of("a"), [good(1), good(2), good(3)], "in order");
+    assert_eq!(of("c"), [good(5)]);
+    let refused = of("b");
+    assert!(refused.len() == 1 && refused[0].1.contains("other"), "{refused:?}");
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ pub struct Tokenizer {
     think_end: Option<u32>,
     /// Made when the first constraint needs it.
     vocabulary: OnceLock<Result<Vocabulary, String>>,
+    longest: usize,
 }
 
 /// Why a tokenizer could not be loaded, or a text not be encoded.
@@ -86,7 +87,10 @@ impl Tokenizer {
             return Err(malformed(format!("eos_token_id {id} is not a token of this vocabulary")));
         }
         let think_end = inner.token_to_id(THINK_END);
-        Ok(Self { inner, pieces, eos, think_end, vocabulary: OnceLock::new() })
+        let mut tokenizer = Self { inner, pieces, eos, think_end, longest: 1, vocabulary: OnceLock::new() };
+        let lengths = (0..tokenizer.vocab_size() as u32).map(|id| tokenizer.spelling(id).len());
+        tokenizer.longest = lengths.max().unwrap_or(1).max(1);
+        Ok(tokenizer)
     }
 
     /// Token ids of a text. Nothing is added.
@@ -121,6 +125,12 @@ impl Tokenizer {
             [] => self.inner.id_to_token(id).unwrap_or_default().into_bytes(),
             bytes => bytes.to_vec(),
         }
+    }
+
+    /// Most bytes that one token is spelt with; at least 1. A text has at least its length over this many tokens.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// Tokens that end a reply.

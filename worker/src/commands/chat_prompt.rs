@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use belay_engine::chat::{self, Defaults, Encoding};
-use clap::{Args, ValueEnum};
+use clap::Args;
+
+use crate::config::Switch;
 
 /// Options of `chat-prompt`.
 #[derive(Debug, Args)]
@@ -21,13 +23,6 @@ pub struct ChatPromptArgs {
     /// Thinking of a request that says nothing about it
     #[arg(long, value_enum, default_value = "on")]
     thinking: Switch,
-}
-
-/// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
 }
 
 /// Prints the text to standard output, and nothing after it.

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod errors;
+pub mod infer_fields;
 pub mod inference;
 pub mod kserve;
 pub mod tensors;

@@ -1,45 +1,28 @@
 //! Tensors of the KServe open inference protocol: typed or raw in, the same way out. Pure.
 
-use belay_proto::inference::Sampling;
 use belay_proto::kserve::infer_parameter::ParameterChoice;
 use belay_proto::kserve::model_infer_request::InferInputTensor;
 use belay_proto::kserve::model_infer_response::InferOutputTensor;
 use belay_proto::kserve::{InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse};
 
-use crate::context::Prompt;
-
-/// Inputs that the model takes: name, datatype, whether it may also be a request parameter.
-pub const INPUTS: [(&str, &str); 9] = [
-    ("text_input", "BYTES"),
-    ("input_ids", "INT64"),
-    ("max_tokens", "INT32"),
-    ("temperature", "FP32"),
-    ("top_p", "FP32"),
-    ("top_k", "INT32"),
-    ("seed", "INT64"),
-    ("stop", "BYTES"),
-    ("ignore_eos", "BOOL"),
-];
+use crate::ask::Prompt;
+use crate::grpc::infer_fields::{Fields, Value, integers, names, one_text};
 
 /// Outputs that the model gives: name and datatype.
-pub const OUTPUTS: [(&str, &str); 3] =
-    [("text_output", "BYTES"), ("output_ids", "INT64"), ("finish_reason", "BYTES")];
-
-/// One value of a tensor or a parameter.
-#[derive(Clone, Debug, PartialEq)]
-enum Value {
-    Bytes(Vec<u8>),
-    Integer(i128),
-    Float(f64),
-    Bool(bool),
-}
+pub const OUTPUTS: [(&str, &str); 5] = [
+    ("text_output", "BYTES"),
+    ("output_ids", "INT64"),
+    ("finish_reason", "BYTES"),
+    ("output_logprobs", "FP32"),
+    ("input_logprobs", "FP32"),
+];
 
 /// What an infer request asks for.
 pub struct Infer {
     /// Text or ids.
     pub prompt: Prompt,
-    /// Sampling and stop conditions.
-    pub sampling: Sampling,
+    /// Everything else.
+    pub fields: Fields,
     /// Names of the outputs wanted; all if empty.
     pub outputs: Vec<String>,
     /// Whether the client speaks raw tensors and so wants them back.
@@ -60,10 +43,10 @@ pub fn decode(request: &ModelInferRequest) -> Result<Infer, String> {
         ));
     }
     let mut prompt = None;
-    let mut sampling = Sampling::default();
+    let mut fields = Fields::default();
     for (name, parameter) in &request.parameters {
         let value = parameter_value(name, parameter)?;
-        set(&mut sampling, name, &[value])?;
+        fields.set(name, &[value])?;
     }
     for (index, tensor) in request.inputs.iter().enumerate() {
         let values = match request.raw_input_contents.get(index) {
@@ -72,12 +55,10 @@ pub fn decode(request: &ModelInferRequest) -> Result<Infer, String> {
         };
         check_shape(tensor, values.len())?;
         let read = match tensor.name.as_str() {
-            "text_input" => Prompt::Text(text("text_input", one("text_input", &values)?)?),
-            "input_ids" => Prompt::Ids(
-                values.iter().map(|value| integer("input_ids", value)).collect::<Result<Vec<u32>, _>>()?,
-            ),
+            "text_input" => Prompt::Text(one_text("text_input", &values)?),
+            "input_ids" => Prompt::Ids(integers("input_ids", &values)?),
             name => {
-                set(&mut sampling, name, &values)?;
+                fields.set(name, &values)?;
                 continue;
             }
         };
@@ -90,16 +71,21 @@ pub fn decode(request: &ModelInferRequest) -> Result<Infer, String> {
         return Err(format!("outputs: {unknown:?} is unknown; there are {}", names(&OUTPUTS)));
     }
     let prompt = prompt.ok_or("text_input: missing (BYTES, one element)")?;
-    Ok(Infer { prompt, sampling, outputs, is_raw })
+    Ok(Infer { prompt, fields, outputs, is_raw })
 }
 
-/// What came out of a request.
+/// What came out of a request, or a part of it.
+#[derive(Debug, Default, PartialEq)]
 pub struct Answer {
-    /// Whole text.
+    /// Text of the prompt, if that is to be repeated, and of the tokens.
     pub text: String,
     /// Token ids.
     pub ids: Vec<u32>,
-    /// `stop` or `length`.
+    /// One for each id, if asked for.
+    pub logprobs: Vec<f32>,
+    /// One for each token of the prompt, if asked for; 0 for the first, which has none.
+    pub prompt_logprobs: Vec<f32>,
+    /// `stop` or `length`; empty before the end.
     pub finish_reason: &'static str,
 }
 
@@ -109,13 +95,25 @@ pub fn encode(response: &mut ModelInferResponse, infer: &Infer, answer: &Answer)
         if !infer.outputs.is_empty() && infer.outputs.iter().all(|wanted| wanted != name) {
             continue;
         }
+        let options = &infer.fields.options;
+        let is_asked_for = match name {
+            "output_logprobs" => options.logprobs.is_some(),
+            "input_logprobs" => options.prompt_logprobs.is_some(),
+            _ => true,
+        };
+        if !is_asked_for {
+            continue;
+        }
         let mut contents = InferTensorContents::default();
         match name {
+            "input_logprobs" => contents.fp32_contents.clone_from(&answer.prompt_logprobs),
+            "output_logprobs" => contents.fp32_contents.clone_from(&answer.logprobs),
             "text_output" => contents.bytes_contents.push(answer.text.clone().into_bytes()),
             "finish_reason" => contents.bytes_contents.push(answer.finish_reason.into()),
             _ => contents.int64_contents.extend(answer.ids.iter().map(|id| i64::from(*id))),
         }
-        let elements = contents.bytes_contents.len() + contents.int64_contents.len();
+        let elements =
+            contents.bytes_contents.len() + contents.int64_contents.len() + contents.fp32_contents.len();
         let raw = raw_contents(&contents);
         response.outputs.push(InferOutputTensor {
             name: name.into(),
@@ -140,65 +138,10 @@ fn raw_contents(contents: &InferTensorContents) -> Vec<u8> {
     for element in &contents.int64_contents {
         raw.extend_from_slice(&element.to_le_bytes());
     }
+    for element in &contents.fp32_contents {
+        raw.extend_from_slice(&element.to_le_bytes());
+    }
     raw
-}
-
-fn names(known: &[(&str, &str)]) -> String {
-    known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-}
-
-fn set(sampling: &mut Sampling, name: &str, values: &[Value]) -> Result<(), String> {
-    match name {
-        "max_tokens" => sampling.max_tokens = Some(integer(name, one(name, values)?)?),
-        "temperature" => sampling.temperature = Some(float(name, one(name, values)?)?),
-        "top_p" => sampling.top_p = Some(float(name, one(name, values)?)?),
-        "top_k" => sampling.top_k = Some(integer(name, one(name, values)?)?),
-        "seed" => sampling.seed = Some(integer(name, one(name, values)?)?),
-        "stop" => {
-            sampling.stop = values.iter().map(|value| text(name, value)).collect::<Result<_, _>>()?;
-        }
-        "ignore_eos" => match one(name, values)? {
-            Value::Bool(flag) => sampling.ignore_eos = *flag,
-            other => return Err(format!("{name}: expected BOOL, found {other:?}")),
-        },
-        // Triton's clients send these with requests of a sequence or with a priority; they mean nothing here
-        "sequence_id" | "sequence_start" | "sequence_end" | "priority" | "timeout" | "binary_data_output" => {
-        }
-        _ => return Err(format!("{name}: unknown input; there are {}", names(&INPUTS))),
-    }
-    Ok(())
-}
-
-fn one<'a>(name: &str, values: &'a [Value]) -> Result<&'a Value, String> {
-    match values {
-        [value] => Ok(value),
-        _ => Err(format!("{name}: expected one element, found {}", values.len())),
-    }
-}
-
-fn text(name: &str, value: &Value) -> Result<String, String> {
-    match value {
-        Value::Bytes(bytes) => String::from_utf8(bytes.clone())
-            .map_err(|error| format!("{name}: not UTF-8 after byte {}", error.utf8_error().valid_up_to())),
-        other => Err(format!("{name}: expected BYTES, found {other:?}")),
-    }
-}
-
-fn integer<T: TryFrom<i128>>(name: &str, value: &Value) -> Result<T, String> {
-    match value {
-        Value::Integer(number) => {
-            T::try_from(*number).map_err(|_| format!("{name}: {number} is out of range"))
-        }
-        other => Err(format!("{name}: expected an integer, found {other:?}")),
-    }
-}
-
-fn float(name: &str, value: &Value) -> Result<f32, String> {
-    match value {
-        Value::Float(number) => Ok(*number as f32),
-        Value::Integer(number) => Ok(*number as f32),
-        other => Err(format!("{name}: expected a number, found {other:?}")),
-    }
 }
 
 fn parameter_value(name: &str, parameter: &InferParameter) -> Result<Value, String> {
@@ -286,6 +229,7 @@ fn raw_bytes(tensor: &InferInputTensor, mut raw: &[u8]) -> Result<Vec<Value>, St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpc::infer_fields::INPUTS;
     use proptest::prelude::*;
 
     fn tensor(
@@ -355,7 +299,10 @@ mod tests {
         for (request, is_raw) in [(typed, false), (raw, true), (by_parameter, false)] {
             let infer = decode(&request).unwrap();
             assert!(matches!(&infer.prompt, Prompt::Text(text) if text == "hello"));
-            assert_eq!((infer.sampling.max_tokens, infer.sampling.temperature), (Some(9), Some(0.5)));
+            assert_eq!(
+                (infer.fields.sampling.max_tokens, infer.fields.sampling.temperature),
+                (Some(9), Some(0.5))
+            );
             assert_eq!(infer.is_raw, is_raw);
         }
     }
@@ -382,10 +329,11 @@ mod tests {
 
     #[test]
     fn only_the_outputs_asked_for_come_back_in_the_form_of_the_request() {
-        let answer = Answer { text: "hi".into(), ids: vec![5, 1], finish_reason: "stop" };
+        let answer =
+            Answer { text: "hi".into(), ids: vec![5, 1], finish_reason: "stop", ..Answer::default() };
         let infer = |outputs: &[&str], is_raw| Infer {
             prompt: Prompt::Ids(vec![]),
-            sampling: Sampling::default(),
+            fields: Fields::default(),
             outputs: outputs.iter().map(|name| (*name).to_owned()).collect(),
             is_raw,
         };

@@ -15,13 +15,15 @@ use belay_proto::{
         inference_server::{Inference, InferenceServer},
     },
     kserve::{
-        ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
-        ModelReadyRequest, ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
-        ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+        InferParameter, ModelConfig, ModelConfigRequest, ModelConfigResponse, ModelInferRequest,
+        ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest,
+        ModelReadyResponse, ModelStreamInferResponse, ServerLiveRequest, ServerLiveResponse,
+        ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
+        infer_parameter::ParameterChoice,
     },
 };
-use futures::Stream;
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -32,7 +34,7 @@ use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
-use tonic::{Request, Response, Status, service::Routes};
+use tonic::{Request, Response, Status, Streaming, service::Routes};
 use tower::ServiceExt;
 
 use super::{
@@ -350,5 +352,51 @@ impl GrpcInferenceService for Double {
             raw_output_contents,
             ..ModelInferResponse::default()
         }))
+    }
+
+    type ModelStreamInferStream = BoxStream<'static, Result<ModelStreamInferResponse, Status>>;
+
+    /// As many answers to each request as it has raw inputs. What goes wrong is told as a worker tells it.
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let double = self.clone();
+        let answers = request.into_inner().map_ok(move |request| {
+            let ModelInferRequest { model_name, id, raw_input_contents, .. } = request;
+            let mut response = ModelInferResponse { id, ..ModelInferResponse::default() };
+            let lost = double.script.next_fault().map(|_| retryable("step-lost"));
+            if let Some(status) = double.admit(&model_name).err().or(lost) {
+                let mut set = |name: &str, choice| {
+                    let parameter = InferParameter { parameter_choice: Some(choice) };
+                    response.parameters.insert(name.into(), parameter);
+                };
+                set("grpc_status", ParameterChoice::Int64Param(i64::from(i32::from(status.code()))));
+                if let Some(retry) = status.metadata().get("belay-retry") {
+                    set("belay-retry", ParameterChoice::StringParam(retry.to_str().unwrap().into()));
+                }
+                let error_message = status.message().to_owned();
+                return vec![ModelStreamInferResponse { error_message, infer_response: Some(response) }];
+            }
+            let answer = |raw| ModelStreamInferResponse {
+                infer_response: Some(ModelInferResponse {
+                    raw_output_contents: vec![raw],
+                    ..response.clone()
+                }),
+                ..ModelStreamInferResponse::default()
+            };
+            raw_input_contents.into_iter().map(answer).collect()
+        });
+        let answers = answers.map_ok(|all| futures::stream::iter(all).map(Ok)).try_flatten();
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<ModelConfigRequest>,
+    ) -> Result<Response<ModelConfigResponse>, Status> {
+        self.admit(&request.get_ref().name)?;
+        let config = ModelConfig { platform: "double".to_owned(), ..ModelConfig::default() };
+        Ok(Response::new(ModelConfigResponse { config: Some(config) }))
     }
 }

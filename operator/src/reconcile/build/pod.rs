@@ -17,7 +17,11 @@ use k8s_openapi::{
 };
 
 use super::metadata;
-use crate::{reconcile::observe::PLACEMENT_KEY, reconcile::validate::Validated, revision::Record};
+use crate::{
+    reconcile::observe::PLACEMENT_KEY,
+    reconcile::validate::Validated,
+    revision::{Content, Record},
+};
 
 /// Ports of a worker.
 pub const PORTS: [(&str, i32); 4] = [("grpc", 50051), ("admin", 50052), ("fabric", 50053), ("http", 9090)];
@@ -141,11 +145,27 @@ fn environment(wanted: &Validated, record: &Record, group: &str, worker: u32) ->
         value("BELAY_PLACEMENT_FILE", format!("{PLACEMENT_DIR}/{PLACEMENT_KEY}")),
         value("BELAY_DRAIN_SECONDS", wanted.drain_seconds.to_string()),
     ];
-    if let Some(tokens) = content.model.max_context_tokens {
-        env.push(value("BELAY_MAX_CONTEXT_TOKENS", tokens.to_string()));
-    }
+    env.extend(settings(content).into_iter().map(|(name, text)| value(name, text)));
     env.extend(content.group.template.env.iter().cloned());
     env
+}
+
+/// What the spec settles of the worker's own defaults.
+fn settings(content: &Content) -> Vec<(&'static str, String)> {
+    let tokens = content.model.max_context_tokens.map(|tokens| tokens.to_string());
+    let chat = content.model.chat.clone().unwrap_or_default();
+    let cache = content.group.cache.clone().unwrap_or_default();
+    let speculation = content.group.speculation.clone().unwrap_or_default();
+    let settings = [
+        ("BELAY_MAX_CONTEXT_TOKENS", tokens),
+        ("BELAY_CHAT_ENCODING", chat.encoding.map(|encoding| encoding.as_str().to_owned())),
+        ("BELAY_DEFAULT_THINKING", chat.default_thinking.map(|switch| switch.as_str().to_owned())),
+        ("BELAY_KV_MEMORY", cache.memory),
+        ("BELAY_KV_FORMAT", cache.format.map(|format| format.as_str().to_owned())),
+        ("BELAY_PREFIX_CACHE", cache.prefix.map(|switch| switch.as_str().to_owned())),
+        ("BELAY_DRAFT_TOKENS", speculation.draft_tokens.map(|tokens| tokens.to_string())),
+    ];
+    settings.into_iter().filter_map(|(name, text)| Some((name, text?))).collect()
 }
 
 /// The checkpoint's directory in the container. The volume is mounted whole: a mount of a directory within it that
