@@ -367,9 +367,14 @@ fn a_request_with_a_wrong_field_is_refused_by_its_path() {
     };
     let user = json!({"role": "user", "content": "a"});
     for (request, beginning) in [
-        (json!([]), ".: "),
-        (json!({}), ".: missing field `messages`"),
+        (json!([]), "request: "),
+        (json!({}), "request: missing field `messages`"),
         (json!({"messages": "a"}), "messages: invalid type"),
+        (json!({"messages": [["user", "a"]]}), "messages[0]: invalid type: sequence, expected an object"),
+        (
+            json!({"messages": [user], "thinking": ["enabled"]}),
+            "thinking: invalid type: sequence, expected an object",
+        ),
         (json!({"messages": [{"content": "a"}]}), "messages[0]: missing field `role`"),
         (
             json!({"messages": [user, {"role": "user", "content": 1}]}),
@@ -395,6 +400,15 @@ fn a_request_with_a_wrong_field_is_refused_by_its_path() {
     ] {
         let refusal = refusal(request.clone());
         assert!(refusal.starts_with(beginning), "{request}: {refusal}");
+    }
+}
+
+#[test]
+fn a_request_that_is_no_json_is_refused() {
+    let defaults = Defaults { encoding: Encoding::April, thinking: true };
+    for request in ["", "{", "{\"messages\": [}", "{\"messages\": []} x"] {
+        let error = from_openai(request, defaults).unwrap_err().to_string();
+        assert!(error.starts_with("request: "), "{request}: {error}");
     }
 }
 

@@ -463,8 +463,13 @@ fn text() -> impl Strategy<Value = String> {
     })
 }
 
+fn more_cases() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig { cases: default.cases.max(1000), ..default }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(more_cases())]
 
     /// The whole language of parts and characters, cut anywhere.
     #[test]

@@ -4,10 +4,10 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
 use super::json::dumps;
+use super::object::{list, object};
 
 /// One message, in OpenAI's shape with the fields that DeepSeek's encoder adds.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(from = "Wire")]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Message {
     /// `system`, `developer`, `user`, `assistant`, `tool` or `latest_reminder`.
     pub role: String,
@@ -39,6 +39,7 @@ pub struct ToolCall {
     #[serde(default, deserialize_with = "null_is_empty")]
     pub id: String,
     /// What was called.
+    #[serde(deserialize_with = "object")]
     pub function: FunctionCall,
 }
 
@@ -89,7 +90,7 @@ struct Wire {
     reasoning: Option<String>,
     #[serde(default)]
     reasoning_content: Option<String>,
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default, deserialize_with = "list")]
     tool_calls: Vec<ToolCall>,
     #[serde(default, deserialize_with = "null_is_empty")]
     tool_call_id: String,
@@ -105,10 +106,11 @@ struct Wire {
     task: Option<Task>,
 }
 
-impl From<Wire> for Message {
-    fn from(wire: Wire) -> Self {
+impl<'de> Deserialize<'de> for Message {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wire: Wire = object(deserializer)?;
         let reasoning = wire.reasoning.filter(|text| !text.is_empty()).or(wire.reasoning_content);
-        Self {
+        Ok(Self {
             role: wire.role,
             content: wire.content,
             reasoning: reasoning.unwrap_or_default(),
@@ -119,7 +121,7 @@ impl From<Wire> for Message {
             tools: wire.tools,
             response_format: wire.response_format,
             task: wire.task,
-        }
+        })
     }
 }
 

@@ -8,6 +8,7 @@ mod error;
 mod grammar;
 mod json;
 mod message;
+mod object;
 mod openai;
 mod reply;
 mod texts;

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
+use super::object::{Object, object, optional};
 use super::{ChatError, Conversation, Effort, Encoding, Message, ToolChoice};
 
 /// What a deployment settles for requests that do not say.
@@ -21,12 +22,20 @@ pub struct Defaults {
 /// The conversation of an OpenAI chat completion request.
 ///
 /// # Errors
-/// [`ChatError::Invalid`] with the path of the field that is not of its form.
+/// [`ChatError::Invalid`] with the path of the field that is not of its form; `request` if the whole is none.
 pub fn from_openai(request: &str, defaults: Defaults) -> Result<Conversation, ChatError> {
-    let deserializer = &mut serde_json::Deserializer::from_str(request);
-    let request: Request = serde_path_to_error::deserialize(deserializer).map_err(|error| {
-        ChatError::Invalid { field: error.path().to_string(), message: error.into_inner().to_string() }
+    let invalid = |field: &str, error: serde_json::Error| ChatError::Invalid {
+        field: field.into(),
+        message: error.to_string(),
+    };
+    let mut deserializer = serde_json::Deserializer::from_str(request);
+    let parsed: Result<Object<Request>, _> = serde_path_to_error::deserialize(&mut deserializer);
+    let Object(request) = parsed.map_err(|error| match error.path().to_string().as_str() {
+        path if path != "." && error.inner().is_data() => invalid(path, error.into_inner()),
+        // of the object itself, or no JSON at all
+        _ => invalid("request", error.into_inner()),
     })?;
+    deserializer.end().map_err(|error| invalid("request", error))?;
     request.into_conversation(defaults)
 }
 
@@ -37,13 +46,13 @@ struct Request {
     tools: Option<Vec<Value>>,
     #[serde(default, deserialize_with = "tool_choice")]
     tool_choice: ToolChoice,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional")]
     response_format: Option<ResponseFormat>,
     #[serde(default)]
     reasoning_effort: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional")]
     thinking: Option<Switch>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional")]
     chat_template_kwargs: Option<TemplateArguments>,
     #[serde(default)]
     continue_final_message: Option<bool>,
@@ -54,7 +63,10 @@ struct Request {
 enum ResponseFormat {
     Text,
     JsonObject,
-    JsonSchema { json_schema: JsonSchema },
+    JsonSchema {
+        #[serde(deserialize_with = "object")]
+        json_schema: JsonSchema,
+    },
 }
 
 #[derive(Deserialize)]
