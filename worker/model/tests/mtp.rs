@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 use belay_backend::{Fabric, FabricError, Route};
 use belay_cpu::{CpuBackend, Level};
 use belay_model::{
-    CacheOptions, Draft, ForwardError, KvFormat, Logits, NoTrace, Numerics, Scratch, Segment, State, Trace,
+    CacheOptions, Draft, ForwardError, KvFormat, Logits, NoTrace, Numerics, Scratch, Segment, Snapshot,
+    State, Trace,
 };
 use common::*;
 use proptest::prelude::*;
@@ -134,6 +135,32 @@ impl Straight {
         assert_eq!(guesses, expected[..count], "behind {taken} tokens");
         assert_same_bits(&logits, &expected_logits[..logits.len()], &format!("behind {taken} tokens"));
     }
+
+    /// The same for several states in one call; each asks for so many guesses.
+    fn check_all<'a>(
+        &self,
+        scratch: &mut Scratch<CpuBackend>,
+        states: impl Iterator<Item = (&'a mut State, usize)>,
+    ) {
+        let mut drafts: Vec<_> =
+            states.map(|(state, count)| Draft { token: self.ids[state.position()], state, count }).collect();
+        let (mut guesses, mut trace) = (Vec::new(), DraftLogits::default());
+        let (fabric, model) = (&*self.loaded.fabric, &self.loaded.model);
+        model.draft_traced(scratch, &mut drafts, fabric, &mut guesses, &mut trace).unwrap();
+        let behind = |draft: &Draft<'_>| &self.guesses[draft.state.position() - 1];
+        let expected: Vec<u32> =
+            drafts.iter().flat_map(|draft| behind(draft).0[..draft.count].to_vec()).collect();
+        assert_eq!(guesses, expected);
+        // logits come by distance
+        let vocab = model.config().vocab_size;
+        let expected: Vec<f32> = (0..DRAFTS)
+            .flat_map(|ahead| {
+                let asking = drafts.iter().filter(move |draft| draft.count > ahead);
+                asking.flat_map(move |draft| behind(draft).1[ahead * vocab..][..vocab].to_vec())
+            })
+            .collect();
+        assert_same_bits(&trace.0, &expected, "guesses in one call");
+    }
 }
 
 #[test]
@@ -179,57 +206,107 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 1..40)
 }
 
-fn run(straight: &Straight, events: &[Event]) {
-    let Straight { loaded, ids, .. } = straight;
-    let (mut scratch, mut out) = (Scratch::default(), Vec::new());
-    let mut state = loaded.model.new_state();
-    let mut snapshot = None;
-    let block = loaded.model.block_tokens();
-    for event in events {
-        let taken = state.position();
+/// One sequence of a batch.
+struct Lane {
+    state: State,
+    snapshot: Option<Snapshot>,
+    /// What this round feeds.
+    tokens: Vec<u32>,
+    rewindable: bool,
+    /// Where the sequence stands when wrong tokens are taken back.
+    stays: usize,
+}
+
+impl Lane {
+    fn plan(&mut self, straight: &Straight, event: &Event) {
+        let Straight { loaded, ids, .. } = straight;
+        let (taken, block) = (self.state.position(), loaded.model.block_tokens());
         let left = ids.len() - 1 - taken;
+        self.tokens.clear();
+        self.rewindable = matches!(event, Event::Speculate { .. });
         match *event {
             Event::Feed(count) if left > 0 => {
                 // so that snapshots come about
                 let count = count.min(left).min(block - taken % block);
-                step(loaded, &mut scratch, &mut state, &ids[taken..][..count]);
+                self.tokens.extend(&ids[taken..][..count]);
+                self.stays = taken + count;
             }
             Event::Speculate { right, wrong } if left > 0 => {
                 let right = right.min(left - 1);
                 let wrong = wrong.min(DRAFTS - right);
-                let mut tokens = ids[taken..][..1 + right].to_vec();
-                tokens.extend((0..wrong as u32).map(|n| (ids[taken + 1 + right] + 1 + n) % 199));
-                let mut segments =
-                    [Segment { state: &mut state, tokens: &tokens, logits: Logits::All, rewindable: true }];
-                loaded.model.forward(&mut scratch, &mut segments, &*loaded.fabric, &mut out).unwrap();
-                loaded.model.rewind(&mut state, taken + 1 + right).unwrap();
+                self.tokens.extend(&ids[taken..][..1 + right]);
+                self.tokens.extend((0..wrong as u32).map(|n| (ids[taken + 1 + right] + 1 + n) % 199));
+                self.stays = taken + 1 + right;
             }
             Event::Snapshot if taken > 0 && taken % block == 0 => {
-                snapshot = Some(loaded.model.snapshot(&state).unwrap());
+                self.snapshot = Some(loaded.model.snapshot(&self.state).unwrap());
             }
             Event::Restore => {
-                if let Some(snapshot) = &snapshot {
-                    state = loaded.model.restore(snapshot);
+                if let Some(snapshot) = &self.snapshot {
+                    self.state = loaded.model.restore(snapshot);
                 }
             }
-            Event::Draft(count) if taken > 0 => straight.check(&mut scratch, &mut state, count),
-            _ => continue,
-        }
-        if !matches!(event, Event::Restore) {
-            assert_eq!(state.bytes(), loaded.model.state_bytes(state.position()), "{event:?}");
+            _ => {}
         }
     }
-    drop((state, snapshot));
+}
+
+/// Event n of all sequences is one step, and one call for the guesses of those that draft.
+fn run(straight: &Straight, batch: &[Vec<Event>]) {
+    let loaded = &straight.loaded;
+    let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+    let lane = |_: &_| Lane {
+        state: loaded.model.new_state(),
+        snapshot: None,
+        tokens: Vec::new(),
+        rewindable: false,
+        stays: 0,
+    };
+    let mut lanes: Vec<Lane> = batch.iter().map(lane).collect();
+    for round in 0..batch.iter().map(Vec::len).max().unwrap_or(0) {
+        let event = |lane: usize| batch[lane].get(round).unwrap_or(&Event::Feed(1));
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            lane.plan(straight, event(index));
+        }
+        let feeding = lanes.iter_mut().filter(|lane| !lane.tokens.is_empty());
+        let mut segments: Vec<_> = feeding
+            .map(|Lane { state, tokens, rewindable, .. }| Segment {
+                state,
+                tokens,
+                logits: Logits::Last,
+                rewindable: *rewindable,
+            })
+            .collect();
+        loaded.model.forward(&mut scratch, &mut segments, &*loaded.fabric, &mut out).unwrap();
+        for lane in lanes.iter_mut().filter(|lane| !lane.tokens.is_empty()) {
+            if lane.rewindable {
+                loaded.model.rewind(&mut lane.state, lane.stays).unwrap();
+            }
+            assert_eq!(lane.state.position(), lane.stays);
+            assert_eq!(lane.state.bytes(), loaded.model.state_bytes(lane.stays), "exact at {}", lane.stays);
+        }
+        straight.check_all(
+            &mut scratch,
+            lanes.iter_mut().enumerate().filter_map(|(index, lane)| match *event(index) {
+                Event::Draft(count) if lane.state.position() > 0 => Some((&mut lane.state, count)),
+                _ => None,
+            }),
+        );
+    }
+    drop(lanes);
     assert_eq!(loaded.model.memory().used, 0);
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn guesses_do_not_depend_on_what_came_between(events in events(), case in 0..CASES.len()) {
+    fn guesses_do_not_depend_on_what_came_between_or_beside(
+        batch in prop::collection::vec(events(), 1..4),
+        case in 0..CASES.len(),
+    ) {
         static STRAIGHT: [OnceLock<Straight>; CASES.len()] = [const { OnceLock::new() }; CASES.len()];
-        run(STRAIGHT[case].get_or_init(|| Straight::new(CASES[case])), &events);
+        run(STRAIGHT[case].get_or_init(|| Straight::new(CASES[case])), &batch);
     }
 }
 
@@ -267,16 +344,8 @@ fn drafts_in_one_call_do_not_touch_each_other() {
             state
         })
         .collect();
-    let mut drafts: Vec<Draft<'_>> = states
-        .iter_mut()
-        .zip(asked)
-        .map(|(state, (taken, count))| Draft { state, token: ids[taken], count })
-        .collect();
-    let mut guesses = Vec::new();
-    loaded.model.draft(&mut scratch, &mut drafts, &*loaded.fabric, &mut guesses).unwrap();
-    let expected: Vec<u32> =
-        asked.iter().flat_map(|&(taken, count)| straight.guesses[taken - 1].0[..count].to_vec()).collect();
-    assert_eq!(guesses, expected);
+    let states = states.iter_mut().zip(asked).map(|(state, (_, count))| (state, count));
+    straight.check_all(&mut scratch, states);
 }
 
 #[test]
