@@ -31,6 +31,8 @@ pub struct Plan {
     pub repetitions: usize,
     /// Programs that serve.
     pub programs: Programs,
+    /// Day of the report.
+    pub date: String,
     /// Commit of the report.
     pub commit: String,
 }
@@ -51,7 +53,7 @@ pub async fn run(plan: &Plan, logs: &Path, mut done: impl FnMut(Row)) -> Result<
     let stack = Stack::start(&options).await?;
     let machine = Machine::this()?;
     let base = Row {
-        date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+        date: plan.date.clone(),
         commit: plan.commit.clone(),
         machine: format!("{}; {} cores; {} GiB", machine.processor, machine.cores, machine.memory_gib),
         model: plan.model.clone(),

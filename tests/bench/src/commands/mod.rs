@@ -5,11 +5,14 @@ pub mod report;
 pub mod serve;
 pub mod serving;
 pub mod soak;
+pub mod with_servers;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::model::{self, Preset};
 use crate::process::Programs;
 
 /// Measures Belay, and makes the models that it measures.
@@ -30,6 +33,8 @@ pub enum Command {
     Serving(Box<serving::ServingArgs>),
     /// Send thousands of requests of every kind, and see what they leave behind
     Soak(soak::SoakArgs),
+    /// Run a command beside a worker and a gateway
+    WithServers(with_servers::WithServersArgs),
     /// Print a CSV file of `serving` as a table
     Report(report::ReportArgs),
     /// Be a belay-worker
@@ -51,7 +56,7 @@ pub struct Servers {
 }
 
 impl Servers {
-    fn programs(&self) -> anyhow::Result<Programs> {
+    fn programs(&self) -> Result<Programs> {
         Ok(Programs { worker: self.worker.clone(), gateway: self.gateway.clone(), ..Programs::own()? })
     }
 }
@@ -61,14 +66,35 @@ impl Command {
     ///
     /// # Errors
     /// Whatever stopped it.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> Result<()> {
         match self {
             Self::MakeModel(args) => make_model::run(&args),
             Self::Serving(args) => serving::run(&args),
             Self::Soak(args) => soak::run(&args),
+            Self::WithServers(args) => with_servers::run(&args),
             Self::Report(args) => report::run(&args),
             Self::Worker(args) => serve::worker(&args),
             Self::Gateway(args) => serve::gateway(&args),
         }
     }
+}
+
+/// What can be served: nano, which is trained, and random models by size.
+const MODELS: [&str; 4] = ["nano", "tiny", "100m", "1b"];
+
+/// Directory of one of [`MODELS`]; a random one is made if it is not there.
+fn model_directory(name: &str, cache: &Path) -> Result<PathBuf> {
+    match Preset::named(name) {
+        Some(preset) => model::cached(&preset, 0, cache),
+        None => {
+            let nano = root().join("tests/fixtures/models/nano/fp4");
+            nano.canonicalize().with_context(|| nano.display().to_string())
+        }
+    }
+}
+
+/// The checkout that this program was built from.
+fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here)
 }

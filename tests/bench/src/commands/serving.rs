@@ -1,13 +1,12 @@
 //! `belay-bench serving`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, builder::PossibleValuesParser};
 
-use super::Servers;
-use crate::model::{self, Preset};
+use super::{MODELS, Servers, root};
 use crate::report;
 use crate::serving::{self, Plan};
 
@@ -16,7 +15,7 @@ use crate::serving::{self, Plan};
 pub struct ServingArgs {
     /// Models to serve: nano, which is trained, or random ones by size
     #[arg(long, value_delimiter = ',', default_value = "nano,1b",
-          value_parser = PossibleValuesParser::new(["nano", "tiny", "100m", "1b"]))]
+          value_parser = PossibleValuesParser::new(MODELS))]
     models: Vec<String>,
 
     /// Clients at a time
@@ -31,9 +30,9 @@ pub struct ServingArgs {
     #[arg(long, default_value_t = 3)]
     repetitions: usize,
 
-    /// CSV file to write, a row for each run
+    /// CSV file to write, a row for each run [default: by day and commit, in docs/operations/bench]
     #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    out: Option<PathBuf>,
 
     /// Where random models are kept
     #[arg(long, env = "BELAY_CACHE", value_name = "DIR")]
@@ -50,7 +49,11 @@ pub struct ServingArgs {
 pub fn run(args: &ServingArgs) -> Result<()> {
     let logs = args.cache.join("logs/bench");
     std::fs::create_dir_all(&logs).with_context(|| logs.display().to_string())?;
-    let commit = commit()?;
+    let (date, commit) = (jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(), commit()?);
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => root().join(format!("docs/operations/bench/serving-{date}-{commit}.csv")),
+    };
     // clients share the machine with what they measure: one thread for all of them
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut rows = Vec::new();
@@ -58,13 +61,14 @@ pub fn run(args: &ServingArgs) -> Result<()> {
         let loads = args.clients.iter().map(|&clients| (clients, requests(args.requests, clients)));
         let plan = Plan {
             model: model.clone(),
-            dir: directory(model, &args.cache)?,
+            dir: super::model_directory(model, &args.cache)?,
             loads: loads.collect(),
             repetitions: args.repetitions,
             programs: args.servers.programs()?,
+            date: date.clone(),
             commit: commit.clone(),
         };
-        let (mut written, out) = (Ok(()), &args.out);
+        let mut written = Ok(());
         runtime.block_on(serving::run(&plan, &logs, |row| {
             eprintln!(
                 "{} {} clients, {}, run {}: {:.1} s, {:.1} output tokens/s",
@@ -76,7 +80,7 @@ pub fn run(args: &ServingArgs) -> Result<()> {
                 row.token_rate()
             );
             rows.push(row);
-            written = report::write(out, &rows);
+            written = report::write(&out, &rows);
         }))?;
         written?;
     }
@@ -89,20 +93,10 @@ fn requests(each_eight: usize, clients: usize) -> usize {
     (each_eight * clients.div_ceil(8)).max(clients).next_multiple_of(8)
 }
 
-fn directory(model: &str, cache: &Path) -> Result<PathBuf> {
-    match Preset::named(model) {
-        Some(preset) => model::cached(&preset, 0, cache),
-        None => {
-            let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/models/nano/fp4");
-            fixtures.canonicalize().with_context(|| fixtures.display().to_string())
-        }
-    }
-}
-
 /// The commit that is checked out.
 fn commit() -> Result<String> {
     let git = |args: &[&str]| -> Result<String> {
-        let output = Command::new("git").args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output()?;
+        let output = Command::new("git").args(args).current_dir(root()).output()?;
         ensure!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     };

@@ -7,9 +7,11 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::Servers;
-use crate::model::{self, Preset};
 use crate::process::{Stack, StackOptions};
 use crate::soak::Soak;
+
+/// The smallest one: what is looked for is not in the model.
+const MODEL: &str = "tiny";
 
 /// Options of `soak`.
 #[derive(Debug, Args)]
@@ -43,8 +45,8 @@ pub fn run(args: &SoakArgs) -> Result<()> {
     std::fs::create_dir_all(&logs).with_context(|| logs.display().to_string())?;
     let options = StackOptions {
         programs: args.servers.programs()?,
-        model_dir: model::cached(&Preset::TINY, 0, &args.cache)?,
-        model: Preset::TINY.name.into(),
+        model_dir: super::model_directory(MODEL, &args.cache)?,
+        model: MODEL.into(),
         worker_args: Vec::new(),
         logs,
     };
