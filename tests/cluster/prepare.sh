@@ -22,17 +22,9 @@ eval "$("$scripts/cluster.sh" env)"
 # the example's namespace is its first document: some tests come before the example is applied
 awk '/^---/{exit} {print}' examples/nano.yaml | kubectl apply -f -
 
-packages=tests/e2e/clients/requirements.txt
-python=$BELAY_CACHE/python/$(sha256sum "$packages" | cut -c1-8)
-if [ ! -f "$python/complete" ]; then
-  say "installing Python clients: $(paste -sd ' ' "$packages")"
-  rm -rf "$python"
-  logged python-venv python3 -m venv "$python"
-  logged python-pip "$python/bin/python" -m pip install --quiet --disable-pip-version-check -r "$packages"
-  touch "$python/complete"
-fi
+python=$("$scripts/python.sh")
 {
   "$scripts/cluster.sh" env
-  printf 'export BELAY_PYTHON=%q BELAY_WORKER=%q\n' "$python/bin/python" \
+  printf 'export BELAY_PYTHON=%q BELAY_WORKER=%q\n' "$python" \
     "$CARGO_TARGET_DIR/$(uname -m)-unknown-linux-musl/release/belay-worker"
 } > "$1"

@@ -1,4 +1,4 @@
-//! Real clients, unmodified: the `openai` package, `tritonclient`, gRPC reflection.
+//! Real clients, unmodified: the `openai` package, `tritonclient`, gRPC reflection, `aiperf`.
 
 use anyhow::{Result, ensure};
 use belay_e2e::kubectl::run;
@@ -33,4 +33,9 @@ async fn t2_tritonclient_infers_by_grpc() -> Result<()> {
 #[tokio::test]
 async fn t3_reflection_lists_and_describes_the_services() -> Result<()> {
     python("reflection_client.py").await
+}
+
+#[tokio::test]
+async fn t4_aiperf_loads_chat_and_completions() -> Result<()> {
+    python("aiperf_client.py").await
 }
