@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::Result;
 use belay_backend::ExpertCompute;
 use belay_cpu::CpuBackend;
+use belay_engine::schedule::{self, Candidate};
 use belay_engine::{Segment, ServedModel, StepModel, Wants};
 use belay_fabric::{InProcess, Table};
 use belay_model::{CacheOptions, Checkpoint, ExpertBank, Model, Numerics};
@@ -39,12 +40,6 @@ struct Running<'a, S> {
     fed: usize,
 }
 
-impl<S> Running<'_, S> {
-    fn pending(&self) -> usize {
-        self.tokens.len() - self.fed
-    }
-}
-
 impl Bare {
     /// Loads a checkpoint.
     ///
@@ -64,19 +59,19 @@ impl Bare {
         Ok(Self { model: ServedModel::new(model, Arc::new(fabric)) })
     }
 
-    /// Answers every request, `clients` at a time, feeding at most `prefill_tokens` tokens of prompts in a step.
+    /// Answers every request, `clients` at a time, in steps of at most `step_tokens` rows.
     ///
     /// # Errors
     /// What the model says.
-    pub fn run(&self, requests: &[Request], clients: usize, prefill_tokens: usize) -> Result<BareRun> {
+    pub fn run(&self, requests: &[Request], clients: usize, step_tokens: usize) -> Result<BareRun> {
         // on a thread of its own, as in the engine: the allocator serves those otherwise than the first one
         std::thread::scope(|scope| {
-            let run = scope.spawn(|| self.run_here(requests, clients, prefill_tokens));
+            let run = scope.spawn(|| self.run_here(requests, clients, step_tokens));
             run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
-    fn run_here(&self, requests: &[Request], clients: usize, prefill_tokens: usize) -> Result<BareRun> {
+    fn run_here(&self, requests: &[Request], clients: usize, step_tokens: usize) -> Result<BareRun> {
         let begin = Instant::now();
         let mut waiting = requests.iter();
         let mut running = Vec::new();
@@ -92,40 +87,37 @@ impl Bare {
             if running.is_empty() {
                 return Ok(BareRun { seconds: begin.elapsed().as_secs_f64(), steps });
             }
-            self.step(&mut running, prefill_tokens, &mut logits)?;
+            self.step(&mut running, step_tokens, &mut logits)?;
             steps += 1;
         }
     }
 
-    /// One forward. As in the engine, requests that decode feed one token each, and prompts share the budget in order.
+    /// One forward over what the engine's own schedule says.
     fn step(
         &self,
         running: &mut Vec<Running<'_, <ServedModel<CpuBackend> as StepModel>::State>>,
-        prefill_tokens: usize,
+        step_tokens: usize,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
-        let mut left = prefill_tokens;
+        let candidates: Vec<Candidate> =
+            running.iter().map(|one| candidate(one.tokens.len() - one.fed)).collect();
+        let turns = schedule::plan(&candidates, step_tokens);
         let mut segments = Vec::with_capacity(running.len());
-        let mut counts = Vec::with_capacity(running.len());
-        for one in running.iter_mut() {
-            let pending = one.pending();
-            let count = if pending == 1 { 1 } else { pending.min(left) };
-            left -= if pending == 1 { 0 } else { count };
-            counts.push(count);
-            if count > 0 {
-                self.model.reserve(&mut one.state, count)?;
-                let tokens = &one.tokens[one.fed..one.fed + count];
-                let wants = if count == pending { Wants::Last } else { Wants::Nothing };
+        for ((one, turn), candidate) in running.iter_mut().zip(&turns).zip(&candidates) {
+            if turn.tokens > 0 {
+                self.model.reserve(&mut one.state, turn.tokens)?;
+                let tokens = &one.tokens[one.fed..one.fed + turn.tokens];
+                let wants = if turn.tokens == candidate.pending { Wants::Last } else { Wants::Nothing };
                 segments.push(Segment { state: &mut one.state, tokens, wants, rewindable: false });
             }
         }
         logits.clear();
         self.model.forward(&mut segments, logits)?;
         let mut rows = logits.chunks_exact(self.model.vocab_size());
-        let mut counts = counts.into_iter();
+        let mut turns = turns.iter();
         running.retain_mut(|one| {
-            one.fed += counts.next().unwrap_or_default();
-            if one.pending() == 0
+            one.fed += turns.next().map_or(0, |turn| turn.tokens);
+            if one.fed == one.tokens.len()
                 && let Some(row) = rows.next()
             {
                 one.tokens.push(largest(row));
@@ -134,6 +126,11 @@ impl Bare {
         });
         Ok(())
     }
+}
+
+/// One of equals, without guesses and without snapshots.
+fn candidate(pending: usize) -> Candidate {
+    Candidate { priority: 0, pending, most: usize::MAX, drafts: 0 }
 }
 
 fn largest(row: &[f32]) -> u32 {

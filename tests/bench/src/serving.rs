@@ -12,8 +12,8 @@ use crate::load::{self, Http, Latencies, Mix, Record, Request, Target, percentil
 use crate::process::{Machine, Programs, Stack, StackOptions, busy_seconds, cpu_seconds};
 use crate::report::Row;
 
-/// Tokens of prompts in a step: the engine's default, which the bare forward repeats.
-const PREFILL_TOKENS: usize = 256;
+/// Rows of a step at most, for all of them.
+const STEP_TOKENS: usize = 256;
 
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -70,7 +70,7 @@ pub async fn run(plan: &Plan, logs: &Path, mut done: impl FnMut(Row)) -> Result<
             let base = Row { concurrency: clients, repetition, ..base.clone() };
             if repetition == 0 {
                 let few = &requests[..requests.len().min(clients)];
-                bare.run(few, clients, PREFILL_TOKENS)?;
+                bare.run(few, clients, STEP_TOKENS)?;
                 load::run(&gateway, few, clients).await?;
             }
             done(bare_row(&bare, &requests, clients, &base)?);
@@ -87,7 +87,7 @@ pub async fn run(plan: &Plan, logs: &Path, mut done: impl FnMut(Row)) -> Result<
 fn bare_row(bare: &Bare, requests: &[Request], clients: usize, base: &Row) -> Result<Row> {
     let own = std::process::id();
     let (busy, cpu) = (busy_seconds()?, cpu_seconds(own)?);
-    let run = bare.run(requests, clients, PREFILL_TOKENS)?;
+    let run = bare.run(requests, clients, STEP_TOKENS)?;
     let cpu_worker_s = cpu_seconds(own)? - cpu;
     let others = busy_seconds()? - busy - cpu_worker_s;
     Ok(Row {

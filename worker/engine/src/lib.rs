@@ -18,7 +18,7 @@ mod prefix_cache;
 mod ranking;
 mod request;
 mod sampler;
-mod schedule;
+pub mod schedule;
 mod served_model;
 mod session;
 mod stats;
