@@ -15,6 +15,8 @@ use crate::tokenizer::Tokenizer;
 /// Bytes of a schema, a grammar and a regular expression, as text. A grammar holds the schemas of many tools.
 const MAX_SCHEMA_BYTES: usize = 512 << 10;
 const MAX_LARK_BYTES: usize = 1 << 20;
+/// Rules call each other, and compiling a chain of them takes time as its square: some seconds for so many.
+const MAX_LARK_LINES: usize = 8192;
 const MAX_REGEX_BYTES: usize = 16 << 10;
 /// Levels of lists and objects in a schema.
 const MAX_DEPTH: usize = 128;
@@ -75,10 +77,10 @@ fn program(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
             Ok(TopLevelGrammar::from_json_schema(bounded_schema(&json!({"type": "object"}))))
         }
         Grammar::JsonSchema(schema) => {
-            check_size("the schema", schema.to_string().len(), MAX_SCHEMA_BYTES)?;
             if is_deeper(schema, MAX_DEPTH) {
                 return Err(format!("the schema is nested more than {MAX_DEPTH} levels deep"));
             }
+            check_size("the schema", schema.to_string().len(), MAX_SCHEMA_BYTES)?;
             Ok(TopLevelGrammar::from_json_schema(bounded_schema(schema)))
         }
         Grammar::Regex(regex) => {
@@ -87,6 +89,10 @@ fn program(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
         }
         Grammar::Lark(text) => {
             check_size("the grammar", text.len(), MAX_LARK_BYTES)?;
+            let lines = text.lines().count();
+            if lines > MAX_LARK_LINES {
+                return Err(format!("the grammar has {lines} lines, at most {MAX_LARK_LINES} are taken"));
+            }
             Ok(TopLevelGrammar::from_lark(text.clone()))
         }
     }

@@ -74,10 +74,13 @@ pub fn plain(error: &str) -> String {
     const LONGEST: usize = 500;
     let end =
         ["\n<backtrace>", "\n<non-verbose/>", "\n<state>"].iter().filter_map(|mark| error.find(mark)).min();
-    let text = error[..end.unwrap_or(error.len())].trim_end();
+    let text = match error[..end.unwrap_or(error.len())].trim_end() {
+        "NoExtensionBias" => "no text satisfies it".to_owned(),
+        text => text.replace("panic: ", "cannot be handled: "),
+    };
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+        None => text,
     }
 }
 
