@@ -5,14 +5,18 @@
 //! | [`discovery`] | which models exist and which workers serve them: Kubernetes objects or flags become a table |
 //! | [`routing`] | the live workers (channel, load, circuit), and the policy that picks one |
 //! | [`life`] | a request from the first worker to the last token: hold, retry, resume |
+//! | [`edge`] | what the HTTP APIs share |
 //! | [`openai`] | the OpenAI HTTP API |
+//! | [`anthropic`] | the Anthropic Messages API |
 //! | [`grpc`] | the gRPC services on the same address |
 //! | [`observe`] | metrics, request records, health |
 //! | [`serve`] | listeners, connections, shutdown |
 #![forbid(unsafe_code)]
 
+pub mod anthropic;
 pub mod config;
 pub mod discovery;
+pub mod edge;
 pub mod grpc;
 pub mod life;
 pub mod observe;

@@ -12,10 +12,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::Config,
     discovery::{fixed, kubernetes},
-    grpc,
+    edge, grpc,
     life::{Dispatcher, Limits},
     observe::{self, Flights, Health, Metrics},
-    openai,
     routing::{ConnectOptions, Fleet},
     serve::{self, App},
 };
@@ -82,7 +81,7 @@ impl Gateway {
             )?;
             tasks.spawn(kubernetes::watch(client, config.namespace.clone(), fleet));
         } else {
-            fleet.update(&fixed::table(&config.workers, openai::unix_seconds()));
+            fleet.update(&fixed::table(&config.workers, edge::unix_seconds()));
         }
 
         let (api, api_stop, api_connections) =

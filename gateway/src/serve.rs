@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use crate::{
+    anthropic,
     life::Dispatcher,
     observe::{Flights, Health},
     openai, request_id,
@@ -40,7 +41,8 @@ pub struct App {
 
 /// Everything on the API address: OpenAI HTTP and gRPC in one router.
 pub fn router(app: App, grpc: tonic::service::Routes) -> Router {
-    openai::router(app)
+    openai::router(app.clone())
+        .merge(anthropic::router(app))
         .merge(grpc.into_axum_router().reset_fallback())
         .fallback(openai::not_found)
         .method_not_allowed_fallback(openai::wrong_method)

@@ -1,5 +1,5 @@
 //! `belay.inference.v1.Inference`: the workers' own service, with hold, retry and resume in between.
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use belay_proto::inference::{
     ChatRequest, DetokenizeRequest, DetokenizeResponse, GenerateRequest, GenerateResponse, TokenizeRequest,
@@ -9,13 +9,13 @@ use futures::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status};
 
 use crate::{
-    life::{Call, Generation},
+    life::{Call, Choices},
     observe::Record,
     request_id::RequestId,
     serve::App,
 };
 
-use super::code_name;
+use super::{code_name, deadline, request_id};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -35,24 +35,32 @@ impl Service {
     fn serve(
         &self,
         mut call: Call,
+        timeout: Option<Duration>,
         header: Option<RequestId>,
         path: &'static str,
     ) -> Result<Response<Pieces>, Status> {
         if call.request_id().is_empty() {
             call.set_request_id(&header.unwrap_or_else(RequestId::new).0);
         }
+        if let Some(timeout) = timeout.into_iter().chain(call.timeout()).min() {
+            call.set_timeout(timeout);
+        }
         let id = RequestId(call.request_id().to_owned());
         let mut record = Record::begin(&self.app.dispatcher.metrics, &self.app.flights, id, path);
-        let generation = Generation::new(self.app.dispatcher.clone(), call).map_err(|failure| {
+        let answers = call.answers();
+        record.answers_per_prompt(answers);
+        let choices = Choices::new(&self.app.dispatcher, vec![call]).map_err(|failure| {
             let status = Status::from(failure);
             record.outcome(code_name(status.code()));
             status
         })?;
-        record.model(generation.model());
-        let pieces = generation.into_stream().map(move |piece| match piece {
+        record.model(choices.model());
+        let mut left = answers;
+        let pieces = choices.into_stream().map(move |piece| match piece {
             Ok(piece) => {
                 record.piece(&piece);
-                if piece.finish_reason != 0 {
+                left -= u32::from(piece.finish_reason != 0);
+                if left == 0 {
                     record.outcome(code_name(Code::Ok));
                 }
                 Ok(piece)
@@ -74,22 +82,35 @@ impl Inference for Service {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Pieces>, Status> {
         let header = request.extensions().get::<RequestId>().cloned();
-        self.serve(Call::Generate(request.into_inner()), header, "/belay.inference.v1.Inference/Generate")
+        let timeout = deadline::of(request.metadata());
+        let call = Call::Generate(request.into_inner());
+        self.serve(call, timeout, header, "/belay.inference.v1.Inference/Generate")
     }
 
     async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<Pieces>, Status> {
         let header = request.extensions().get::<RequestId>().cloned();
-        self.serve(Call::Chat(request.into_inner()), header, "/belay.inference.v1.Inference/Chat")
+        let timeout = deadline::of(request.metadata());
+        let call = Call::Chat(request.into_inner());
+        self.serve(call, timeout, header, "/belay.inference.v1.Inference/Chat")
     }
 
-    async fn tokenize(&self, _: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
-        Err(Status::unimplemented("this gateway does not pass on Tokenize"))
+    async fn tokenize(
+        &self,
+        request: Request<TokenizeRequest>,
+    ) -> Result<Response<TokenizeResponse>, Status> {
+        let id = request_id(&request);
+        let mut request = request.into_inner();
+        request.model = self.app.dispatcher.known(&request.model)?;
+        Ok(Response::new(self.app.dispatcher.tokenize(request, &id.0).await?))
     }
 
     async fn detokenize(
         &self,
-        _: Request<DetokenizeRequest>,
+        request: Request<DetokenizeRequest>,
     ) -> Result<Response<DetokenizeResponse>, Status> {
-        Err(Status::unimplemented("this gateway does not pass on Detokenize"))
+        let id = request_id(&request);
+        let mut request = request.into_inner();
+        request.model = self.app.dispatcher.known(&request.model)?;
+        Ok(Response::new(self.app.dispatcher.detokenize(request, &id.0).await?))
     }
 }

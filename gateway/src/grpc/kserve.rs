@@ -13,7 +13,7 @@ use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
 use crate::{life::Failure, observe::Record, request_id::RequestId, serve::App};
 
-use super::code_name;
+use super::{code_name, request_id};
 
 /// Requests of one stream that are under way at a time; more are not read from it until one of them has ended.
 const STREAMED_AT_ONCE: usize = 256;
@@ -82,10 +82,7 @@ impl Service {
         id: &RequestId,
         record: &mut Record,
     ) -> Result<ModelInferResponse, Failure> {
-        let model = self.app.dispatcher.model(&request.model_name)?;
-        if !self.app.dispatcher.knows(&model) {
-            return Err(Failure::UnknownModel(model));
-        }
+        let model = self.app.dispatcher.known(&request.model_name)?;
         record.model(&model);
         request.model_name.clone_from(&model);
         let ask = async |channel: Channel| {
@@ -94,10 +91,6 @@ impl Service {
         };
         self.app.dispatcher.unary(&model, &id.0, ask).await
     }
-}
-
-fn request_id<T>(request: &Request<T>) -> RequestId {
-    request.extensions().get::<RequestId>().cloned().unwrap_or_else(RequestId::new)
 }
 
 #[tonic::async_trait]

@@ -1,5 +1,6 @@
 //! The gRPC services of the API address: `belay.inference.v1.Inference`, the KServe open inference protocol, health,
 //! reflection. The workers' admin service is never passed through.
+mod deadline;
 mod inference;
 mod kserve;
 mod reflection;
@@ -12,7 +13,7 @@ use belay_proto::{
 use tonic::{codec::CompressionEncoding, server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::serve::App;
+use crate::{request_id::RequestId, serve::App};
 
 type Text = InferenceServer<inference::Service>;
 type Kserve = GrpcInferenceServiceServer<kserve::Service>;
@@ -51,4 +52,8 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
 
 fn code_name(code: tonic::Code) -> String {
     format!("{code:?}")
+}
+
+fn request_id<T>(request: &tonic::Request<T>) -> RequestId {
+    request.extensions().get::<RequestId>().cloned().unwrap_or_else(RequestId::new)
 }

@@ -12,7 +12,7 @@ use crate::{
     routing::{Fleet, Lease, Pick},
 };
 
-use super::{Failure, Patience, Verdict, WaitingRoom, lost_with_request, verdict};
+use super::{Failure, Patience, Verdict, WaitingRoom, lost_with_request, room_after, verdict};
 
 /// Workers that one request may lose in a row, without any progress, before it is suspected to be the cause: a
 /// request that kills what serves it must not go through the whole fleet.
@@ -63,8 +63,14 @@ impl Trials {
         self.lost = 0;
     }
 
-    fn avoid(&mut self, lease: &Lease, refusal: Failure) {
+    fn avoid(&mut self, lease: &Lease, mut refusal: Failure) {
         self.avoided.push(lease.worker().id.clone());
+        // of several full workers, the first to have room counts
+        if let (Failure::Overloaded { after, .. }, Some(Failure::Overloaded { after: earlier, .. })) =
+            (&mut refusal, &self.refusal)
+        {
+            *after = after.iter().chain(earlier).min().copied();
+        }
         self.refusal = Some(refusal);
     }
 }
@@ -94,6 +100,12 @@ impl Dispatcher {
     pub fn knows(&self, model: &str) -> bool {
         let view = self.fleet.view();
         !view.synced || view.models.contains_key(model)
+    }
+
+    /// As [`Self::model`]; refuses one that nobody serves.
+    pub fn known(&self, name: &str) -> Result<String, Failure> {
+        let model = self.model(name)?;
+        if self.knows(&model) { Ok(model) } else { Err(Failure::UnknownModel(model)) }
     }
 
     /// A worker for the request; waits for one within bounds. `revision` is that of the tokens streamed so far:
@@ -163,11 +175,12 @@ impl Dispatcher {
         match verdict {
             Verdict::Elsewhere => lease.failed(),
             Verdict::Full => {
-                trials
-                    .avoid(lease, Failure::Overloaded { model: model.to_owned(), reason: reason.to_owned() });
+                let (model, reason) = (model.to_owned(), reason.to_owned());
+                trials.avoid(lease, Failure::Overloaded { model, reason, after: room_after(status) });
             }
             Verdict::Stranger => trials.avoid(lease, Failure::Worker(reason.to_owned())),
             Verdict::Unsound => return Err(Failure::Invalid(reason.to_owned())),
+            Verdict::Late => return Err(Failure::Deadline),
             Verdict::Broken => return Err(Failure::Worker(format!("{code:?}: {reason}"))),
         }
         trials.lost += u32::from(lost_with_request(status));

@@ -3,6 +3,14 @@ use std::time::Duration;
 
 use tonic::{Code, Status, metadata::MetadataValue};
 
+/// What a worker without an estimate is given to make room.
+const REST: Duration = Duration::from_secs(1);
+
+/// Seconds of a `retry-after`: rounded up, never 0, never more than an hour.
+pub fn whole_seconds(after: Duration) -> u64 {
+    (after.as_secs() + u64::from(after.subsec_nanos() > 0)).clamp(1, 3600)
+}
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
@@ -19,6 +27,8 @@ pub enum Failure {
         model: String,
         /// The worker's words.
         reason: String,
+        /// When the worker expects to have room.
+        after: Option<Duration>,
     },
     /// Too many requests wait for a worker already.
     #[error("no worker of '{model}' is ready, and {held} requests are waiting already")]
@@ -39,6 +49,9 @@ pub enum Failure {
     /// Worker after worker was lost while it served this request.
     #[error("{0} workers in a row were lost while serving this request")]
     Lost(u32),
+    /// The client's time for the request is over.
+    #[error("the request's deadline has passed")]
+    Deadline,
     /// A worker failed in a way that another would repeat.
     #[error("the worker failed: {0}")]
     Worker(String),
@@ -48,9 +61,9 @@ impl Failure {
     /// When it is worth asking again.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Overloaded { .. } => Some(Duration::from_secs(1)),
+            Self::Overloaded { after, .. } => Some(after.unwrap_or(REST)),
             Self::HoldFull { .. } | Self::HoldTimeout { .. } | Self::Lost(_) => Some(Duration::from_secs(5)),
-            Self::UnknownModel(_) | Self::Invalid(_) | Self::Worker(_) => None,
+            Self::UnknownModel(_) | Self::Invalid(_) | Self::Deadline | Self::Worker(_) => None,
         }
     }
 }
@@ -62,11 +75,12 @@ impl From<Failure> for Status {
             Failure::Invalid(_) => Code::InvalidArgument,
             Failure::Overloaded { .. } | Failure::HoldFull { .. } => Code::ResourceExhausted,
             Failure::HoldTimeout { .. } | Failure::Lost(_) => Code::Unavailable,
+            Failure::Deadline => Code::DeadlineExceeded,
             Failure::Worker(_) => Code::Internal,
         };
         let mut status = Self::new(code, failure.to_string());
         if let Some(after) = failure.retry_after() {
-            status.metadata_mut().insert("retry-after", MetadataValue::from(after.as_secs()));
+            status.metadata_mut().insert("retry-after", MetadataValue::from(whole_seconds(after)));
         }
         status
     }

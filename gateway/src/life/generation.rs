@@ -1,6 +1,8 @@
 //! One answer, piece by piece, from as many workers as it takes.
+use std::time::Instant;
+
 use belay_proto::inference::{FinishReason, GenerateResponse};
-use futures::Stream;
+use tokio::time::timeout_at;
 use tonic::{Status, Streaming};
 
 use crate::{observe::RetryKind, routing::Lease};
@@ -17,7 +19,9 @@ pub struct Generation {
     /// Revision of the worker that produced the last token.
     revision: Option<String>,
     trials: Trials,
-    prompt_tokens_told: bool,
+    /// When the client's time for it is over.
+    deadline: Option<Instant>,
+    prompt_told: bool,
     ended: bool,
 }
 
@@ -28,35 +32,36 @@ struct Attempt {
 }
 
 impl Generation {
-    /// Starts the life of a request. Refuses unknown models at once; everything else shows with the first piece.
-    pub fn new(dispatcher: Dispatcher, mut call: Call) -> Result<Self, Failure> {
-        let model = dispatcher.model(call.model())?;
-        if !dispatcher.knows(&model) {
-            return Err(Failure::UnknownModel(model));
-        }
-        call.set_model(model);
-        call.fix_seed();
-        Ok(Self {
+    /// Starts the life of a request for one answer; its model is known and its seed fixed.
+    pub fn new(dispatcher: Dispatcher, call: Call, deadline: Option<Instant>) -> Self {
+        Self {
             dispatcher,
             call,
             attempt: None,
             revision: None,
             trials: Trials::default(),
-            prompt_tokens_told: false,
+            deadline,
+            prompt_told: false,
             ended: false,
-        })
+        }
     }
 
-    /// Served model name.
-    pub fn model(&self) -> &str {
-        self.call.model()
+    /// Revision of the worker that serves it now.
+    pub fn revision(&self) -> Option<&str> {
+        self.attempt.as_ref().map(|attempt| attempt.lease.worker().revision.as_str())
     }
 
     /// The next piece; `None` after the one with the finish reason or after a failure. Every token comes once,
     /// whichever workers it took.
     pub async fn next(&mut self) -> Option<Result<GenerateResponse, Failure>> {
         while !self.ended {
-            match self.advance().await {
+            let step = match self.deadline {
+                Some(deadline) => {
+                    timeout_at(deadline.into(), self.advance()).await.unwrap_or(Err(Failure::Deadline))
+                }
+                None => self.advance().await,
+            };
+            match step {
                 Ok(Some(piece)) => return Some(Ok(piece)),
                 Ok(None) => {}
                 Err(failure) => {
@@ -67,14 +72,6 @@ impl Generation {
             }
         }
         None
-    }
-
-    /// The pieces as a stream.
-    pub fn into_stream(self) -> impl Stream<Item = Result<GenerateResponse, Failure>> + Send {
-        futures::stream::unfold(self, |mut generation| async move {
-            let piece = generation.next().await?;
-            Some((piece, generation))
-        })
     }
 
     /// One step: ask a worker, or read its next piece. `None`: nothing for the client yet.
@@ -94,9 +91,12 @@ impl Generation {
     }
 
     async fn ask(&mut self) -> Result<(), Failure> {
-        let Self { dispatcher, call, trials, revision, .. } = self;
+        let Self { dispatcher, call, trials, revision, deadline, .. } = self;
         let mut lease = dispatcher.worker(call.model(), revision.as_deref(), trials).await?;
-        match call.ask(lease.channel(), dispatcher.limits.message_bytes).await {
+        if let Some(deadline) = deadline {
+            call.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        }
+        match call.ask(lease.channel()).await {
             Ok(pieces) => {
                 lease.accepted();
                 tracing::debug!(request = call.request_id(), worker = lease.worker().name, "asked");
@@ -136,14 +136,19 @@ impl Generation {
         if is_last {
             self.ended = true;
             self.attempt = None;
-        } else if self.prompt_tokens_told {
+        } else if self.prompt_told {
             // a worker that resumes counts the prompt again
             piece.usage = None;
         }
-        self.prompt_tokens_told |= piece.usage.is_some();
+        if self.prompt_told {
+            piece.prompt_logprobs.clear();
+            piece.prompt_text.clear();
+        }
+        self.prompt_told |= piece.usage.is_some();
         let is_empty = piece.ids.is_empty()
             && piece.text.is_empty()
             && piece.reasoning.is_empty()
+            && piece.tool_calls.is_empty()
             && piece.usage.is_none();
         (is_last || !is_empty).then_some(piece)
     }

@@ -1,14 +1,17 @@
 //! A request's life: translated once, served by as many workers as it takes, seen by the client as one answer.
 mod call;
+mod choices;
 mod dispatcher;
 mod failure;
 mod generation;
 mod hold;
+mod tokens;
 mod verdict;
 
 pub use call::Call;
+pub use choices::{Choices, MOST_ANSWERS};
 pub use dispatcher::{Dispatcher, Limits};
-pub use failure::Failure;
-pub use generation::Generation;
+pub use failure::{Failure, whole_seconds};
+use generation::Generation;
 pub use hold::{Patience, WaitingRoom};
-pub use verdict::{Verdict, lost_with_request, verdict};
+pub use verdict::{Verdict, lost_with_request, room_after, verdict};

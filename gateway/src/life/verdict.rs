@@ -1,5 +1,5 @@
 //! What a worker's status means for the request.
-use std::error::Error;
+use std::{error::Error, time::Duration};
 
 use tonic::{Code, ConnectError, Status};
 
@@ -14,6 +14,8 @@ pub enum Verdict {
     Stranger,
     /// The request is unsound: every worker would say so.
     Unsound,
+    /// The client's time for the request is over.
+    Late,
     /// The worker failed at this request: another would as well.
     Broken,
 }
@@ -30,8 +32,15 @@ pub fn verdict(status: &Status) -> Verdict {
         Code::ResourceExhausted => Verdict::Full,
         Code::NotFound => Verdict::Stranger,
         Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => Verdict::Unsound,
+        Code::DeadlineExceeded => Verdict::Late,
         _ => Verdict::Broken,
     }
+}
+
+/// When a full worker expects to have room: metadata `belay-retry-after-ms`.
+pub fn room_after(status: &Status) -> Option<Duration> {
+    let value = status.metadata().get("belay-retry-after-ms")?;
+    value.to_str().ok()?.parse().ok().map(Duration::from_millis)
 }
 
 /// Whether a worker was lost while it may have had the request, which may be why. Not so when it could not be
@@ -71,12 +80,23 @@ mod tests {
             (Code::ResourceExhausted, Verdict::Full),
             (Code::NotFound, Verdict::Stranger),
             (Code::InvalidArgument, Verdict::Unsound),
+            (Code::DeadlineExceeded, Verdict::Late),
             (Code::Internal, Verdict::Broken),
             (Code::Unknown, Verdict::Broken),
             (Code::Unimplemented, Verdict::Broken),
         ] {
             assert_eq!(verdict(&Status::new(code, "")), expected, "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_full_worker_says_when_it_has_room() {
+        let mut status = Status::resource_exhausted("");
+        assert_eq!(room_after(&status), None);
+        status.metadata_mut().insert("belay-retry-after-ms", "1500".parse().unwrap());
+        assert_eq!(room_after(&status), Some(Duration::from_millis(1500)));
+        status.metadata_mut().insert("belay-retry-after-ms", "soon".parse().unwrap());
+        assert_eq!(room_after(&status), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Instant};
 
 use belay_proto::inference::{GenerateResponse, Usage};
 
-use crate::request_id::RequestId;
+use crate::{edge::Tally, request_id::RequestId};
 
 use super::{Flight, Flights, Metrics};
 
@@ -17,7 +17,7 @@ pub struct Record {
     model: String,
     begin: Instant,
     first_token: Option<f64>,
-    usage: Option<Usage>,
+    tally: Tally,
     code: Option<String>,
 }
 
@@ -33,7 +33,7 @@ impl Record {
             model: String::new(),
             begin: Instant::now(),
             first_token: None,
-            usage: None,
+            tally: Tally::new(1),
             code: None,
         }
     }
@@ -43,6 +43,11 @@ impl Record {
         self.model = name.to_owned();
     }
 
+    /// How many answers each prompt gets; 1 unless told otherwise.
+    pub fn answers_per_prompt(&mut self, answers: u32) {
+        self.tally = Tally::new(answers as usize);
+    }
+
     /// A piece goes to the client.
     pub fn piece(&mut self, piece: &GenerateResponse) {
         if self.first_token.is_none() && !piece.ids.is_empty() {
@@ -50,9 +55,7 @@ impl Record {
             self.first_token = Some(seconds);
             self.metrics.first_token(&self.model, seconds);
         }
-        if piece.usage.is_some() {
-            self.usage = piece.usage;
-        }
+        self.tally.piece(piece);
     }
 
     /// How it ended: an HTTP status, or the name of a gRPC code. The first word counts.
@@ -66,7 +69,7 @@ impl Drop for Record {
         let Self { metrics, id, path, model, .. } = self;
         let seconds = self.begin.elapsed().as_secs_f64();
         let code = self.code.take().unwrap_or_else(|| "client_gone".to_owned());
-        let Usage { prompt_tokens, completion_tokens, .. } = self.usage.unwrap_or_default();
+        let Usage { prompt_tokens, completion_tokens, .. } = self.tally.total();
         metrics.in_flight.dec();
         metrics.tokens(model, prompt_tokens, completion_tokens);
         let (request, first_token) = (&id.0, self.first_token);

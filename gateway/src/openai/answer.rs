@@ -4,19 +4,24 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use belay_proto::inference::{FinishReason, GenerateResponse, Usage};
-use serde::Serialize;
+use belay_proto::inference::FinishReason;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::{
-    life::{Call, Failure, Generation},
+    edge::{self, Answer, Answers, ApiError, Asked, unix_seconds},
+    life::Choices,
     observe::Record,
     request_id::RequestId,
     serve::App,
 };
 
-use super::{ApiError, body, options::Options, sse, unix_seconds};
+use super::{
+    logprobs::{self, Places},
+    options::Form,
+    stream::OpenAiFramer,
+    usage::UsageCounts,
+};
 
 /// Which endpoint answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +42,7 @@ impl Kind {
 }
 
 /// Translates a request body, once.
-pub type Translate = fn(&Map<String, Value>) -> Result<(Options, Call), ApiError>;
+pub type Translate = fn(&Map<String, Value>) -> Result<Asked<Form>, ApiError>;
 
 /// What every chunk and answer of one request repeats.
 #[derive(Clone, Debug)]
@@ -50,41 +55,25 @@ pub struct Heading {
     pub created: i64,
     /// Served model name.
     pub model: String,
+    /// Revision of the model's deployment that the answer began with.
+    pub fingerprint: Option<String>,
 }
 
 impl Heading {
-    fn new(kind: Kind, model: &str) -> Self {
+    fn new(kind: Kind, choices: &Choices) -> Self {
         let prefix = match kind {
             Kind::Chat => "chatcmpl",
             Kind::Completion => "cmpl",
         };
         let id = format!("{prefix}-{}", Uuid::new_v4().simple());
-        Self { kind, id, created: unix_seconds(), model: model.to_owned() }
-    }
-}
-
-/// Token counts in OpenAI's shape.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct UsageCounts {
-    prompt_tokens: u32,
-    completion_tokens: u32,
-    total_tokens: u32,
-}
-
-impl From<Usage> for UsageCounts {
-    fn from(usage: Usage) -> Self {
-        let Usage { prompt_tokens, completion_tokens, .. } = usage;
-        Self {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens.saturating_add(completion_tokens),
-        }
+        let fingerprint = choices.revision().map(|revision| format!("fp_{revision}"));
+        Self { kind, id, created: unix_seconds(), model: choices.model().to_owned(), fingerprint }
     }
 }
 
 /// OpenAI's name of a finish reason; `None` while the answer goes on.
-pub fn finish_reason(piece: &GenerateResponse) -> Option<&'static str> {
-    match piece.finish_reason() {
+pub fn finish_reason(reason: FinishReason) -> Option<&'static str> {
+    match reason {
         FinishReason::Unspecified => None,
         FinishReason::Stop => Some("stop"),
         FinishReason::Length => Some("length"),
@@ -101,84 +90,58 @@ pub async fn serve(
     read: Translate,
 ) -> Result<Response, ApiError> {
     let mut record = Record::begin(&app.dispatcher.metrics, &app.flights, id.clone(), kind.path());
-    match begin(&app, &id, request, read, &mut record).await {
-        Ok((options, generation, first)) => {
-            let heading = Heading::new(kind, generation.model());
-            if options.stream {
-                return Ok(sse::response(heading, options.include_usage, generation, first, record));
-            }
-            let answer = collect(generation, first, &mut record).await.map_err(ApiError::from);
-            record.outcome(answer.as_ref().err().map_or(200, |error| error.status.as_u16()));
-            Ok(Json(answer?.json(&heading)).into_response())
-        }
-        Err(error) => {
-            record.outcome(error.status.as_u16());
-            Err(if kind == Kind::Chat { error.about_messages() } else { error })
-        }
+    let begun = edge::begin(&app, &id, request, read, &mut record).await;
+    let begun = begun.inspect_err(|error| record.outcome(error.status.as_u16()))?;
+    let heading = Heading::new(kind, &begun.choices);
+    let form = begun.form;
+    if form.stream {
+        return Ok(edge::respond(OpenAiFramer::new(heading, form), begun, record));
     }
+    let answers = edge::whole(begun, form.answers as usize, &mut record).await?;
+    Ok(Json(object(answers, &heading, form)).into_response())
 }
 
-/// Up to the first piece: what goes wrong until then is answered by a status of its own.
-async fn begin(
-    app: &App,
-    id: &RequestId,
-    request: Request,
-    read: Translate,
-    record: &mut Record,
-) -> Result<(Options, Generation, Option<GenerateResponse>), ApiError> {
-    let bytes = body::read(request.into_body(), app.max_body_bytes, app.body_time).await?;
-    let (options, mut call) = read(&body::object(bytes).await?)?;
-    call.set_request_id(&id.0);
-    let mut generation = Generation::new(app.dispatcher.clone(), call)?;
-    record.model(generation.model());
-    let first = generation.next().await.transpose()?;
-    Ok((options, generation, first))
+fn object(answers: Answers, heading: &Heading, form: Form) -> Value {
+    let Heading { kind, id, created, model, fingerprint } = heading;
+    let object = match kind {
+        Kind::Chat => "chat.completion",
+        Kind::Completion => "text_completion",
+    };
+    let usage = UsageCounts::from(answers.tally.total());
+    let choices = answers.answers.into_iter().enumerate().map(|(index, answer)| match kind {
+        Kind::Chat => chat_choice(index, answer, form),
+        Kind::Completion => completion_choice(index, answer, form),
+    });
+    json!({ "id": id, "object": object, "created": created, "model": model, "system_fingerprint": fingerprint,
+            "choices": choices.collect::<Value>(), "usage": usage })
 }
 
-/// A whole answer.
-#[derive(Debug, Default)]
-struct Answer {
-    text: String,
-    reasoning: String,
-    finish_reason: Option<&'static str>,
-    usage: Usage,
-}
-
-async fn collect(
-    mut generation: Generation,
-    first: Option<GenerateResponse>,
-    record: &mut Record,
-) -> Result<Answer, Failure> {
-    let mut answer = Answer::default();
-    let mut next = first;
-    while let Some(piece) = next {
-        record.piece(&piece);
-        answer.text.push_str(&piece.text);
-        answer.reasoning.push_str(&piece.reasoning);
-        answer.finish_reason = finish_reason(&piece);
-        answer.usage = piece.usage.unwrap_or(answer.usage);
-        next = generation.next().await.transpose()?;
+fn chat_choice(index: usize, answer: Answer, form: Form) -> Value {
+    let calls: Vec<Value> = answer
+        .tool_calls
+        .into_iter()
+        .map(|call| {
+            let function = json!({ "name": call.name, "arguments": call.arguments });
+            json!({ "id": call.id, "type": "function", "function": function })
+        })
+        .collect();
+    let content = (calls.is_empty() || !answer.text.is_empty()).then_some(answer.text);
+    let mut message = json!({ "role": "assistant", "content": content });
+    if !answer.reasoning.is_empty() {
+        message["reasoning_content"] = answer.reasoning.into();
     }
-    Ok(answer)
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
+    }
+    let logprobs = form.logprobs.then(|| logprobs::chat(&answer.logprobs));
+    let finish_reason = finish_reason(answer.finish_reason);
+    json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason })
 }
 
-impl Answer {
-    fn json(self, heading: &Heading) -> Value {
-        let Heading { kind, id, created, model } = heading;
-        let (object, choice) = match kind {
-            Kind::Chat => {
-                let mut message = json!({ "role": "assistant", "content": self.text });
-                if !self.reasoning.is_empty() {
-                    message["reasoning_content"] = self.reasoning.into();
-                }
-                ("chat.completion", json!({ "index": 0, "message": message }))
-            }
-            Kind::Completion => ("text_completion", json!({ "index": 0, "text": self.text })),
-        };
-        let mut choice = choice;
-        choice["logprobs"] = Value::Null;
-        choice["finish_reason"] = self.finish_reason.into();
-        let usage = UsageCounts::from(self.usage);
-        json!({ "id": id, "object": object, "created": created, "model": model, "choices": [choice], "usage": usage })
-    }
+fn completion_choice(index: usize, answer: Answer, form: Form) -> Value {
+    let text = answer.prompt_text + &answer.text;
+    let logprobs =
+        form.logprobs.then(|| Places::default().completion(&answer.prompt_logprobs, &answer.logprobs));
+    let finish_reason = finish_reason(answer.finish_reason);
+    json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason })
 }

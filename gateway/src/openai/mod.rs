@@ -1,17 +1,18 @@
-//! The OpenAI HTTP API: `/v1/chat/completions`, `/v1/completions`, `/v1/models`.
+//! The OpenAI HTTP API: `/v1/chat/completions`, `/v1/completions`, `/v1/models`; `/tokenize`, `/detokenize` as in vLLM.
 mod answer;
-mod body;
-mod chat;
-mod completions;
-mod error;
-mod fields;
+pub mod chat;
+pub mod completions;
+mod constraint;
+mod logprobs;
+mod messages;
 mod models;
 mod options;
-mod sse;
+mod stream;
+pub mod tokenize;
+pub mod tools;
+mod usage;
 
-pub use error::ApiError;
-
-use std::time::{SystemTime, UNIX_EPOCH};
+pub use messages::BETWEEN_PARTS;
 
 use axum::{
     Router,
@@ -21,7 +22,7 @@ use axum::{
 };
 use http::{HeaderMap, header};
 
-use crate::serve::App;
+use crate::{edge::ApiError, serve::App};
 
 /// The routes of the API.
 pub fn router(app: App) -> Router {
@@ -30,6 +31,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .with_state(app)
 }
 
@@ -49,10 +52,4 @@ pub async fn wrong_method(request: Request) -> Response {
 
 fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix_seconds() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -1,13 +1,17 @@
 //! `/v1/models`: every known model, whether a worker is ready or not.
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::{Path, State},
 };
+use belay_proto::inference::{TokenizeRequest, tokenize_request::Input};
 use serde::Serialize;
 
-use crate::{life::Failure, routing::ModelState, serve::App};
+use crate::{edge::ApiError, life::Failure, serve::App};
 
-use super::ApiError;
+/// How long a list waits for workers to say how long a context they serve.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A model.
 #[derive(Debug, Serialize)]
@@ -16,6 +20,9 @@ pub struct Model {
     object: &'static str,
     created: i64,
     owned_by: &'static str,
+    /// Longest prompt + completion, as vLLM calls it; left out while no worker is there to ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<u32>,
 }
 
 /// Models.
@@ -25,20 +32,29 @@ pub struct Models {
     data: Vec<Model>,
 }
 
-fn model(id: &str, state: &ModelState) -> Model {
-    Model { id: id.to_owned(), object: "model", created: state.created, owned_by: "belay" }
+async fn model(app: &App, id: &str, created: i64, is_ready: bool) -> Model {
+    let max_model_len = if is_ready { longest_context(app, id).await } else { None };
+    Model { id: id.to_owned(), object: "model", created, owned_by: "belay", max_model_len }
+}
+
+/// Asks a worker of this model.
+pub async fn longest_context(app: &App, model: &str) -> Option<u32> {
+    let input = Some(Input::Text(" ".to_owned()));
+    let asking = app.dispatcher.tokenize(TokenizeRequest { model: model.to_owned(), input }, "models");
+    let answer = tokio::time::timeout(PATIENCE, asking).await.ok()?;
+    answer.ok().map(|answer| answer.max_context_tokens)
 }
 
 /// `GET /v1/models`.
 pub async fn list(State(app): State<App>) -> Json<Models> {
     let view = app.dispatcher.fleet.view();
-    let data = view.models.iter().map(|(id, state)| model(id, state)).collect();
-    Json(Models { object: "list", data })
+    let models = view.models.iter().map(|(id, state)| model(&app, id, state.created, state.ready() > 0));
+    Json(Models { object: "list", data: futures::future::join_all(models).await })
 }
 
 /// `GET /v1/models/{id}`.
 pub async fn retrieve(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
     let view = app.dispatcher.fleet.view();
     let state = view.models.get(&id).ok_or_else(|| ApiError::from(Failure::UnknownModel(id.clone())))?;
-    Ok(Json(model(&id, state)))
+    Ok(Json(model(&app, &id, state.created, state.ready() > 0).await))
 }

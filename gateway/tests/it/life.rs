@@ -261,8 +261,14 @@ async fn when_all_are_overloaded_the_client_is_told_to_come_back() {
     assert_eq!(answer.status, 429);
     assert_eq!(answer.headers["retry-after"], "1");
     assert_eq!(answer.json()["error"]["code"], "overloaded");
+    one.script.room_after.store(9000, Ordering::SeqCst);
+    two.script.room_after.store(2500, Ordering::SeqCst);
+    let answer = client::post(gateway.api, "/v1/chat/completions", &chat_body(4, false)).await;
+    assert_eq!(answer.headers["retry-after"], "3", "the first of the workers to have room, in whole seconds");
+    assert_eq!(answer.headers["retry-after-ms"], "2500");
     let status = generate(&gateway, request("p", 4)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.metadata().get("retry-after").unwrap(), "3");
 }
 
 #[tokio::test]

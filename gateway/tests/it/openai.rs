@@ -33,9 +33,11 @@ async fn a_chat_is_answered_as_one_object() {
     object["created"] = json!(0);
     let choice = json!({"index": 0, "message": {"role": "assistant", "content": expected("user: hi", 9)},
                         "logprobs": null, "finish_reason": "length"});
-    let usage = json!({"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12});
-    let whole = json!({"id": "id", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice],
-                       "usage": usage});
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12,
+                       "prompt_tokens_details": {"cached_tokens": 0},
+                       "completion_tokens_details": {"reasoning_tokens": 0}});
+    let whole = json!({"id": "id", "object": "chat.completion", "created": 0, "model": MODEL,
+                       "system_fingerprint": null, "choices": [choice], "usage": usage});
     assert_eq!(object, whole);
 }
 
@@ -86,8 +88,10 @@ async fn models_are_listed_and_found() {
     assert_eq!(list["object"], "list");
     let ids: Vec<_> = list["data"].as_array().unwrap().iter().map(|model| model["id"].clone()).collect();
     assert_eq!(ids, [MODEL, "org/model:1"]);
+    assert_eq!(list["data"][0]["max_model_len"], 512, "what a worker says");
     let model = client::get(gateway.api, "/v1/models/org/model:1").await.json();
     assert_eq!((&model["id"], &model["object"]), (&json!("org/model:1"), &json!("model")));
+    assert!(model.get("max_model_len").is_none(), "its worker cannot be reached");
     let unknown = client::get(gateway.api, "/v1/models/other").await;
     assert_eq!((unknown.status.as_u16(), &unknown.json()["error"]["code"]), (404, &json!("model_not_found")));
 }
@@ -125,7 +129,7 @@ async fn every_refusal_has_openai_s_shape_and_says_what_is_wrong() {
     for (extra, param) in [
         (json!({"temperature": "hot"}), "temperature"),
         (json!({"messages": [{"role": "user", "content": 5}]}), "messages[0].content"),
-        (json!({"tools": [{"type": "function"}]}), "tools"),
+        (json!({"tools": [{"type": "function"}]}), "tools[0].function"),
     ] {
         let error = refused(&client::post(gateway.api, CHAT, &body(extra)).await, 400);
         assert_eq!(error["param"], param);

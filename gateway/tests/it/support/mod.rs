@@ -3,7 +3,7 @@ pub mod http;
 mod script;
 mod worker;
 
-pub use script::{Fault, Script, answer};
+pub use script::{Fault, Script, answer, call_id, logprob};
 pub use worker::Worker;
 
 use std::time::Duration;

@@ -11,6 +11,8 @@ use std::{
     },
 };
 
+use belay_proto::inference::ChatRequest;
+
 /// How a request ends before its time. Positions count the tokens that this worker made for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -47,6 +49,10 @@ pub struct Script {
     pub cancelled: AtomicUsize,
     /// Requests seen: ids to resume, and the seed.
     pub seen: Mutex<Vec<Seen>>,
+    /// Conversations seen.
+    pub chats: Mutex<Vec<ChatRequest>>,
+    /// With `overloaded`: the estimate of when there will be room, in milliseconds; 0: none.
+    pub room_after: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
@@ -54,6 +60,7 @@ pub struct Seen {
     pub request_id: String,
     pub resume: Vec<u32>,
     pub seed: Option<u64>,
+    pub timeout: Option<u64>,
 }
 
 impl Script {
@@ -64,6 +71,22 @@ impl Script {
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
+
+    pub fn chats(&self) -> Vec<ChatRequest> {
+        self.chats.lock().unwrap().clone()
+    }
+}
+
+/// Log-probability of the token at a place of the text, and of the likeliest ones there.
+pub fn logprob(place: usize, rank: u32) -> f32 {
+    -0.5 - f32::from(u16::try_from(place).unwrap()) - f32::from(u16::try_from(rank).unwrap()) / 4.0
+}
+
+/// Id of the call that an answer makes: any worker gives it the same.
+pub fn call_id(answer: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    answer.hash(&mut hasher);
+    format!("call_{:016x}", hasher.finish())
 }
 
 /// The bytes of an answer; each is one token, whose id is byte + 1000.

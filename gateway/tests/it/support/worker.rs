@@ -10,9 +10,11 @@ use axum::body::Body;
 use belay_proto::{
     inference::{
         ChatRequest, DetokenizeRequest, DetokenizeResponse, FinishReason, GenerateRequest, GenerateResponse,
-        Sampling, TokenizeRequest, TokenizeResponse, Usage,
+        Options, Sampling, TokenLogprob, TokenLogprobs, TokenizeRequest, TokenizeResponse, ToolCallDelta,
+        Usage,
         generate_request::Prompt,
         inference_server::{Inference, InferenceServer},
+        tokenize_request::Input,
     },
     kserve::{
         InferParameter, ModelConfig, ModelConfigRequest, ModelConfigResponse, ModelInferRequest,
@@ -39,7 +41,7 @@ use tower::ServiceExt;
 
 use super::{
     Fault, MODEL, Script,
-    script::{Seen, answer, certain},
+    script::{Seen, answer, call_id, certain, logprob},
 };
 
 /// See the module. Dropped, it is gone as if killed.
@@ -122,6 +124,10 @@ struct Progress {
     fault: Option<Fault>,
     told_usage: bool,
     done: bool,
+    prompt: String,
+    options: Options,
+    /// The answer is the arguments of a call of this function.
+    calls: Option<String>,
 }
 
 impl Drop for Progress {
@@ -150,7 +156,15 @@ impl Progress {
         let usage = Usage { prompt_tokens: 3, completion_tokens, ..Usage::default() };
         if !std::mem::replace(&mut self.told_usage, true) {
             let usage = Some(Usage { completion_tokens: 0, ..usage });
-            return Some(Ok(GenerateResponse { usage, ..GenerateResponse::default() }));
+            let mut first = GenerateResponse { usage, ..GenerateResponse::default() };
+            if self.options.echo {
+                first.prompt_text.clone_from(&self.prompt);
+            }
+            if let Some(top) = self.options.prompt_logprobs {
+                first.prompt_logprobs = logprobs(self.prompt.as_bytes(), 0, top);
+                first.prompt_logprobs[0].top.clear();
+            }
+            return Some(Ok(first));
         }
         while script.stalled.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -158,13 +172,13 @@ impl Progress {
         if self.at == self.answer.len() {
             self.done = true;
             let text = certain(&self.answer, true)[certain(&self.answer, false).len()..].to_owned();
-            let finish_reason = FinishReason::Length as i32;
-            return Some(Ok(GenerateResponse {
-                text,
-                finish_reason,
-                usage: Some(usage),
-                ..GenerateResponse::default()
-            }));
+            let mut last = GenerateResponse { usage: Some(usage), ..GenerateResponse::default() };
+            last.set_finish_reason(match self.calls {
+                Some(_) => FinishReason::ToolCalls,
+                None => FinishReason::Length,
+            });
+            self.say(&mut last, text, self.at);
+            return Some(Ok(last));
         }
         let pace = script.pace.load(Ordering::SeqCst);
         if pace > 0 {
@@ -175,9 +189,32 @@ impl Progress {
         let ids = self.answer[self.at..end].iter().map(|byte| u32::from(*byte) + 1000).collect();
         let text =
             certain(&self.answer[..end], false)[certain(&self.answer[..self.at], false).len()..].to_owned();
+        let mut piece = GenerateResponse { ids, ..GenerateResponse::default() };
+        if let Some(top) = self.options.logprobs {
+            piece.logprobs = logprobs(&self.answer[self.at..end], self.at, top);
+        }
+        self.say(&mut piece, text, self.at);
         self.made += u32::try_from(end - self.at).unwrap();
         self.at = end;
-        Some(Ok(GenerateResponse { ids, text, ..GenerateResponse::default() }))
+        Some(Ok(piece))
+    }
+
+    /// As text, or as a part of a call, whose id and name come with the first token.
+    fn say(&self, piece: &mut GenerateResponse, text: String, at: usize) {
+        let Some(name) = &self.calls else {
+            piece.text = text;
+            return;
+        };
+        if at == 0 {
+            piece.tool_calls.push(ToolCallDelta {
+                id: call_id(&self.answer),
+                name: name.clone(),
+                ..ToolCallDelta::default()
+            });
+        }
+        if !text.is_empty() {
+            piece.tool_calls.push(ToolCallDelta { arguments: text, ..ToolCallDelta::default() });
+        }
     }
 
     async fn fail(&mut self) -> Option<Result<GenerateResponse, Status>> {
@@ -198,6 +235,19 @@ impl Progress {
     }
 }
 
+/// One for each byte, which is a token. `at` is the place of the first.
+fn logprobs(bytes: &[u8], at: usize, top: u32) -> Vec<TokenLogprobs> {
+    let of = |(place, byte): (usize, &u8)| TokenLogprobs {
+        id: u32::from(*byte) + 1000,
+        logprob: logprob(at + place, 0),
+        bytes: vec![*byte],
+        top: (0..top)
+            .map(|rank| TokenLogprob { id: rank, logprob: logprob(at + place, rank), bytes: vec![b'a'] })
+            .collect(),
+    };
+    bytes.iter().enumerate().map(of).collect()
+}
+
 fn retryable(reason: &'static str) -> Status {
     let mut status = Status::unavailable(reason);
     status.metadata_mut().insert("belay-retry", reason.parse().unwrap());
@@ -210,7 +260,12 @@ impl Double {
             return Err(retryable("draining"));
         }
         if self.script.overloaded.load(Ordering::SeqCst) {
-            return Err(Status::resource_exhausted("9 requests are waiting already"));
+            let mut status = Status::resource_exhausted("9 requests are waiting already");
+            let after = self.script.room_after.load(Ordering::SeqCst);
+            if after > 0 {
+                status.metadata_mut().insert("belay-retry-after-ms", after.into());
+            }
+            return Err(status);
         }
         if model != MODEL || self.script.stranger.load(Ordering::SeqCst) {
             return Err(Status::not_found(format!("this worker serves other, not {model}")));
@@ -223,8 +278,11 @@ impl Double {
         seen: Seen,
         prompt: &str,
         sampling: Option<Sampling>,
+        options: Option<Options>,
+        calls: Option<String>,
     ) -> Result<Response<Pieces>, Status> {
         let sampling = sampling.unwrap_or_default();
+        assert_eq!(sampling.n, None, "the gateway asks for each answer on its own");
         let length = sampling.max_tokens.unwrap_or(20) as usize;
         let answer = answer(prompt, sampling.seed.unwrap_or(0), length);
         let at = seen.resume.len();
@@ -242,6 +300,9 @@ impl Double {
             fault: self.script.next_fault(),
             told_usage: false,
             done: false,
+            prompt: prompt.to_owned(),
+            options: options.unwrap_or_default(),
+            calls,
         };
         let pieces = futures::stream::unfold(progress, |mut progress| async move {
             let piece = progress.next().await?;
@@ -268,28 +329,61 @@ impl Inference for Double {
             return Err(Status::invalid_argument("prompt: 600 tokens do not fit: the context holds 512"));
         }
         let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed);
-        let seen = Seen { request_id: request.request_id, resume: request.resume_ids, seed };
-        self.begin(seen, &prompt, request.sampling)
+        let timeout = request.options.as_ref().and_then(|options| options.timeout_milliseconds);
+        let seen = Seen { request_id: request.request_id, resume: request.resume_ids, seed, timeout };
+        self.begin(seen, &prompt, request.sampling, request.options, None)
     }
 
     async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<Pieces>, Status> {
         let request = request.into_inner();
         self.admit(&request.model)?;
+        self.script.chats.lock().unwrap().push(request.clone());
         let prompt: Vec<_> = request.messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect();
         let seed = request.sampling.as_ref().and_then(|sampling| sampling.seed);
-        let seen = Seen { request_id: request.request_id, resume: request.resume_ids, seed };
-        self.begin(seen, &prompt.join("\n"), request.sampling)
+        let timeout = request.options.as_ref().and_then(|options| options.timeout_milliseconds);
+        let calls = request.tool_choice.filter(|choice| !choice.function.is_empty());
+        let calls = calls.map(|choice| choice.function);
+        let seen = Seen { request_id: request.request_id, resume: request.resume_ids, seed, timeout };
+        self.begin(seen, &prompt.join("\n"), request.sampling, request.options, calls)
     }
 
-    async fn tokenize(&self, _: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
-        Err(Status::unimplemented("not by this double"))
+    /// A token is a byte.
+    async fn tokenize(
+        &self,
+        request: Request<TokenizeRequest>,
+    ) -> Result<Response<TokenizeResponse>, Status> {
+        let request = request.into_inner();
+        self.admit(&request.model)?;
+        if self.script.next_fault().is_some() {
+            return Err(retryable("step-lost"));
+        }
+        let text = match request.input {
+            Some(Input::Text(text)) => text,
+            Some(Input::Chat(chat)) => {
+                self.script.chats.lock().unwrap().push(chat.clone());
+                chat.messages.into_iter().map(|message| message.content).collect()
+            }
+            None => return Err(Status::invalid_argument("input: must be set")),
+        };
+        Ok(Response::new(TokenizeResponse {
+            ids: text.bytes().map(|byte| u32::from(byte) + 1000).collect(),
+            tokens: text.bytes().map(|byte| vec![byte]).collect(),
+            max_context_tokens: 512,
+        }))
     }
 
     async fn detokenize(
         &self,
-        _: Request<DetokenizeRequest>,
+        request: Request<DetokenizeRequest>,
     ) -> Result<Response<DetokenizeResponse>, Status> {
-        Err(Status::unimplemented("not by this double"))
+        let DetokenizeRequest { model, ids } = request.into_inner();
+        self.admit(&model)?;
+        let byte = |(index, id): (usize, &u32)| {
+            let byte = id.checked_sub(1000).and_then(|byte| u8::try_from(byte).ok());
+            byte.ok_or_else(|| Status::invalid_argument(format!("ids: token {index} is {id}")))
+        };
+        let bytes = ids.iter().enumerate().map(byte).collect::<Result<Vec<u8>, _>>()?;
+        Ok(Response::new(DetokenizeResponse { text: String::from_utf8_lossy(&bytes).into_owned() }))
     }
 }
 

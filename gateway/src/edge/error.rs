@@ -1,12 +1,14 @@
-//! Errors in OpenAI's shape.
+//! Errors, in OpenAI's shape unless an edge translates them.
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::life::Failure;
+use crate::life::{Failure, whole_seconds};
+
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// An error as clients of the OpenAI API know it: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +17,8 @@ pub struct ApiError {
     pub status: StatusCode,
     /// The body.
     pub body: ErrorBody,
-    retry_after: Option<Duration>,
+    /// When it is worth asking again.
+    pub retry_after: Option<Duration>,
 }
 
 /// The inner object.
@@ -93,12 +96,25 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", Some("request_timeout"), message)
     }
 
-    /// For the endpoint where the prompt is made from messages.
-    pub fn about_messages(mut self) -> Self {
-        if self.body.param.as_deref() == Some("prompt") {
-            self.body.param = Some("messages".to_owned());
+    /// Workers name the fields of their own request; clients of this API know them by other names. `names` has pairs
+    /// of both.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        if let Some(param) = &mut self.body.param {
+            let end = param.find(['[', '.']).unwrap_or(param.len());
+            if let Some((_, name)) = names.iter().find(|(of_worker, _)| *of_worker == &param[..end]) {
+                param.replace_range(..end, name);
+            }
         }
         self
+    }
+
+    /// The headers that say when to come back: whole seconds for everybody, milliseconds for OpenAI's clients.
+    pub fn retry_headers(&self, headers: &mut HeaderMap) {
+        if let Some(after) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
+            let milliseconds = u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1);
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(milliseconds));
+        }
     }
 
     /// The body, outer object included.
@@ -144,6 +160,9 @@ impl From<Failure> for ApiError {
                 Some("workers_lost"),
                 message,
             ),
+            Failure::Deadline => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", Some("deadline_exceeded"), message)
+            }
             Failure::Worker(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("worker_failed"), message)
             }
@@ -166,9 +185,7 @@ fn blame(words: &str) -> (Option<String>, Option<&'static str>) {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.json())).into_response();
-        if let Some(after) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
-        }
+        self.retry_headers(response.headers_mut());
         response
     }
 }
@@ -186,18 +203,29 @@ mod tests {
             "prompt: 600 tokens do not fit: the context holds 512, at least one of them for the output";
         let error = ApiError::from(Failure::Invalid(long.into()));
         assert_eq!(error.body.code, Some("context_length_exceeded"));
-        assert_eq!(error.about_messages().body.param.as_deref(), Some("messages"));
+        let names = [("prompt", "messages"), ("functions", "tools")];
+        assert_eq!(error.renamed(&names).body.param.as_deref(), Some("messages"));
+        let tool = ApiError::invalid("functions[2].name", "").renamed(&names);
+        assert_eq!(tool.body.param.as_deref(), Some("tools[2].name"));
         assert_eq!(ApiError::from(Failure::Invalid("no such thing: x".into())).body.param, None);
     }
 
     #[test]
     fn overload_and_gaps_say_when_to_come_back() {
         let held = Failure::HoldTimeout { model: "m".into(), waited: Duration::from_secs(60) };
-        let full = Failure::HoldFull { model: "m".into(), held: 256 };
-        for (failure, status) in [(held, 503), (full, 429)] {
+        let waiting = Failure::HoldFull { model: "m".into(), held: 256 };
+        let full = |after| Failure::Overloaded { model: "m".into(), reason: "busy".into(), after };
+        let estimated = full(Some(Duration::from_millis(2001)));
+        for (failure, status, seconds, milliseconds) in [
+            (held, 503, "5", "5000"),
+            (waiting, 429, "5", "5000"),
+            (full(None), 429, "1", "1000"),
+            (estimated, 429, "3", "2001"),
+        ] {
             let response = ApiError::from(failure).into_response();
             assert_eq!(response.status(), status);
-            assert!(response.headers().contains_key(header::RETRY_AFTER));
+            assert_eq!(response.headers()[header::RETRY_AFTER], seconds);
+            assert_eq!(response.headers()[RETRY_AFTER_MS], milliseconds);
         }
     }
 }

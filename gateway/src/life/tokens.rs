@@ -1,0 +1,34 @@
+//! Text to tokens and back: any worker of the model will do.
+use belay_proto::inference::{
+    DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse,
+    inference_client::InferenceClient,
+};
+use tonic::transport::Channel;
+
+use super::{Dispatcher, Failure};
+
+/// Largest answer, bytes: ids and texts of a prompt as large as bodies may be.
+const LARGEST: usize = 256 << 20;
+
+fn client(channel: Channel) -> InferenceClient<Channel> {
+    InferenceClient::new(channel).max_decoding_message_size(LARGEST)
+}
+
+impl Dispatcher {
+    /// Token ids. `id` is the request's for logs.
+    pub async fn tokenize(&self, request: TokenizeRequest, id: &str) -> Result<TokenizeResponse, Failure> {
+        let ask = async |channel: Channel| Ok(client(channel).tokenize(request.clone()).await?.into_inner());
+        self.unary(&request.model, id, ask).await
+    }
+
+    /// Text. `id` is the request's for logs.
+    pub async fn detokenize(
+        &self,
+        request: DetokenizeRequest,
+        id: &str,
+    ) -> Result<DetokenizeResponse, Failure> {
+        let ask =
+            async |channel: Channel| Ok(client(channel).detokenize(request.clone()).await?.into_inner());
+        self.unary(&request.model, id, ask).await
+    }
+}
