@@ -17,7 +17,7 @@ pub struct RawMessage {
 enum Content {
     Text(String),
     Blocks(Vec<Value>),
-    Other(Value),
+    Other(serde::de::IgnoredAny),
 }
 
 /// A block of content, as far as it matters here.

@@ -1,4 +1,6 @@
 //! Request bodies, translated.
+use std::collections::HashSet;
+
 use belay_proto::inference::{
     ChatRequest, Effort, Options, Sampling, ToolChoice, options::Constraint, tool_choice::Mode,
 };
@@ -124,8 +126,8 @@ struct RawTool {
 }
 
 /// JSON text of each tool as OpenAI has functions, which is what the model was trained on; and their names.
-fn functions(raw: Vec<RawTool>) -> Result<(Vec<String>, Vec<String>), ApiError> {
-    let (mut functions, mut names) = (Vec::with_capacity(raw.len()), Vec::with_capacity(raw.len()));
+fn functions(raw: Vec<RawTool>) -> Result<(Vec<String>, HashSet<String>), ApiError> {
+    let (mut functions, mut names) = (Vec::with_capacity(raw.len()), HashSet::with_capacity(raw.len()));
     for (index, tool) in raw.into_iter().enumerate() {
         let path = |field: &str| format!("tools[{index}].{field}");
         if tool.kind.is_some_and(|kind| kind != "custom") {
@@ -141,7 +143,7 @@ fn functions(raw: Vec<RawTool>) -> Result<(Vec<String>, Vec<String>), ApiError> 
         }
         function["parameters"] = schema;
         functions.push(function.to_string());
-        names.push(name);
+        names.insert(name);
     }
     Ok((functions, names))
 }
@@ -155,7 +157,7 @@ struct RawToolChoice {
 }
 
 impl RawToolChoice {
-    fn translate(self, names: &[String]) -> Result<ToolChoice, ApiError> {
+    fn translate(self, names: &HashSet<String>) -> Result<ToolChoice, ApiError> {
         let mut choice = match self.kind.as_deref() {
             Some("auto") => ToolChoice { mode: Mode::Auto.into(), ..ToolChoice::default() },
             Some("none") => ToolChoice { mode: Mode::None.into(), ..ToolChoice::default() },

@@ -25,18 +25,18 @@ mod tests {
 
     #[test]
     fn units() {
-        let of = |text: &str| {
+        let timeout = |text: &str| {
             let mut metadata = MetadataMap::new();
             metadata.insert("grpc-timeout", text.parse().unwrap());
-            super::of(&metadata)
+            of(&metadata)
         };
-        assert_eq!(of("2H"), Some(Duration::from_secs(7200)));
-        assert_eq!(of("99999999M"), Some(Duration::from_secs(5_999_999_940)));
-        assert_eq!(of("1500m"), Some(Duration::from_millis(1500)));
-        assert_eq!(of("7n"), Some(Duration::from_nanos(7)));
+        assert_eq!(timeout("2H"), Some(Duration::from_secs(7200)));
+        assert_eq!(timeout("99999999M"), Some(Duration::from_secs(5_999_999_940)));
+        assert_eq!(timeout("1500m"), Some(Duration::from_millis(1500)));
+        assert_eq!(timeout("7n"), Some(Duration::from_nanos(7)));
         for odd in ["", "S", "-1S", "100000000S", "5x", "5"] {
-            assert_eq!(of(odd), None, "{odd}");
+            assert_eq!(timeout(odd), None, "{odd}");
         }
-        assert_eq!(super::of(&MetadataMap::new()), None);
+        assert_eq!(of(&MetadataMap::new()), None);
     }
 }

@@ -170,13 +170,13 @@ mod tests {
             let requests = completions(json!({"prompt": prompt})).unwrap();
             requests.into_iter().map(|request| request.prompt.unwrap()).collect()
         };
-        let ids = Prompt::Ids(TokenIds { ids: vec![0, 5] });
-        let text = Prompt::Text("x".into());
-        assert_eq!(of(json!("x")), [text.clone()]);
-        assert_eq!(of(json!(["x"])), [text.clone()]);
-        assert_eq!(of(json!([0, 5])), [ids.clone()]);
-        assert_eq!(of(json!([[0, 5]])), [ids.clone()]);
-        assert_eq!(of(json!(["x", [0, 5]])), [text, ids]);
+        let ids = || Prompt::Ids(TokenIds { ids: vec![0, 5] });
+        let text = || Prompt::Text("x".into());
+        assert_eq!(of(json!("x")), [text()]);
+        assert_eq!(of(json!(["x"])), [text()]);
+        assert_eq!(of(json!([0, 5])), [ids()]);
+        assert_eq!(of(json!([[0, 5]])), [ids()]);
+        assert_eq!(of(json!(["x", [0, 5]])), [text(), ids()]);
     }
 
     #[test]

@@ -1,4 +1,6 @@
 //! `tools`, `tool_choice`, `parallel_tool_calls`.
+use std::collections::HashSet;
+
 use belay_proto::inference::{ToolChoice, tool_choice::Mode};
 use serde_json::Value;
 
@@ -30,7 +32,7 @@ impl Tools {
         parallel: Option<bool>,
     ) -> Result<Self, ApiError> {
         let tools = tools.unwrap_or_default();
-        let mut names = Vec::with_capacity(tools.len());
+        let mut names = HashSet::with_capacity(tools.len());
         let mut functions = Vec::with_capacity(tools.len());
         for (index, tool) in tools.iter().enumerate() {
             let path = format!("tools[{index}]");
@@ -41,7 +43,7 @@ impl Tools {
                 });
             }
             let function = &tool["function"];
-            names.push(check_function(function, &format!("{path}.function"), &names)?);
+            names.insert(check_function(function, &format!("{path}.function"), &names)?);
             functions.push(function.to_string());
         }
         let mut choice = choice.map(|choice| read_choice(&choice, &names)).transpose()?;
@@ -53,7 +55,7 @@ impl Tools {
 }
 
 /// Checks a function: its name, which no other has, and that its parameters are a schema.
-fn check_function(function: &Value, path: &str, others: &[String]) -> Result<String, ApiError> {
+fn check_function(function: &Value, path: &str, others: &HashSet<String>) -> Result<String, ApiError> {
     if !function.is_object() {
         return Err(ApiError::invalid(path, format!("'{path}' must be an object")));
     }
@@ -64,13 +66,13 @@ fn check_function(function: &Value, path: &str, others: &[String]) -> Result<Str
 }
 
 /// A name of at most 64 letters, digits, `_`, `-` or `.`, which no other tool has.
-pub fn check_name(name: &Value, path: &str, others: &[String]) -> Result<String, ApiError> {
+pub fn check_name(name: &Value, path: &str, others: &HashSet<String>) -> Result<String, ApiError> {
     let is_sane = |name: &&str| {
         (1..=LONGEST_NAME).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
     };
     match name.as_str().filter(is_sane) {
-        Some(name) if others.iter().any(|other| other == name) => {
+        Some(name) if others.contains(name) => {
             Err(ApiError::invalid(path, format!("'{path}': there are two tools named '{name}'")))
         }
         Some(name) => Ok(name.to_owned()),
@@ -90,7 +92,7 @@ pub fn check_schema(schema: &Value, path: &str) -> Result<(), ApiError> {
     Err(ApiError::invalid(path, format!("'{path}' must be a JSON schema, which is an object")))
 }
 
-fn read_choice(choice: &Value, names: &[String]) -> Result<ToolChoice, ApiError> {
+fn read_choice(choice: &Value, names: &HashSet<String>) -> Result<ToolChoice, ApiError> {
     let needs_tools = |mode: Mode| {
         if names.is_empty() {
             return Err(ApiError::invalid("tool_choice", "'tool_choice' needs 'tools'"));
@@ -116,8 +118,8 @@ fn read_choice(choice: &Value, names: &[String]) -> Result<ToolChoice, ApiError>
 }
 
 /// The tool of this name must be called.
-pub fn named(name: &str, path: &str, names: &[String]) -> Result<ToolChoice, ApiError> {
-    if names.iter().all(|known| known != name) {
+pub fn named(name: &str, path: &str, names: &HashSet<String>) -> Result<ToolChoice, ApiError> {
+    if !names.contains(name) {
         let shown: String = name.chars().take(LONGEST_NAME).collect();
         return Err(ApiError::invalid(path, format!("'{path}': there is no tool named '{shown}'")));
     }

@@ -290,9 +290,10 @@ async fn a_client_that_half_closes_has_gone() {
 async fn a_slow_reader_holds_back_the_worker_and_nobody_else() {
     let worker = Worker::start().await;
     let gateway = gateway(&[&worker], &[]).await;
-    worker.script.batch.store(500, Ordering::SeqCst);
-    // far more than the sockets in between hold
-    let body = chat(json!({"max_tokens": 1_000_000, "stream": true})).to_string();
+    worker.script.batch.store(50, Ordering::SeqCst);
+    // some 80 MB, far more than the sockets in between hold
+    let body = chat(json!({"max_tokens": 60_000, "stream": true, "logprobs": true, "top_logprobs": 20}));
+    let body = body.to_string();
     let slow = client::open(gateway.api, http::Method::POST, CHAT, body).await;
     let quick = client::post(gateway.api, CHAT, &chat(json!({}))).await;
     assert_eq!(quick.status, 200);

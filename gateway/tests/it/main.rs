@@ -4,6 +4,7 @@
 
 mod answers;
 mod discovery;
+mod fuzz;
 mod grpc;
 mod life;
 mod openai;
