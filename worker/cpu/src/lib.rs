@@ -14,6 +14,6 @@ mod pool;
 mod shared;
 
 pub use arena::CpuArena;
-pub use backend::CpuBackend;
+pub use backend::{CpuBackend, RowsRead};
 pub use buffer::{CpuBuffer, CpuIndices, CpuMatrix};
 pub use level::Level;

@@ -74,9 +74,11 @@ impl State {
         let Pages { pool, layout, lists } = &mut self.pages;
         let wanted: Vec<_> = (0..lists.len()).map(|class| layout.fed(class, self.position, tokens)).collect();
         for (list, wanted) in lists.iter_mut().zip(&wanted) {
-            list.cut(pool, wanted[0].start..wanted[0].end.max(wanted[1].end));
-            list.grow(wanted[0].clone());
-            list.grow(wanted[1].clone());
+            let [first, second] = wanted;
+            list.cut(pool, first.start..first.end.max(second.end));
+            list.hollow(pool, first.end..second.start);
+            list.grow(first.clone());
+            list.grow(second.clone());
         }
         let slots = lists.iter_mut().zip(&wanted).flat_map(|(list, wanted)| list.slots(wanted));
         pool.fill(slots)
@@ -217,7 +219,17 @@ impl PageList {
         self.first += head;
     }
 
-    /// Has slots up to the end of `range`, empty ones where there were none. `range` does not begin before the list.
+    /// Holds nothing in `range` any more, if the list goes on behind it.
+    fn hollow(&mut self, pool: &Pool, range: Range<usize>) {
+        let inside = range.start.clamp(self.first, self.end())..range.end.clamp(self.first, self.end());
+        if !range.is_empty() && !inside.is_empty() {
+            let slots = &mut self.pages[inside.start - self.first..inside.end - self.first];
+            pool.release(slots.iter().copied());
+            slots.fill(HOLE);
+        }
+    }
+
+    /// Has slots for all of `range`, empty ones where there were none.
     fn grow(&mut self, range: Range<usize>) {
         if range.is_empty() {
             return;
@@ -225,6 +237,9 @@ impl PageList {
         if self.pages.is_empty() {
             self.first = range.start;
         }
+        let missing = self.first.saturating_sub(range.start);
+        self.pages.splice(..0, std::iter::repeat_n(HOLE, missing));
+        self.first -= missing;
         self.pages.resize(self.pages.len().max(range.end - self.first), HOLE);
     }
 
@@ -244,3 +259,6 @@ impl PageList {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,22 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use belay_cpu::{CpuBackend, Level};
 use belay_model::{Draft, NoTrace, Numerics, Scratch};
 use common::*;
-use serde::Deserialize;
 
 const MOST_TOKENS: usize = 128;
-
-#[derive(Deserialize)]
-struct Prompt {
-    id: String,
-    prompt_ids: Vec<u32>,
-    greedy_ids: Vec<u32>,
-    min_margin: f32,
-}
-
-fn prompts() -> Vec<Prompt> {
-    let text = std::fs::read_to_string(fixtures().join("models/nano/eval.jsonl")).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 #[test]
 fn every_evaluation_prompt_gives_the_reference_tokens() {

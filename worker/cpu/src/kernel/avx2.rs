@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use belay_backend::dtype::e8m0_to_f32;
 use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
 
-use super::{SCORED, scalar};
+use super::{GROUP, SCORED, scalar};
 use crate::buffer::StoredRow;
 
 const LANES: usize = 8;
@@ -138,22 +138,78 @@ pub(super) fn horizontal(v: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
-/// `x` and `y` must be equally long.
+/// `base` must hold `w.len()` elements from each place on, and `out` have as many elements as `places`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
-    let mut outputs = y.chunks_exact_mut(LANES);
-    let mut inputs = x.chunks_exact(LANES);
-    for (y, x) in (&mut outputs).zip(&mut inputs) {
-        // SAFETY: 8 floats are read and written, the size of the chunks.
-        unsafe {
-            let sum =
-                _mm256_fmadd_ps(_mm256_set1_ps(a), _mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(y.as_ptr()));
-            _mm256_storeu_ps(y.as_mut_ptr(), sum);
+pub(super) fn dots_at(w: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
+    let len = w.len();
+    let mut groups = places.chunks_exact(GROUP);
+    let mut outputs = out.chunks_exact_mut(GROUP);
+    for (group, out) in (&mut groups).zip(&mut outputs) {
+        let x: [&[f32]; GROUP] = [
+            &base[group[0]..][..len],
+            &base[group[1]..][..len],
+            &base[group[2]..][..len],
+            &base[group[3]..][..len],
+        ];
+        out.copy_from_slice(&dots(w, x));
+    }
+    for (&place, out) in groups.remainder().iter().zip(outputs.into_remainder()) {
+        [*out] = dots(w, [&base[place..][..len]]);
+    }
+}
+
+/// `base` must hold `out.len()` elements from each place on.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn weighted_sum(weights: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
+    let len = out.len();
+    let mut at = 0;
+    while at + LANES <= len {
+        let part = &mut out[at..];
+        // as many sums as stay in registers, so that each row is read once and the output written once
+        at += LANES
+            * match part.len() / LANES {
+                1 => sums::<1>(weights, base, places, at, part),
+                2 => sums::<2>(weights, base, places, at, part),
+                3 => sums::<3>(weights, base, places, at, part),
+                4 => sums::<4>(weights, base, places, at, part),
+                5 => sums::<5>(weights, base, places, at, part),
+                6 => sums::<6>(weights, base, places, at, part),
+                7 => sums::<7>(weights, base, places, at, part),
+                _ => sums::<8>(weights, base, places, at, part),
+            };
+    }
+    for (at, out) in out.iter_mut().enumerate().skip(at) {
+        *out = 0.0;
+        for (weight, &place) in weights.iter().zip(places) {
+            *out = weight.mul_add(base[place + at], *out);
         }
     }
-    for (y, x) in outputs.into_remainder().iter_mut().zip(inputs.remainder()) {
-        *y = a.mul_add(*x, *y);
+}
+
+/// N vectors of the sum, from element `at` of each row on; returns N.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sums<const N: usize>(
+    weights: &[f32],
+    base: &[f32],
+    places: &[usize],
+    at: usize,
+    out: &mut [f32],
+) -> usize {
+    let mut sum = [_mm256_setzero_ps(); N];
+    for (&weight, &place) in weights.iter().zip(places) {
+        let weight = _mm256_set1_ps(weight);
+        let row = &base[place + at..][..N * LANES];
+        for i in 0..N {
+            // SAFETY: inside the N · LANES elements of the row.
+            let x = unsafe { _mm256_loadu_ps(row.as_ptr().add(i * LANES)) };
+            sum[i] = _mm256_fmadd_ps(weight, x, sum[i]);
+        }
     }
+    for (sum, out) in sum.into_iter().zip(out.chunks_exact_mut(LANES)) {
+        // SAFETY: LANES floats are written, the size of the chunk.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+    }
+    N
 }
 
 /// `q` must have `weights.len() · keys.len() / SCORED` elements.

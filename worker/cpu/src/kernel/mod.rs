@@ -1,4 +1,4 @@
-//! The inner loops: decoding a weight row, dot products, and a scaled sum; one file for each level.
+//! The inner loops: decoding a weight row, dot products, weighted sums and index scores; one file for each level.
 //!
 //! A dot product of length n has one order of summation for each level, however many right-hand sides share the call.
 
@@ -87,19 +87,38 @@ impl Kernels {
         }
     }
 
-    /// `y += a · x`.
-    pub(crate) fn add_scaled(self, a: f32, x: &[f32], y: &mut [f32]) {
-        assert_eq!(x.len(), y.len(), "length of a scaled sum");
+    /// `out[i] = w · x_i`, x_i being the part of `base` that begins at `places[i]`.
+    pub(crate) fn dots_at(self, w: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
+        assert!(places.len() == out.len() && lie_inside(places, w.len(), base), "rows of dot products");
         match self.0 {
-            Level::Scalar => scalar::add_scaled(a, x, y),
-            // SAFETY: `new` has checked the level; the lengths are equal.
+            Level::Scalar => scalar::dots_at(w, base, places, out),
+            // SAFETY: `new` has checked the level; the rows lie inside `base`, and there are as many as results.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { avx2::add_scaled(a, x, y) },
+            Level::Avx2 => unsafe { avx2::dots_at(w, base, places, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::add_scaled(a, x, y) },
+            Level::Avx512 => unsafe { avx512::dots_at(w, base, places, out) },
             #[cfg(not(target_arch = "x86_64"))]
-            _ => scalar::add_scaled(a, x, y),
+            _ => scalar::dots_at(w, base, places, out),
+        }
+    }
+
+    /// `out = Σ_i weights[i] · x_i`, in order, x_i being the part of `base` that begins at `places[i]`.
+    pub(crate) fn weighted_sum(self, weights: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
+        assert!(
+            places.len() == weights.len() && lie_inside(places, out.len(), base),
+            "rows of a weighted sum"
+        );
+        match self.0 {
+            Level::Scalar => scalar::weighted_sum(weights, base, places, out),
+            // SAFETY: `new` has checked the level; the rows lie inside `base`, and there are as many as weights.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { avx2::weighted_sum(weights, base, places, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::weighted_sum(weights, base, places, out) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => scalar::weighted_sum(weights, base, places, out),
         }
     }
 
@@ -122,6 +141,11 @@ impl Kernels {
             _ => scalar::index_scores(q, weights, keys, scores),
         }
     }
+}
+
+/// Whether `base` holds `len` elements from each place on.
+fn lie_inside(places: &[usize], len: usize, base: &[f32]) -> bool {
+    base.len().checked_sub(len).is_some_and(|last| places.iter().all(|&place| place <= last))
 }
 
 #[cfg(test)]

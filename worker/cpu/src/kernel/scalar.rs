@@ -55,9 +55,18 @@ pub(crate) fn dots<const N: usize>(w: &[f32], x: [&[f32]; N]) -> [f32; N] {
     x.map(|x| w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum::<f64>() as f32)
 }
 
-pub(crate) fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += a * x;
+pub(crate) fn dots_at(w: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
+    for (out, &place) in out.iter_mut().zip(places) {
+        [*out] = dots(w, [&base[place..][..w.len()]]);
+    }
+}
+
+pub(crate) fn weighted_sum(weights: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
+    out.fill(0.0);
+    for (weight, &place) in weights.iter().zip(places) {
+        for (out, x) in out.iter_mut().zip(&base[place..]) {
+            *out += weight * x;
+        }
     }
 }
 

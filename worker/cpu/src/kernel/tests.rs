@@ -124,18 +124,33 @@ proptest! {
     }
 
     #[test]
-    fn every_level_adds_like_the_reference(
-        a in -4f32..4.0,
-        (x, y) in length().prop_flat_map(|len| (values(len), values(len)))
+    fn every_level_sums_rows_like_the_reference(
+        (width, base, rows) in length().prop_flat_map(|width| (
+            Just(width),
+            values(width + 50),
+            prop::collection::vec((0usize..=50, -4f32..4.0), 0..12),
+        ))
     ) {
-        let mut expected = y.clone();
-        Kernels(Level::Scalar).add_scaled(a, &x, &mut expected);
+        let (places, weights): (Vec<usize>, Vec<f32>) = rows.into_iter().unzip();
+        let sum = |kernels: Kernels| {
+            let mut out = vec![f32::NAN; width];
+            kernels.weighted_sum(&weights, &base, &places, &mut out);
+            out
+        };
+        let expected = sum(Kernels(Level::Scalar));
         for kernels in vector_levels() {
-            let mut found = y.clone();
-            kernels.add_scaled(a, &x, &mut found);
-            for ((found, expected), x) in found.iter().zip(&expected).zip(&x) {
-                // one rounding instead of two
-                prop_assert!((found - expected).abs() <= f32::EPSILON * (a * x).abs().max(expected.abs()));
+            for (found, expected) in sum(kernels).iter().zip(&expected) {
+                // one rounding instead of two for each of at most 12 products of at most 16
+                prop_assert!((found - expected).abs() <= f32::EPSILON * 12.0 * 12.0 * 16.0, "{}", kernels.level());
+            }
+        }
+        for kernels in Level::ALL.into_iter().filter_map(Kernels::new) {
+            let w = &base[..width];
+            let mut dots = vec![f32::NAN; places.len()];
+            kernels.dots_at(w, &base, &places, &mut dots);
+            for (dot, &place) in dots.iter().zip(&places) {
+                let [alone] = kernels.dots(w, [&base[place..][..width]]);
+                prop_assert_eq!(dot.to_bits(), alone.to_bits(), "{}", kernels.level());
             }
         }
     }

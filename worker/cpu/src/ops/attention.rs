@@ -46,12 +46,11 @@ pub(crate) fn attend(
         }
     }
     let keys: &[f32] = if op.keys.layout.format == RowFormat::F32 { op.arena.f32s() } else { decoded };
-    let key = |i: usize| &keys[places[i]..][..width];
     logits.resize(places.len(), 0.0);
     let scale = (width as f32).sqrt().recip();
     for (head, out) in heads.zip(out.chunks_exact_mut(width)) {
         let q = &op.q.0[(row * op.heads + head) * width..][..width];
-        kernels.dot_all(q, logits.len(), key, logits);
+        kernels.dots_at(q, keys, places, logits);
         let sink = op.sink.0[head];
         let max = logits.iter().map(|logit| logit * scale).fold(sink, f32::max);
         let mut sum = 0.0;
@@ -61,10 +60,8 @@ pub(crate) fn attend(
         }
         // the sink takes its share and gives no value
         let normaliser = (sum + (sink - max).exp()).recip();
-        out.fill(0.0);
-        for (i, weight) in logits.iter().enumerate() {
-            kernels.add_scaled(weight * normaliser, key(i), out);
-        }
+        logits.iter_mut().for_each(|weight| *weight *= normaliser);
+        kernels.weighted_sum(logits, keys, places, out);
     }
     logits.len()
 }

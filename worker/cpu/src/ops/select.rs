@@ -18,7 +18,7 @@ const TILE: usize = 8 * SCORED;
 const BLOCK_SCORES: usize = 1 << 21;
 
 /// Queries that are scored together at most.
-const BLOCK_ROWS: usize = 16;
+const BLOCK_ROWS: usize = 64;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();

@@ -252,10 +252,22 @@ impl CacheLayout {
         if before.is_empty() {
             return [after, 0..0];
         }
+        if after.is_empty() {
+            return [before, 0..0];
+        }
         if after.start <= before.end {
             return [before.start.min(after.start)..before.end.max(after.end), 0..0];
         }
         [before, after]
+    }
+
+    #[cfg(test)]
+    pub(crate) fn window_length(&self) -> usize {
+        let length = |class: &Class| match class.kind {
+            ClassKind::Window { length, .. } => Some(length),
+            _ => None,
+        };
+        self.classes.iter().find_map(length).unwrap_or(0)
     }
 
     /// Bytes that a sequence of `tokens` tokens holds between steps.
@@ -307,3 +319,6 @@ fn block_tokens(config: &Config) -> Result<usize, ConfigError> {
     }
     Ok(LEAST_BLOCK.next_multiple_of(multiple))
 }
+
+#[cfg(test)]
+mod tests;

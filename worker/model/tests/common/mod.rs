@@ -227,6 +227,20 @@ pub fn golden(case: &str) -> (Golden, Tensors) {
     (serde_json::from_str(&text).unwrap(), Tensors(std::fs::read(dir.join("golden.safetensors")).unwrap()))
 }
 
+/// An evaluation prompt of the trained model, and the reference's reply.
+#[derive(Deserialize)]
+pub struct Prompt {
+    pub id: String,
+    pub prompt_ids: Vec<u32>,
+    pub greedy_ids: Vec<u32>,
+    pub min_margin: f32,
+}
+
+pub fn prompts() -> Vec<Prompt> {
+    let text = std::fs::read_to_string(fixtures().join("models/nano/eval.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// A safetensors file in memory.
 pub struct Tensors(pub Vec<u8>);
 
