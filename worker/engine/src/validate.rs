@@ -14,7 +14,7 @@ const MAX_BIASED: usize = 1024;
 /// As OpenAI's `top_logprobs`.
 const MAX_LOGPROBS: u32 = 20;
 
-/// Checks everything that the request alone decides.
+/// Checks everything that the request alone decides, but for how tokens are chosen: see [`choice`].
 ///
 /// # Errors
 /// [`SubmitError::Invalid`] with the field as clients know it.
@@ -50,7 +50,6 @@ pub fn request(request: &Request, vocab_size: usize, max_context: usize) -> Resu
             ));
         }
     }
-    choice(request, vocab_size)?;
     if stop.max_tokens == Some(0) && request.prompt_logprobs.is_none() {
         return Err(invalid("max_tokens", "must be at least 1, unless prompt_logprobs are asked for"));
     }
