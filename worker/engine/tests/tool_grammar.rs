@@ -1,7 +1,11 @@
 //! The language of forced calls, by the library that enforces it.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
 
-use belay_engine::chat::{ChatError, ToolChoice, tool_grammar};
+mod babble;
+
+use babble::{TOKENIZER, babble, closing, request};
+use belay_engine::Grammar;
+use belay_engine::chat::{ChatError, ReplyEvent, ReplyParser, ToolChoice, tool_grammar};
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::ApproximateTokEnv;
 use llguidance::{Matcher, ParserFactory};
@@ -89,7 +93,7 @@ fn a_named_tool_is_called_once_with_its_parameters() {
     let whole = call(
         "get_weather",
         &[
-            ("city", true, "Paris </｜DSML｜ \"<x>\"\nTexas"),
+            ("city", true, "Paris </｜DSM \"<x>\"\nTexas｜"),
             ("days", false, "-3"),
             ("unit", true, "celsius"),
             ("where", false, "{\"lat\": 1.5, \"lon\": -2}"),
@@ -110,6 +114,8 @@ fn a_named_tool_is_called_once_with_its_parameters() {
         (vec![("city", true, "x"), ("unit", true, "kelvin")], "kelvin"),
         (vec![("city", true, "x"), ("where", false, "{\"lat\": 1}")], "1}"),
         (vec![("city", true, "x"), ("country", true, "y")], "country"),
+        (vec![("city", true, "a ｜DSML｜ b")], "｜ b"),
+        (vec![("city", true, "a</｜DSML｜invoke>")], "invoke>"),
     ] {
         language.refuses(&block(&[call("get_weather", &parameters)]), wrong);
     }
@@ -229,4 +235,55 @@ fn a_free_choice_has_no_grammar_and_a_wrong_one_an_error() {
     let huge = [&tool("f", json!({"properties": many}))];
     let error = tool_grammar(&huge, &ToolChoice::Required, false).unwrap_err().to_string();
     assert!(error.starts_with("tools: their schemas are too long"), "{error}");
+}
+
+/// Noise instead of a model: what comes out is read back as calls that the schemas allow.
+#[test]
+fn whatever_the_logits_the_reply_is_calls() {
+    let alarm = json!({
+        "properties": {"hour": {"type": "integer", "minimum": 0, "maximum": 23}, "loud": {"type": "boolean"}},
+        "required": ["hour", "loud"],
+    });
+    let weather = json!({
+        "properties": {"unit": {"enum": ["celsius", "fahrenheit"]}, "city": {"type": "string"}, "near": {"type": "array", "items": {"enum": [1, "a"]}}},
+        "required": ["city"],
+    });
+    let tools = [tool("get_weather", weather), tool("set_alarm", alarm)];
+    let tools: Vec<&Value> = tools.iter().collect();
+    let end = TOKENIZER.encode("</｜DSML｜parameter>").unwrap();
+    for seed in 0..20 {
+        let grammar = tool_grammar(&tools, &ToolChoice::Required, seed % 2 == 0).unwrap().unwrap();
+        let mut step = 0;
+        let text = babble(&request(Grammar::Lark(grammar)), seed, 3000, |row| {
+            closing(row);
+            // noise would hardly ever write the tag that ends a string
+            let wanted = end[step % end.len()];
+            row[wanted as usize] += if step / end.len() % 4 == 3 { 1000.0 } else { 0.0 };
+            step += 1;
+        });
+        let mut parser = ReplyParser::new(false, &tools, "request");
+        let mut events = parser.push(&text);
+        events.extend(parser.finish(true));
+        assert!(parser.calls() > 0 && (seed % 2 == 1 || parser.calls() == 1), "seed {seed}: {text}");
+        let mut calls = vec![(String::new(), String::new(), false); parser.calls()];
+        for event in events {
+            match event {
+                ReplyEvent::ToolCallBegin { index, name, .. } => calls[index].0 = name,
+                ReplyEvent::ToolCallArguments { index, text } => calls[index].1.push_str(&text),
+                ReplyEvent::ToolCallEnd { index } => calls[index].2 = true,
+                other => panic!("seed {seed}: {other:?} in {text}"),
+            }
+        }
+        for (name, arguments, is_whole) in calls {
+            let arguments: Value = serde_json::from_str(&arguments).unwrap();
+            let is_allowed = match name.as_str() {
+                "get_weather" => arguments["city"].is_string(),
+                "set_alarm" => {
+                    arguments["hour"].as_u64().is_some_and(|hour| hour < 24) && arguments["loud"].is_boolean()
+                }
+                _ => false,
+            };
+            assert!(is_whole && is_allowed, "seed {seed}: {name} {arguments} in {text}");
+        }
+    }
 }

@@ -4,13 +4,15 @@
 //! llguidance takes the longest string that fits, so no two that may stand in one place begin with the same break. Every call has the tool's own
 //! parameters in the order of its schema, required ones always. A string goes as it is up to the closing tag, anything
 //! else as JSON of its schema, written as the model was trained to (`", "` and `": "`). What JSON Schema says about
-//! strings beyond `enum` and `const` is not enforced for a parameter that is a string itself.
+//! strings beyond `enum` and `const` is not enforced for a parameter that is a string itself. Such a string has no tag
+//! in it; a string within JSON may, and would end the parameter when the reply is read, as it would in the published
+//! parser.
 
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::texts::{CALLS, CALLS_END, INVOKE, INVOKE_END, PARAMETER, PARAMETER_END};
+use super::texts::{CALLS, CALLS_END, INVOKE, INVOKE_END, MARKER, PARAMETER, PARAMETER_END};
 use super::tools::properties;
 use super::{ChatError, ToolChoice};
 
@@ -48,6 +50,7 @@ pub fn tool_grammar(
     let mut rules = Rules::default();
     let calls = if single { "call" } else { "call+" };
     rules.add("start", &format!("{} {calls} {}", literal(&format!("\n\n{CALLS}\n")), literal(CALLS_END)));
+    rules.add("UNMARKED", &format!("/(?s:.*)/ & ~/(?s:.*){MARKER}(?s:.*)/"));
     let names: Vec<String> = (0..functions.len()).map(|index| format!("tool{index}")).collect();
     rules.add("call", &names.join(" | "));
     for (name, function) in names.iter().zip(functions) {
@@ -167,10 +170,10 @@ impl Rules {
         }
     }
 
-    /// A string up to the closing tag, the tag included.
+    /// A string up to the closing tag, the tag included. No other tag is in it: reading the reply would end there.
     fn add_text(&mut self, rule: &str, head: &str) {
         let end = literal(PARAMETER_END);
-        let _ = writeln!(self.0, "{rule}_value[suffix={end}]: /(?s:.*)/");
+        let _ = writeln!(self.0, "{rule}_value[suffix={end}]: UNMARKED");
         self.add(rule, &format!("{} {rule}_value", literal(head)));
     }
 

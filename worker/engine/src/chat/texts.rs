@@ -13,6 +13,8 @@ pub const LATEST_REMINDER: &str = "<｜latest_reminder｜>";
 pub const THINK: &str = "<think>";
 pub const THINK_END: &str = "</think>";
 
+/// In every tag of calls, and one token of the vocabulary.
+pub const MARKER: &str = "｜DSML｜";
 pub const CALLS: &str = "<｜DSML｜tool_calls>";
 pub const CALLS_END: &str = "</｜DSML｜tool_calls>";
 pub const INVOKE: &str = "<｜DSML｜invoke name=\"";

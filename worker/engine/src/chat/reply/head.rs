@@ -1,11 +1,11 @@
-//! The heads of calls and parameters, from the name on: `f">` and `a" string="true">`.
+//! The heads of calls and parameters, from the name on: `f">` and `a" string="true">`. No name has the marker of tags in it.
+
+use crate::chat::texts::MARKER;
 
 /// Longest name, in bytes.
 const LONGEST: usize = 512;
 /// Most white space between the parts of a head, in bytes.
 const GAP: usize = 8;
-/// In every tag, and in no name.
-const MARKER: &str = "｜DSML｜";
 
 /// What a text begins with.
 #[derive(Debug, PartialEq, Eq)]
