@@ -159,7 +159,8 @@ impl Session {
         self.fed += turn.tokens;
         let rows = match self.scores.is_some() {
             true if !self.score(first, rows, vocab) => return (false, 0),
-            true => &rows[rows.len() - vocab..],
+            // What follows is chosen from those behind the last certain token, and behind the guesses.
+            true => &rows[(turn.tokens - 1) * vocab..],
             false => rows,
         };
         if self.pending() > 0 {

@@ -7,13 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use belay_engine::{
-    Engine, EngineConfig, Event, FailureKind, FinishReason, Request, Sampling, Stop, SubmitError,
-};
+use belay_engine::{EngineConfig, Event, FailureKind, FinishReason, Request, Sampling, Stop, SubmitError};
 use proptest::prelude::*;
 use toy::{
-    BLOCK, CONTEXT, Controls, Fault, PAGE_BYTES, Toy, config, engine, engine_of, eventually, reference,
-    request, run, submit, toy,
+    BLOCK, CONTEXT, Fault, Toy, config, engine, engine_of, eventually, is_empty, reference, request, run,
+    submit, toy,
 };
 
 fn requests() -> impl Strategy<Value = Request> {
@@ -50,14 +48,6 @@ fn configs() -> impl Strategy<Value = EngineConfig> {
         step_tokens,
         ..config()
     })
-}
-
-/// No request, no state, no memory counted for one: all that is held is the cache's.
-fn is_empty(engine: &Engine, controls: &Controls) -> bool {
-    let stats = engine.stats();
-    let pages = controls.pages.load(Ordering::SeqCst);
-    stats.running + stats.queued + controls.states.load(Ordering::SeqCst) + stats.kv_bytes == 0
-        && stats.prefix_cache_bytes == pages * PAGE_BYTES
 }
 
 proptest! {

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use belay_engine::{
-    Draft, Engine, EngineConfig, Event, FailureKind, FinishReason, Memory, Output, Request, Sampler,
-    Sampling, Segment, StateError, StepError, StepModel, Stop, SubmitError, Tokenizer, Usage, Wants,
+    Choice, Chooser, Draft, Engine, EngineConfig, Event, FailureKind, FinishReason, Memory, Output, Request,
+    Sampler, Sampling, Segment, StateError, StepError, StepModel, Stop, SubmitError, TokenLogprobs,
+    Tokenizer, Usage, Wants, token_logprobs,
 };
 
 pub const VOCAB: usize = 2048;
@@ -321,6 +322,8 @@ pub struct Heard {
     pub text: String,
     /// Text of each event, by token.
     pub texts: Vec<String>,
+    pub logprobs: Vec<TokenLogprobs>,
+    pub prompt: Option<Vec<TokenLogprobs>>,
     pub end: Option<Event>,
     /// Tokens of the prompt found in the cache; not part of `end`, so that runs can be compared.
     pub cached: u32,
@@ -328,7 +331,8 @@ pub struct Heard {
 
 impl PartialEq for Heard {
     fn eq(&self, other: &Self) -> bool {
-        (&self.ids, &self.texts, &self.end) == (&other.ids, &other.texts, &other.end)
+        (&self.ids, &self.texts, &self.logprobs) == (&other.ids, &other.texts, &other.logprobs)
+            && (&self.prompt, &self.end) == (&other.prompt, &other.end)
     }
 }
 
@@ -336,10 +340,15 @@ impl Heard {
     fn take(&mut self, event: Event) {
         assert_eq!(self.end, None, "an event after the last one");
         match event {
-            Event::Tokens { ids, text, .. } => {
+            Event::Prompt { logprobs } => {
+                assert!(self.prompt.is_none() && self.ids.is_empty(), "the prompt comes first, and once");
+                self.prompt = Some(logprobs);
+            }
+            Event::Tokens { ids, text, logprobs } => {
                 self.ids.extend(ids);
                 self.text.push_str(&text);
                 self.texts.push(text);
+                self.logprobs.extend(logprobs);
             }
             mut end => {
                 if let Event::Finished { usage, .. } = &mut end {
@@ -391,31 +400,57 @@ pub fn run(engine: &Engine, request: Request) -> Heard {
     submit(engine, request).unwrap().hear()
 }
 
-/// What a request gets, by its definition: no engine, no batch, no chunks.
+/// What a request gets, by its definition: no engine, no batch, no chunks, no guesses.
 pub fn reference(request: &Request) -> Heard {
     let mut output = Output::new(tokenizer(), &request.stop, CONTEXT - request.prompt.len());
+    let mut chooser = Chooser::new(request, &tokenizer(), VOCAB).unwrap();
     let mut sampler = Sampler::default();
-    let mut hash = hash_of(&request.prompt);
     let mut heard = Heard::default();
-    for index in 0.. {
-        let token = sampler.sample(&logits_of(hash), &request.sampling, index).unwrap();
+    if let Some(top) = request.prompt_logprobs {
+        let scores = (1..request.prompt.len()).map(|next| {
+            let logits = logits_of(hash_of(&request.prompt[..next]));
+            token_logprobs(&logits, request.prompt[next], top).unwrap()
+        });
+        heard.take(Event::Prompt { logprobs: scores.collect() });
+    }
+    let mut hash = hash_of(&request.prompt);
+    let mut reason = (request.stop.max_tokens == Some(0)).then_some(FinishReason::Length);
+    while reason.is_none() {
+        let index = heard.ids.len() as u32;
+        let Choice { token, logprobs } = chooser.choose(&logits_of(hash), index, &mut sampler).unwrap();
+        chooser.accept(token).unwrap();
         hash = absorb(hash, token);
         let mut text = String::new();
-        let ended = output.push(token, &mut text);
-        heard.take(Event::Tokens { ids: vec![token], text, logprobs: Vec::new() });
-        if let Some(reason) = ended {
-            heard.take(Event::Finished {
-                reason,
-                usage: Usage {
-                    prompt_tokens: request.prompt.len() as u32,
-                    completion_tokens: heard.ids.len() as u32,
-                    cached_tokens: 0,
-                },
-            });
-            break;
-        }
+        reason = output.push(token, &mut text);
+        heard.take(Event::Tokens { ids: vec![token], text, logprobs: logprobs.into_iter().collect() });
     }
+    let usage = Usage {
+        prompt_tokens: request.prompt.len() as u32,
+        completion_tokens: heard.ids.len() as u32,
+        cached_tokens: 0,
+    };
+    heard.take(Event::Finished { reason: reason.unwrap(), usage });
     heard
+}
+
+/// What is left of it for an engine that goes on behind the first `cut` tokens.
+pub fn rest_of(whole: &Heard, cut: usize) -> Heard {
+    let mut rest = whole.clone();
+    rest.ids.drain(..cut);
+    rest.texts.drain(..cut);
+    rest.logprobs.drain(..cut.min(whole.logprobs.len()));
+    if cut > 0 {
+        rest.prompt = None;
+    }
+    rest
+}
+
+/// No request, no state, no memory counted for one: all that is held is the cache's.
+pub fn is_empty(engine: &Engine, controls: &Controls) -> bool {
+    let stats = engine.stats();
+    let pages = controls.pages.load(Ordering::SeqCst);
+    stats.running + stats.queued + controls.states.load(Ordering::SeqCst) + stats.kv_bytes == 0
+        && stats.prefix_cache_bytes == pages * PAGE_BYTES
 }
 
 /// Waits until a condition of the engine's holds.
