@@ -156,11 +156,6 @@ impl Engine {
     /// [`SubmitError`]; the sink then hears nothing.
     pub fn submit(&self, request: Request, sink: Sink) -> Result<SessionKey, SubmitError> {
         validate::request(&request, self.vocab_size, self.max_context)?;
-        let mut output =
-            Output::new(self.tokenizer.clone(), &request.stop, self.max_context - request.prompt.len());
-        let mut chooser = Chooser::new(&request, &self.tokenizer, self.vocab_size)?;
-        let ended = validate::replay(&request.resume, &mut output, &mut chooser)?;
-
         let place = Place::in_queue(&self.shared, self.config.max_queued).map_err(|queued| {
             SubmitError::Overloaded { queued, retry_after: self.shared.pace.retry_after() }
         })?;
@@ -171,6 +166,12 @@ impl Engine {
         if let Some(reason) = self.shared.stopped.get() {
             return Err(SubmitError::Unavailable(format!("the engine has stopped: {reason}")));
         }
+        // Now that there is a place: a constraint takes a while to compile.
+        let mut output =
+            Output::new(self.tokenizer.clone(), &request.stop, self.max_context - request.prompt.len());
+        let mut chooser = Chooser::new(&request, &self.tokenizer, self.vocab_size)?;
+        let ended = validate::replay(&request.resume, &mut output, &mut chooser)?;
+
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
         let prompt_len = request.prompt.len();
         let mut tokens = request.prompt;
