@@ -39,7 +39,15 @@ pub enum Prompt {
     /// Text; special tokens written out, nothing is added.
     Text(String),
     /// A conversation, to be written in the model's chat format.
-    Chat(Box<Conversation>),
+    Chat(Box<Chat>),
+}
+
+/// A conversation to go on with.
+pub struct Chat {
+    /// Decides the prompt.
+    pub conversation: Conversation,
+    /// The reply has one call at most.
+    pub single_call: bool,
 }
 
 impl Ask {
@@ -78,11 +86,12 @@ impl Ask {
         let (model, request_id) =
             (std::mem::take(&mut request.model), std::mem::take(&mut request.request_id));
         let (sampling, resume) = (request.sampling.take(), std::mem::take(&mut request.resume_ids));
+        let single_call = request.tool_choice.as_ref().is_some_and(|choice| choice.single);
         let conversation = translate::conversation(request, &options, defaults)?;
         Ok(Self {
             model,
             request_id: named(request_id),
-            prompt: Prompt::Chat(Box::new(conversation)),
+            prompt: Prompt::Chat(Box::new(Chat { conversation, single_call })),
             sampling: sampling.unwrap_or_default(),
             deadline: deadline(&options, call_deadline(metadata)),
             options,

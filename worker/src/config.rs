@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use belay_engine::chat::Encoding;
+use belay_model::{Drafting, KvFormat};
 use clap::{Args, ValueEnum};
 
 /// Options of `belay-worker serve`.
@@ -30,6 +31,27 @@ pub struct ServeConfig {
     /// Whether a chat whose request does not say reasons before the answer
     #[arg(long, env = "BELAY_DEFAULT_THINKING", value_enum, default_value = "on")]
     pub default_thinking: Switch,
+
+    /// Bytes for the states of requests and for cached prefixes, all together, such as 500M or 4Gi
+    #[arg(long, env = "BELAY_KV_MEMORY", value_name = "BYTES", default_value = "4Gi", value_parser = quantity)]
+    pub memory: usize,
+
+    /// Form that those are stored in: f32 (exact), bf16 or fp8
+    #[arg(long, env = "BELAY_KV_FORMAT", value_name = "FORMAT", default_value = "f32")]
+    pub kv_format: KvFormat,
+
+    /// Whether a prompt that begins like an earlier one goes on from what was kept of that
+    #[arg(long, env = "BELAY_PREFIX_CACHE", value_enum, default_value = "on")]
+    pub prefix_cache: Switch,
+
+    /// Tokens that the model's draft stage guesses ahead: 0 to 3, or auto (1 if the checkpoint has the stage)
+    #[arg(long, env = "BELAY_DRAFT_TOKENS", value_name = "N", default_value = "0")]
+    pub draft_tokens: Drafting,
+
+    /// Tokens of a step, those of prompts included: more is faster for prompts and slower for running answers
+    #[arg(long, env = "BELAY_STEP_TOKENS", value_name = "N", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub step_tokens: u32,
 
     /// What the ranks of this worker are
     #[arg(long, env = "BELAY_DEVICE", value_enum, ignore_case = true, default_value = "CPU")]
@@ -98,6 +120,43 @@ pub struct ServeConfig {
     /// Requests that wait at most; more are refused with RESOURCE_EXHAUSTED
     #[arg(long, env = "BELAY_MAX_QUEUED", value_name = "N", default_value_t = 256)]
     pub max_queued: u32,
+
+    /// Whether the log shows what clients ask
+    #[arg(long, env = "BELAY_LOG_PROMPTS", value_enum, default_value = "off")]
+    pub log_prompts: Switch,
+}
+
+/// Bytes as Kubernetes writes them: a number and at most one of k, M, G, T, P, Ki, Mi, Gi, Ti, Pi. Parts of bytes
+/// round up.
+fn quantity(text: &str) -> Result<usize, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let unit: u128 = match suffix {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1000_u128.pow(2),
+        "G" => 1000_u128.pow(3),
+        "T" => 1000_u128.pow(4),
+        "P" => 1000_u128.pow(5),
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        "Pi" => 1 << 50,
+        other => return Err(format!("{other:?} is no unit of bytes; expected one as in 500M or 4Gi")),
+    };
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    if whole.len() + part.len() > 18 {
+        return Err("more than 18 digits".into());
+    }
+    let value: u128 =
+        format!("{whole}{part}").parse().map_err(|_| format!("{text:?} is no number of bytes"))?;
+    let bytes = (value * unit).div_ceil(10_u128.pow(part.len() as u32));
+    match usize::try_from(bytes) {
+        Ok(0) => Err("must be more than 0".into()),
+        Ok(bytes) => Ok(bytes),
+        Err(_) => Err(format!("{bytes} bytes are more than this machine can address")),
+    }
 }
 
 /// On or off.
@@ -188,7 +247,7 @@ mod tests {
     use super::*;
     use clap::Parser;
 
-    #[derive(Parser)]
+    #[derive(Debug, Parser)]
     struct Cli {
         #[command(flatten)]
         config: ServeConfig,
@@ -217,6 +276,39 @@ mod tests {
         assert!(error(&["--group-workers", "2"]).contains("BELAY_GROUP"));
         assert!(error(&["--group", "", "--group-workers", "2"]).contains("BELAY_GROUP"));
         assert!(parse(&["--group", "g", "--group-workers", "2", "--worker-index", "1"]).validate().is_ok());
+    }
+
+    #[test]
+    fn bytes_are_written_as_in_kubernetes() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("1.5Ki", 1536),
+            ("0.1k", 100),
+            ("1.0001k", 1001),
+            ("500M", 500_000_000),
+            ("4Gi", 4 << 30),
+        ] {
+            assert_eq!(quantity(text), Ok(bytes), "{text}");
+        }
+        for wrong in
+            ["", ".", "Gi", "4GiB", "4g", "-1", "1e3", "0", "0.0Gi", "1.2.3", "9999999999999999999", "99999P"]
+        {
+            assert!(quantity(wrong).is_err(), "{wrong}");
+        }
+        let refused = Cli::try_parse_from(["w", "--model-dir", "/m", "--memory", "4GiB"]).unwrap_err();
+        assert!(refused.to_string().contains("--memory <BYTES>") && refused.to_string().contains("GiB"));
+    }
+
+    #[test]
+    fn settings_of_the_engine_have_names_for_their_values() {
+        let config = parse(&["--kv-format", "fp8", "--draft-tokens", "2", "--prefix-cache", "off"]);
+        assert_eq!((config.kv_format, config.prefix_cache), (KvFormat::Fp8, Switch::Off));
+        assert_eq!(config.draft_tokens, "2".parse().unwrap());
+        for wrong in [["--kv-format", "fp4"], ["--draft-tokens", "4"], ["--chat-encoding", "may"]] {
+            let args = ["w", "--model-dir", "/m"].into_iter().chain(wrong);
+            let refused = Cli::try_parse_from(args).unwrap_err().to_string();
+            assert!(refused.contains(wrong[0]) && refused.contains(wrong[1]), "{refused}");
+        }
     }
 
     #[test]

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use belay_engine::chat::{self, ReplyParser};
-use belay_engine::{Engine, Request};
+use belay_engine::{Constraint, Engine, Grammar, Request};
 use belay_fabric::{Group, Stats};
 use belay_proto::admin;
 use belay_proto::inference::TokenizeResponse;
 use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 
-use crate::ask::{Ask, MAX_ANSWERS, Prompt};
+use crate::ask::{Ask, Chat, MAX_ANSWERS, Prompt};
 use crate::config::{ServeConfig, Switch};
 use crate::grpc::errors;
 use crate::metrics::{Reading, RequestMetrics, Source};
@@ -134,14 +134,20 @@ impl Context {
         let answers = ask.answers(MAX_ANSWERS.min(self.config.max_queued.max(1)))?;
         let tokenizer = Arc::clone(engine.tokenizer());
         let stream = ReplyStream::new(answers, Arc::clone(&self.shared), ticket, timer, tokenizer);
-        self.blocking(move || submit(&engine, ask, stream)).await?
+        let log_prompts = self.config.log_prompts == Switch::On;
+        self.blocking(move || submit(&engine, ask, stream, log_prompts)).await?
     }
 }
 
 /// Puts a request into the engine's terms, and its answers into the engine's queue. Takes milliseconds: a long text
 /// is split into tokens, a grammar is compiled.
-fn submit(engine: &Arc<Engine>, ask: Ask, mut stream: ReplyStream) -> Result<ReplyStream, Status> {
-    match try_submit(engine, ask, &mut stream) {
+fn submit(
+    engine: &Arc<Engine>,
+    ask: Ask,
+    mut stream: ReplyStream,
+    log_prompts: bool,
+) -> Result<ReplyStream, Status> {
+    match try_submit(engine, ask, &mut stream, log_prompts) {
         Ok(()) => Ok(stream),
         Err(status) => {
             stream.discard();
@@ -150,13 +156,32 @@ fn submit(engine: &Arc<Engine>, ask: Ask, mut stream: ReplyStream) -> Result<Rep
     }
 }
 
-fn try_submit(engine: &Arc<Engine>, ask: Ask, stream: &mut ReplyStream) -> Result<(), Status> {
+fn try_submit(
+    engine: &Arc<Engine>,
+    ask: Ask,
+    stream: &mut ReplyStream,
+    log_prompts: bool,
+) -> Result<(), Status> {
     let Ask { request_id, prompt, sampling, options, resume, deadline, .. } = ask;
     let answers = sampling.n.unwrap_or(1);
     let encoded = encode(engine, prompt)?;
     let in_reasoning = encoded.chat.as_ref().is_some_and(|chat| chat.in_reasoning);
     let after = engine.tokenizer().think_end().filter(|_| in_reasoning);
-    let stop = translate::stop(&sampling);
+    let mut stop = translate::stop(&sampling);
+    let mut constraint = translate::constraint(&options, after)?;
+    if let Some(chat) = &encoded.chat {
+        if chat.single_call {
+            stop.strings.push(chat::CALL_END.into());
+        }
+        if let Some(grammar) = &chat.forced_calls {
+            // the answer's form is that of a later turn, without calls
+            constraint = Some(Constraint { grammar: Grammar::Lark(grammar.clone()), after });
+        }
+    }
+    if log_prompts {
+        let text = encoded.text.clone().unwrap_or_else(|| spelt(engine, &encoded.ids));
+        tracing::info!(id = request_id, text, "prompt");
+    }
     let opening = Opening {
         prompt_tokens: encoded.ids.len() as u32,
         prompt_text: options.echo.then(|| encoded.text.unwrap_or_else(|| spelt(engine, &encoded.ids))),
@@ -164,7 +189,7 @@ fn try_submit(engine: &Arc<Engine>, ask: Ask, stream: &mut ReplyStream) -> Resul
     };
     let random_seed = uuid::Uuid::new_v4().as_u64_pair().0;
     let request = Request {
-        constraint: translate::constraint(&options, after)?,
+        constraint,
         sampling: translate::sampling(&sampling, random_seed),
         stop,
         id: request_id,
@@ -286,6 +311,10 @@ struct Encoded {
 struct EncodedChat {
     in_reasoning: bool,
     tools: Vec<serde_json::Value>,
+    /// Grammar of the calls that there must be.
+    forced_calls: Option<String>,
+    /// One call at most.
+    single_call: bool,
 }
 
 impl EncodedChat {
@@ -303,11 +332,19 @@ fn encode(engine: &Engine, prompt: Prompt) -> Result<Encoded, Status> {
     let (field, text, chat) = match prompt {
         Prompt::Ids(ids) => return Ok(Encoded { ids, text: None, chat: None }),
         Prompt::Text(text) => ("prompt", text, None),
-        Prompt::Chat(conversation) => {
-            let text =
-                chat::encode(&conversation).map_err(|error| Status::invalid_argument(error.to_string()))?;
-            let tools = conversation.callable_tools().into_iter().cloned().collect();
-            let chat = EncodedChat { in_reasoning: chat::ends_in_reasoning(&text), tools };
+        Prompt::Chat(chat) => {
+            let invalid = |error: chat::ChatError| Status::invalid_argument(error.to_string());
+            let Chat { conversation, single_call } = *chat;
+            let text = chat::encode(&conversation).map_err(invalid)?;
+            let tools = conversation.callable_tools();
+            let forced_calls =
+                chat::tool_grammar(&tools, &conversation.tool_choice, single_call).map_err(invalid)?;
+            let chat = EncodedChat {
+                in_reasoning: chat::ends_in_reasoning(&text),
+                single_call: single_call && !tools.is_empty(),
+                forced_calls,
+                tools: tools.into_iter().cloned().collect(),
+            };
             ("messages", text, Some(chat))
         }
     };

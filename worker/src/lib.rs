@@ -5,6 +5,7 @@ pub mod ask;
 pub mod commands;
 pub mod config;
 pub mod context;
+mod engine_metrics;
 pub mod grpc;
 pub mod http;
 pub mod lifecycle;

@@ -5,20 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use belay_backend::{Backend, Fabric};
-use belay_engine::{Engine, EngineConfig, ServedModel};
+use belay_engine::{Engine, EngineConfig, Observer, ServedModel};
 use belay_fabric::{Group, Identity, InProcess, Table, Timeouts};
-use belay_model::{Checkpoint, Model};
+use belay_model::{CacheOptions, Checkpoint, Model};
 use belay_proto::admin::{self, Phase};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Switch;
 use crate::context::Context;
 use crate::loader::{self, LoadError, Opened, Ranks, proto_card};
 use crate::placement::{self, Slot};
 
 /// How often the life cycle looks whether the engine still runs.
 const ENGINE_CHECK: Duration = Duration::from_secs(1);
+
+/// Fewest tokens that a request must be able to have.
+const LEAST_CONTEXT: usize = 128;
 
 /// Why a life ended early, apart from the failed phase: the process itself is broken.
 type Fatal = anyhow::Error;
@@ -245,9 +249,10 @@ async fn load<B: Backend + 'static>(
     let started = std::time::Instant::now();
     let work = (Arc::clone(backend), Arc::clone(checkpoint), Arc::clone(ranks), Arc::clone(&context.shared));
     let table = table.clone();
+    let cache = CacheOptions { memory: context.config.memory, format: context.config.kv_format };
     let model = blocking(move || {
         let (backend, checkpoint, ranks, shared) = work;
-        loader::load(&backend, &checkpoint, &ranks, &table, &shared)
+        loader::load(&backend, &checkpoint, &ranks, &table, cache, &shared)
     })
     .await?;
     context.shared.change(|state| state.ranks = ranks.status());
@@ -281,14 +286,28 @@ fn start_engine<B: Backend + 'static>(
     fabric: Arc<dyn Fabric>,
     opened: &Opened,
 ) -> Result<(), Ending> {
+    let options = &context.config;
     let config = EngineConfig {
-        max_context: context.config.max_context_tokens.map(|tokens| tokens as usize),
-        max_sessions: context.config.max_sessions as usize,
-        max_queued: context.config.max_queued as usize,
+        max_context: options.max_context_tokens.map(|tokens| tokens as usize),
+        max_sessions: options.max_sessions as usize,
+        max_queued: options.max_queued as usize,
+        step_tokens: options.step_tokens as usize,
+        prefix_cache: options.prefix_cache == Switch::On,
         ..EngineConfig::default()
     };
     let model = ServedModel::new(model, fabric);
-    let engine = Engine::start(model, Arc::clone(&opened.tokenizer), config)?;
+    let observer = Arc::clone(&context.requests) as Arc<dyn Observer>;
+    let engine = Engine::start_observed(model, Arc::clone(&opened.tokenizer), config, observer)?;
+    // without a wish for the context, whatever fits will do, if it is enough to say anything at all
+    let needed = options.max_context_tokens.map_or(LEAST_CONTEXT, |tokens| tokens as usize);
+    let fits = engine.max_context();
+    if fits < needed {
+        engine.shutdown();
+        return Err(Ending::Failed(LoadError::Options(format!(
+            "BELAY_KV_MEMORY: {} bytes hold the state of {fits} tokens, but a request of {needed} must fit",
+            options.memory
+        ))));
+    }
     context.engine.store(Some(Arc::new(engine)));
     Ok(())
 }

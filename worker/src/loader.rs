@@ -44,6 +44,8 @@ impl From<CheckpointError> for LoadError {
             CheckpointError::NoFile { file, .. } if file == "config.json" => {
                 Self::NotFound(error.to_string())
             }
+            CheckpointError::Cache(cause) => Self::Options(format!("BELAY_KV_MEMORY: {cause}")),
+            CheckpointError::DraftStage { .. } => Self::Options(format!("BELAY_DRAFT_TOKENS: {error}")),
             _ => Self::Invalid(error.to_string()),
         }
     }
@@ -68,7 +70,7 @@ pub struct Opened {
 /// # Errors
 /// [`LoadError`].
 pub fn open(config: &ServeConfig) -> Result<Opened, LoadError> {
-    let checkpoint = Checkpoint::open(&config.model_dir)?;
+    let checkpoint = Checkpoint::open_with(&config.model_dir, config.draft_tokens)?;
     let tokenizer = Tokenizer::load(&config.model_dir)?;
     let card = checkpoint.card();
     if let Some(asked) = config.max_context_tokens
@@ -190,18 +192,15 @@ pub fn load<B: Backend>(
     checkpoint: &Checkpoint,
     ranks: &Ranks<B>,
     table: &Table,
+    cache: CacheOptions,
     shared: &Shared,
 ) -> Result<Model<B>, LoadError> {
     let dense = checkpoint.card().dense_bytes;
     let total = dense + ranks.missing_bytes(table, checkpoint);
     shared.load_progress(0, total);
-    let model = Model::load(
-        Arc::clone(backend),
-        checkpoint,
-        Numerics::EXACT,
-        CacheOptions::default(),
-        &mut |done, _| shared.load_progress(done, total),
-    )?;
+    let model = Model::load(Arc::clone(backend), checkpoint, Numerics::EXACT, cache, &mut |done, _| {
+        shared.load_progress(done, total)
+    })?;
     ranks.load(table, shared, dense, total)?;
     Ok(model)
 }

@@ -1,9 +1,9 @@
 //! Metrics in the manner of vLLM's, under the prefix `belay_`.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use belay_engine::{FinishReason, Stats as EngineStats};
+use belay_engine::{FinishReason, Observer, RequestReport, Stats as EngineStats, StepReport};
 use belay_fabric::{PeerState, StatsSnapshot};
 use belay_proto::admin::Phase;
 use prometheus_client::collector::Collector;
@@ -16,6 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tonic::Code;
 
+use crate::engine_metrics::EngineMetrics;
 use crate::state::{State, phase_name};
 
 /// Label set of metrics about requests that ended well.
@@ -37,6 +38,7 @@ pub struct RequestMetrics {
     whole: Histogram,
     finished: Family<FinishedLabels, Counter>,
     failed: Family<FailedLabels, Counter>,
+    engine: EngineMetrics,
 }
 
 impl Default for RequestMetrics {
@@ -50,6 +52,7 @@ impl Default for RequestMetrics {
             ]),
             finished: Family::default(),
             failed: Family::default(),
+            engine: EngineMetrics::default(),
         }
     }
 }
@@ -72,6 +75,7 @@ impl RequestMetrics {
             self.finished.clone(),
         );
         registry.register("request_failure", "Requests that ended otherwise", self.failed.clone());
+        self.engine.register(registry);
     }
 
     /// Begins to measure a request.
@@ -83,6 +87,20 @@ impl RequestMetrics {
     /// Counts a request that never began.
     pub fn refused(&self, code: Code) {
         self.failed.get_or_create(&FailedLabels { code: code_name(code) }).inc();
+    }
+}
+
+impl Observer for RequestMetrics {
+    fn step(&self, report: &StepReport) {
+        self.engine.step(report);
+    }
+
+    fn token(&self, gap: Duration) {
+        self.engine.token(gap);
+    }
+
+    fn finished(&self, report: &RequestReport) {
+        self.engine.finished(report);
     }
 }
 
@@ -203,6 +221,22 @@ impl Writer<'_> {
         counter.encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
     }
 
+    /// One series for each value, told apart by the label.
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: Vec<(String, u64)>,
+    ) -> std::fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (text, value) in values {
+            let labels: [Label<'_>; 1] = [(label, text)];
+            ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     fn state(&mut self, reading: &Reading) -> std::fmt::Result {
         let state = &reading.state;
         let phases = [
@@ -239,9 +273,27 @@ impl Writer<'_> {
         self.counter("generation_tokens", "Tokens produced", stats.generated_tokens)?;
         self.counter("steps", "Steps that went well", stats.steps)?;
         self.counter("steps_lost", "Steps that were lost with their requests", stats.failed_steps)?;
-        self.gauge("kv_cache_bytes", "Decode state that requests may come to need", stats.kv_bytes as f64)?;
+        self.counter("num_preemptions", "Times that a request lost its place to another", stats.preemptions)?;
+        self.counter(
+            "prefix_cache_queries",
+            "Tokens looked up in the prefix cache",
+            stats.prefix_query_tokens,
+        )?;
+        self.counter("prefix_cache_hits", "Tokens found in the prefix cache", stats.prefix_hit_tokens)?;
+        let by_place = |counts: &[u64]| -> Vec<(String, u64)> {
+            counts.iter().enumerate().map(|(place, count)| (place.to_string(), *count)).collect()
+        };
+        let help = "Guessed tokens that were checked, by place";
+        self.counters("spec_decode_num_draft_tokens", help, "position", by_place(&stats.drafted))?;
+        let help = "Guessed tokens that were right, by place";
+        self.counters("spec_decode_num_accepted_tokens", help, "position", by_place(&stats.accepted))?;
+        let (used, cached) = (stats.kv_bytes as f64, stats.prefix_cache_bytes as f64);
+        self.gauge("kv_cache_bytes", "Decode state of running requests", used)?;
+        self.gauge("prefix_cache_bytes", "Decode state that only the prefix cache holds", cached)?;
         let limit = stats.kv_bytes_limit as f64;
-        self.gauge("kv_cache_bytes_limit", "Upper bound of belay_kv_cache_bytes", limit)
+        self.gauge("kv_cache_bytes_limit", "Upper bound of decode state and prefix cache together", limit)?;
+        let share = if limit > 0.0 { used / limit } else { 0.0 };
+        self.gauge("kv_cache_usage_perc", "Share of the limit that running requests hold, 0 to 1", share)
     }
 
     fn fabric(&mut self, stats: &StatsSnapshot, peers: &[PeerState]) -> std::fmt::Result {

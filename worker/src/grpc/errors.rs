@@ -1,5 +1,7 @@
 //! What went wrong, as gRPC statuses. Clients and the gateway decide by code and by the metadata `belay-retry`.
 
+use std::time::Duration;
+
 use belay_engine::{FailureKind, SubmitError};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -13,6 +15,16 @@ fn retryable(cause: &'static str, message: String) -> Status {
     let mut metadata = MetadataMap::new();
     metadata.insert(RETRY_KEY, MetadataValue::from_static(cause));
     Status::with_metadata(Code::Unavailable, message, metadata)
+}
+
+/// Metadata key that says when to ask again, in milliseconds.
+pub const RETRY_AFTER_KEY: &str = "belay-retry-after-ms";
+
+fn overloaded(message: String, retry_after: Duration) -> Status {
+    let mut metadata = MetadataMap::new();
+    let milliseconds = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+    metadata.insert(RETRY_AFTER_KEY, MetadataValue::from(milliseconds));
+    Status::with_metadata(Code::ResourceExhausted, message, metadata)
 }
 
 /// This worker takes no requests now.
@@ -29,7 +41,7 @@ pub fn refused(refusal: Refusal) -> Status {
 pub fn not_submitted(error: SubmitError) -> Status {
     match error {
         SubmitError::Invalid { .. } => Status::invalid_argument(error.to_string()),
-        SubmitError::Overloaded { .. } => Status::resource_exhausted(error.to_string()),
+        SubmitError::Overloaded { retry_after, .. } => overloaded(error.to_string(), retry_after),
         SubmitError::Unavailable(_) => retryable("draining", error.to_string()),
     }
 }
@@ -70,14 +82,10 @@ mod tests {
     fn each_cause_has_its_code_and_retry_hint() {
         let invalid = not_submitted(SubmitError::Invalid { field: "top_p", message: "is 7".into() });
         assert_eq!((invalid.code(), invalid.message()), (Code::InvalidArgument, "top_p: is 7"));
-        assert_eq!(
-            not_submitted(SubmitError::Overloaded {
-                queued: 3,
-                retry_after: std::time::Duration::from_secs(1)
-            })
-            .code(),
-            Code::ResourceExhausted
-        );
+        let full = SubmitError::Overloaded { queued: 3, retry_after: Duration::from_millis(1500) };
+        let full = not_submitted(full);
+        assert_eq!(full.code(), Code::ResourceExhausted);
+        assert_eq!(full.metadata().get(RETRY_AFTER_KEY).unwrap(), "1500");
         let draining = not_submitted(SubmitError::Unavailable("draining".into()));
         assert_eq!((draining.code(), retry_of(&draining)), (Code::Unavailable, Some("draining")));
         assert_eq!(retry_of(&refused(Refusal::Draining)), Some("draining"));

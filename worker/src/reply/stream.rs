@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use belay_engine::chat::CALL_END;
 use belay_engine::{FinishReason, Sink, Tokenizer};
 use belay_proto::inference::generate_response::StoppedBy;
 use belay_proto::inference::{self, GenerateResponse, TokenLogprobs, Usage};
@@ -129,6 +130,8 @@ impl ReplyStream {
             _ => inference::FinishReason::Stop,
         });
         piece.stopped_by = match ended.reason {
+            // not the client's
+            FinishReason::StopString(text) if text == CALL_END => None,
             FinishReason::StopString(text) => Some(StoppedBy::StopString(text)),
             FinishReason::StopId(id) => Some(StoppedBy::StopId(id)),
             _ => None,

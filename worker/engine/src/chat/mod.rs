@@ -23,6 +23,7 @@ pub use grammar::tool_grammar;
 pub use message::{FunctionCall, Message, Task, ToolCall};
 pub use openai::{Defaults, from_openai};
 pub use reply::{ReplyEvent, ReplyParser};
+pub use texts::INVOKE_END as CALL_END;
 
 /// Everything that decides the prompt text of a chat request.
 #[derive(Clone, Debug, PartialEq)]

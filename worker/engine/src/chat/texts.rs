@@ -18,6 +18,7 @@ pub const MARKER: &str = "｜DSML｜";
 pub const CALLS: &str = "<｜DSML｜tool_calls>";
 pub const CALLS_END: &str = "</｜DSML｜tool_calls>";
 pub const INVOKE: &str = "<｜DSML｜invoke name=\"";
+/// Closes a call; as a stop string it ends a reply behind its first one.
 pub const INVOKE_END: &str = "</｜DSML｜invoke>";
 pub const PARAMETER: &str = "<｜DSML｜parameter name=\"";
 pub const PARAMETER_END: &str = "</｜DSML｜parameter>";
