@@ -1,4 +1,4 @@
-//! Real clients, unmodified: the `openai` package, `tritonclient`, gRPC reflection, `aiperf`.
+//! Real clients, unmodified: the packages `openai`, `anthropic`, `tritonclient` and `aiperf`, gRPC reflection.
 
 use anyhow::{Result, ensure};
 use belay_e2e::kubectl::run;
@@ -36,6 +36,21 @@ async fn t3_reflection_lists_and_describes_the_services() -> Result<()> {
 }
 
 #[tokio::test]
-async fn t4_aiperf_loads_chat_and_completions() -> Result<()> {
+async fn t4_the_openai_package_calls_tools_follows_schemas_and_sees_probabilities() -> Result<()> {
+    python("openai_features.py").await
+}
+
+#[tokio::test]
+async fn t5_the_anthropic_package_talks_streams_calls_tools_and_thinks() -> Result<()> {
+    python("anthropic_client.py").await
+}
+
+#[tokio::test]
+async fn t6_tritonclient_streams() -> Result<()> {
+    python("triton_stream.py").await
+}
+
+#[tokio::test]
+async fn t7_aiperf_loads_chat_and_completions() -> Result<()> {
     python("aiperf_client.py").await
 }
