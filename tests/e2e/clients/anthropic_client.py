@@ -16,11 +16,11 @@ def text_of(message):
 
 
 for case in facts(cases, 3):
-    message = create(model=model, messages=case["messages"], max_tokens=128, temperature=0)
+    message = create(model=model, messages=case["messages"], max_tokens=128, extra_body={"temperature": 0})
     check(case["id"], text_of(message), case["greedy_text"])
     check("stop reason", message.stop_reason, "end_turn")
     check("usage", (message.usage.input_tokens, message.usage.output_tokens), (len(case["prompt_ids"]), len(case["greedy_ids"])))
-    with client.messages.stream(model=model, messages=case["messages"], max_tokens=128, temperature=0) as stream:
+    with client.messages.stream(model=model, messages=case["messages"], max_tokens=128, extra_body={"temperature": 0}) as stream:
         written = "".join(stream.text_stream)
         final = stream.get_final_message()
     check(case["id"] + " streamed", (written, final.stop_reason), (case["greedy_text"], "end_turn"))
@@ -28,9 +28,9 @@ for case in facts(cases, 3):
     check("counted", counted.input_tokens, len(case["prompt_ids"]))
 
 case = facts(cases, 1)[0]
-cut = create(model=model, messages=case["messages"], max_tokens=3, temperature=0)
+cut = create(model=model, messages=case["messages"], max_tokens=3, extra_body={"temperature": 0})
 check("cut short", cut.stop_reason, "max_tokens")
-stopped = create(model=model, messages=case["messages"], max_tokens=64, temperature=0, stop_sequences=[" one"])
+stopped = create(model=model, messages=case["messages"], max_tokens=64, extra_body={"temperature": 0}, stop_sequences=[" one"])
 check("stopped", (stopped.stop_reason, stopped.stop_sequence), ("stop_sequence", " one"))
 
 for case in of("tool.call", 3):
@@ -38,13 +38,13 @@ for case in of("tool.call", 3):
         {"name": f["name"], "description": f["description"], "input_schema": f["parameters"]}
         for f in (tool["function"] for tool in case["tools"])
     ]
-    message = create(model=model, messages=case["messages"], tools=tools, max_tokens=128, temperature=0)
+    message = create(model=model, messages=case["messages"], tools=tools, max_tokens=128, extra_body={"temperature": 0})
     check(case["id"], message.stop_reason, "tool_use")
     use = next(block for block in message.content if block.type == "tool_use")
     check("the tool is in the reference's answer", f'invoke name="{use.name}"' in case["greedy_text"], True)
     for value in use.input.values():
         check("its arguments too", str(value) in case["greedy_text"], True)
-    with client.messages.stream(model=model, messages=case["messages"], tools=tools, max_tokens=128, temperature=0) as stream:
+    with client.messages.stream(model=model, messages=case["messages"], tools=tools, max_tokens=128, extra_body={"temperature": 0}) as stream:
         final = stream.get_final_message()
     streamed = next(block for block in final.content if block.type == "tool_use")
     check(case["id"] + " streamed", (streamed.name, streamed.input), (use.name, use.input))
@@ -52,7 +52,7 @@ for case in of("tool.call", 3):
 for case in of("think", 2):
     reasoning, answer = case["greedy_text"].split("</think>")
     thinking = {"type": "enabled", "budget_tokens": 1024}
-    message = create(model=model, messages=case["messages"], max_tokens=2048, temperature=0, thinking=thinking)
+    message = create(model=model, messages=case["messages"], max_tokens=2048, extra_body={"temperature": 0}, thinking=thinking)
     thought = "".join(block.thinking for block in message.content if block.type == "thinking")
     check(case["id"], (thought, text_of(message)), (reasoning, answer))
 
