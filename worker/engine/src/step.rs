@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use crate::observer::StepReport;
 use crate::prefix_cache::{PrefixCache, is_landmark};
+use crate::request::FailureKind;
 use crate::schedule::{self, Candidate};
 use crate::session::Session;
 use crate::step_loop::{Running, StepLoop, panic_message};
@@ -109,7 +110,7 @@ impl<M: StepModel> StepLoop<'_, M> {
             return Ok(());
         }
         let (model, drafts) = (self.model, &mut self.drafts);
-        let result = caught(|| model.draft(&mut segments, drafts))?;
+        let result = caught("the step", || model.draft(&mut segments, drafts))?;
         let found = self.drafts.len();
         let result = result.and_then(|()| match found == expected {
             true => Ok(()),
@@ -160,7 +161,7 @@ impl<M: StepModel> StepLoop<'_, M> {
             return Ok(());
         }
         let (model, logits) = (self.model, &mut self.logits);
-        caught(|| model.forward(&mut segments, logits))??;
+        caught("the step", || model.forward(&mut segments, logits))??;
         let expected = rows * self.model.vocab_size();
         if self.logits.len() != expected {
             let message = format!("the step gave {} logits, expected {expected}", self.logits.len());
@@ -188,7 +189,12 @@ impl<M: StepModel> StepLoop<'_, M> {
             let (rows, others) = rest.split_at(wants.rows(turn.tokens + session.guesses) * vocab);
             rest = others;
             let position = session.fed + turn.tokens + session.guesses;
-            let (goes_on, right) = session.take_turn(*turn, rows, vocab, sampler, shared);
+            let taken = caught("choosing a token", || session.take_turn(*turn, rows, vocab, sampler, shared));
+            let (goes_on, right) = taken.unwrap_or_else(|error| {
+                // One request's bug must not take the others down.
+                session.fail(error.message, FailureKind::Broken);
+                (false, 0)
+            });
             report.accepted += right;
             if goes_on
                 && session.fed < position
@@ -261,10 +267,10 @@ fn keep<M: StepModel>(
     }
 }
 
-/// What `work` returns; a panic is an error of the step.
-fn caught<T>(work: impl FnOnce() -> T) -> Result<T, StepError> {
+/// What `work` returns; a panic is an error.
+fn caught<T>(what: &str, work: impl FnOnce() -> T) -> Result<T, StepError> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| StepError {
-        message: format!("the step panicked: {}", panic_message(&*panic)),
+        message: format!("{what} panicked: {}", panic_message(&*panic)),
         retryable: true,
     })
 }

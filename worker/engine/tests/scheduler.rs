@@ -3,7 +3,7 @@
 
 mod toy;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -364,4 +364,27 @@ fn observers_hear_of_every_step_and_every_end() {
     let fed: usize = controls.steps.lock().unwrap().iter().flatten().map(|(_, rows)| rows).sum();
     assert_eq!(rows, fed);
     assert_eq!(steps.iter().map(|step| step.accepted as u64).sum::<u64>(), engine.stats().accepted[0]);
+}
+
+#[test]
+fn a_panic_beside_one_request_leaves_the_others() {
+    /// Panics once.
+    struct Faulty(AtomicBool);
+
+    impl Observer for Faulty {
+        fn token(&self, _: Duration) {
+            assert!(self.0.swap(true, Ordering::SeqCst), "a bug");
+        }
+    }
+
+    let toy = toy();
+    let controls = toy.controls.clone();
+    let observer = Arc::new(Faulty(AtomicBool::new(false)));
+    let engine = Engine::start_observed(toy, tokenizer(), config(), observer).unwrap();
+    let gate = controls.gate.lock().unwrap();
+    let [first, second] = [1, 2].map(|id| submit(&engine, exactly(&[id], 9)).unwrap());
+    drop(gate);
+    assert_eq!(first.hear().failure(), ("choosing a token panicked: a bug", false));
+    assert_eq!(second.hear(), reference(&exactly(&[2], 9)));
+    eventually("nothing is left", || is_empty(&engine, &controls));
 }

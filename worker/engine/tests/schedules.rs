@@ -1,5 +1,5 @@
-//! Random schedules: whatever else runs, in pieces, preempted, found in the cache, guessed ahead, cancelled beside it or
-//! resumed, a request gets exactly what it gets alone; and all memory comes back.
+//! Random schedules: whatever else runs, in pieces, preempted, found in the cache, guessed ahead, held to a grammar,
+//! cancelled beside it or resumed, a request gets exactly what it gets alone; and all memory comes back.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
 
 mod toy;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use belay_engine::{EngineConfig, Request, Sampling, Stop};
+use belay_engine::{Constraint, EngineConfig, Grammar, Request, Sampling, Stop};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 use toy::{BLOCK, CONTEXT, Toy, config, engine_of, eventually, is_empty, reference, rest_of, submit};
@@ -66,18 +66,26 @@ fn asks() -> impl Strategy<Value = Ask> {
         ..Stop::default()
     });
     let rare = |chance: f64| prop::option::weighted(chance, 0u32..3);
-    let request = (prompts(), samplings(), stop, -1i32..2, rare(0.2), rare(0.1), any::<bool>()).prop_map(
-        |(prompt, sampling, stop, priority, logprobs, prompt_logprobs, salted)| Request {
-            prompt,
-            sampling,
-            stop,
-            priority,
-            logprobs,
-            prompt_logprobs,
-            cache_salt: if salted { "s".into() } else { String::new() },
-            ..Request::default()
-        },
-    );
+    let constraint = prop::option::weighted(0.15, 1usize..40);
+    let constraint = constraint.prop_map(|least| {
+        least
+            .map(|least| Constraint { grammar: Grammar::Regex(format!("[a-z ]{{{least},40}}")), after: None })
+    });
+    let all = (prompts(), samplings(), stop, -1i32..2, rare(0.2), rare(0.1), any::<bool>(), constraint);
+    let request =
+        all.prop_map(|(prompt, sampling, stop, priority, logprobs, prompt_logprobs, salted, constraint)| {
+            Request {
+                constraint,
+                prompt,
+                sampling,
+                stop,
+                priority,
+                logprobs,
+                prompt_logprobs,
+                cache_salt: if salted { "s".into() } else { String::new() },
+                ..Request::default()
+            }
+        });
     let resume = prop::option::weighted(0.2, any::<prop::sample::Index>());
     (request, resume, prop::option::weighted(0.2, 0usize..6)).prop_map(|(request, resume, patience)| Ask {
         request,
@@ -110,6 +118,7 @@ struct Seen {
     accepted: u64,
     refused: u64,
     resumed: usize,
+    constrained: usize,
     cancelled: usize,
 }
 
@@ -137,6 +146,7 @@ fn carry_out(plan: &Plan, seen: &mut Seen) {
             let whole = reference(request);
             let cut = resume.as_ref().map_or(0, |cut| cut.index(whole.ids.len() + 1));
             seen.resumed += usize::from(cut > 0);
+            seen.constrained += usize::from(request.constraint.is_some());
             let listener =
                 submit(&engine, Request { resume: whole.ids[..cut].to_vec(), ..request.clone() }).unwrap();
             if std::mem::take(&mut first) && wave.len() > 2 {
@@ -185,9 +195,15 @@ fn every_request_gets_what_it_gets_alone_and_all_memory_comes_back() {
     if let Err(failure) = result {
         panic!("BELAY_SEED={seed}: {failure}");
     }
-    let Seen { preemptions, hits, accepted, refused, resumed, cancelled } = seen;
+    let Seen { preemptions, hits, accepted, refused, resumed, constrained, cancelled } = seen;
     assert!(
-        preemptions > 10 && hits > 200 && accepted > 50 && refused > 50 && resumed > 10 && cancelled > 10,
+        preemptions > 10
+            && hits > 200
+            && accepted > 50
+            && refused > 50
+            && resumed > 10
+            && cancelled > 10
+            && constrained > 10,
         "the schedules are too tame"
     );
 }

@@ -422,6 +422,9 @@ pub fn reference(request: &Request) -> Heard {
         hash = absorb(hash, token);
         let mut text = String::new();
         reason = output.push(token, &mut text);
+        if reason.is_none() && chooser.is_complete() {
+            reason = Some(output.complete(&mut text));
+        }
         heard.take(Event::Tokens { ids: vec![token], text, logprobs: logprobs.into_iter().collect() });
     }
     let usage = Usage {
