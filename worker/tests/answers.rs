@@ -26,6 +26,26 @@ async fn generate_gives_the_reference_tokens_and_text() {
 }
 
 #[tokio::test]
+async fn settings_that_make_it_faster_change_no_token() {
+    for extra in [["--draft-tokens", "2"], ["--prefix-cache", "off"], ["--step-tokens", "16"]] {
+        let worker = stand_alone(&extra).await;
+        let mut client = inference(&worker).await;
+        for case in cases("fact", 3) {
+            for _ in 0..2 {
+                let answer = generate(&mut client, ask(ids(&case.prompt_ids))).await.unwrap();
+                assert_eq!(answer.ids, case.greedy_ids, "{} with {extra:?}", case.id);
+            }
+        }
+        let stats = worker.context().engine.load_full().unwrap().stats();
+        assert_eq!(stats.drafted.iter().sum::<u64>() > 0, extra[0] == "--draft-tokens");
+        if extra[0] == "--prefix-cache" {
+            assert_eq!(stats.prefix_hit_tokens, 0);
+        }
+        worker.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn requests_at_the_same_time_do_not_change_each_others_tokens() {
     let worker = stand_alone(&["--max-sessions", "3"]).await;
     let client = inference(&worker).await;
