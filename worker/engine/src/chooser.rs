@@ -15,7 +15,7 @@ use crate::validate;
 /// Chooses a request's tokens. Each choice is a pure function of the request, the logits, and the tokens accepted so
 /// far; so a request that is computed again, elsewhere, or with guessed tokens gets the same output.
 ///
-/// The order is vLLM's (`vllm/v1/sample/sampler.py`): log-probabilities of the raw logits; the constraint's mask;
+/// The order is that of vLLM 0.22 (`vllm/v1/sample/sampler.py`): log-probabilities of the raw logits; the constraint's mask;
 /// `min_tokens`; `logit_bias`; repetition, frequency and presence penalty; temperature; min-p; top-k; top-p; the draw.
 pub struct Chooser {
     sampling: Sampling,

@@ -60,6 +60,11 @@ impl Penalties {
     }
 
     fn repeated(&self, logit: f32) -> f32 {
-        if logit > 0.0 { logit / self.repetition } else { logit * self.repetition }
+        // A tiny penalty must not make a sound logit infinite.
+        match logit {
+            f32::INFINITY => logit,
+            _ if logit > 0.0 => (logit / self.repetition).min(f32::MAX),
+            _ => logit * self.repetition,
+        }
     }
 }

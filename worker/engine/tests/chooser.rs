@@ -137,6 +137,18 @@ fn logprobs_add_up_and_are_finite_at_the_ends() {
 }
 
 #[test]
+fn the_smallest_repetition_penalty_keeps_logits_finite() {
+    let sampling = Sampling { repetition_penalty: f32::MIN_POSITIVE, ..Sampling::default() };
+    let request = Request { prompt: vec![3, 5], sampling, ..Request::default() };
+    let mut logits = vec![0.0; VOCAB];
+    (logits[3], logits[5], logits[7]) = (9.0, -9.0, f32::NEG_INFINITY);
+    assert_eq!(choose(&request, &[7], &logits).token, 3);
+    logits[3] = f32::INFINITY;
+    let broken = chooser(&request, &[]).choose(&logits, 0, &mut Sampler::default());
+    assert_eq!(broken, Err(SampleError::NotFinite { id: 3 }));
+}
+
+#[test]
 fn no_end_before_min_tokens() {
     let vocab = TOKENIZER.vocab_size();
     let eos = TOKENIZER.eos()[0];
