@@ -32,9 +32,8 @@ pub enum SampleError {
 /// Weights are summed in blocks of so many tokens, so that a draw looks at one block and not at the vocabulary.
 const BLOCK: usize = 256;
 
-/// Bins of top-p: 16 for each factor of e in probability, down to e^-64.
+/// Bins of top-p: 16 for each factor of 2 in probability, down to 2^-64; the last one takes all the rest.
 const BINS: usize = 1024;
-const BINS_PER_NAT: f64 = 16.0;
 
 /// Chooses tokens; keeps its scratch space between calls.
 #[derive(Default)]
@@ -73,9 +72,7 @@ impl Sampler {
             self.keep_top_k(logits, sampling.top_k as usize);
         }
         if sampling.top_p < 1.0 {
-            self.keep_top_p(logits, f64::from(sampling.top_p), |logit| {
-                (max - f64::from(logit)) / temperature
-            });
+            self.keep_top_p(logits, f64::from(sampling.top_p));
         }
         Ok(self.draw(uniform(sampling.seed, index)).unwrap_or(best))
     }
@@ -98,15 +95,12 @@ impl Sampler {
         }
     }
 
-    /// `distance`: of a logit from the highest one, in units of the temperature. Finds the bin in which the mass
-    /// reaches `top_p`, and sorts only that one.
-    fn keep_top_p(&mut self, logits: &[f32], top_p: f64, distance: impl Fn(f32) -> f64) {
-        // A cast saturates, so the last bin takes all the rest.
-        let bin_of = |logit: f32| ((distance(logit) * BINS_PER_NAT) as usize).min(BINS - 1);
+    /// Finds the bin in which the mass reaches `top_p`, and sorts only that one.
+    fn keep_top_p(&mut self, logits: &[f32], top_p: f64) {
         self.masses.clear();
         self.masses.resize(BINS, 0.0);
-        for (&weight, &logit) in self.weights.iter().zip(logits) {
-            self.masses[bin_of(logit)] += weight;
+        for &weight in &self.weights {
+            self.masses[bin(weight)] += weight;
         }
         let wanted = top_p * self.masses.iter().sum::<f64>();
         let mut before = 0.0;
@@ -119,24 +113,20 @@ impl Sampler {
         });
         let Some(cut_bin) = cut_bin else { return };
         self.ranks.clear();
-        for ((&weight, &logit), id) in self.weights.iter().zip(logits).zip(0u32..) {
-            if weight > 0.0 && bin_of(logit) == cut_bin {
-                self.ranks.push(Rank::new(id, logit));
+        for ((weight, &logit), id) in self.weights.iter_mut().zip(logits).zip(0u32..) {
+            match bin(*weight) {
+                bin if bin > cut_bin => *weight = 0.0,
+                bin if bin == cut_bin && *weight > 0.0 => self.ranks.push(Rank::new(id, logit)),
+                _ => {}
             }
         }
         self.ranks.sort_unstable_by(|a, b| b.cmp(a));
-        let weights = &self.weights;
-        let last = self.ranks.iter().copied().find(|rank| {
-            before += weights[rank.id() as usize];
-            before >= wanted
-        });
-        // Rounding may leave the mass just short: then the whole bin is kept.
-        let Some(last) = last.or(self.ranks.last().copied()) else { return };
-        let cut = logits[last.id() as usize];
-        for ((weight, &logit), id) in self.weights.iter_mut().zip(logits).zip(0u32..) {
-            if logit <= cut && Rank::new(id, logit) < last {
+        for rank in &self.ranks {
+            let weight = &mut self.weights[rank.id() as usize];
+            if before >= wanted {
                 *weight = 0.0;
             }
+            before += *weight;
         }
     }
 
@@ -171,6 +161,14 @@ impl Sampler {
     fn last_block(&self) -> Option<usize> {
         self.weights.iter().rposition(|&weight| weight > 0.0).map(|index| index / BLOCK)
     }
+}
+
+/// Which bin a weight belongs to; the likeliest tokens are in the first one. Of a number from 0 to 1, the exponent and
+/// the first bits behind the point are the logarithm closely enough.
+fn bin(weight: f64) -> usize {
+    const MANTISSA_BITS_LEFT_OUT: u32 = 48;
+    let distance = 1f64.to_bits().saturating_sub(weight.to_bits());
+    ((distance >> MANTISSA_BITS_LEFT_OUT) as usize).min(BINS - 1)
 }
 
 /// In a fixed order that can be vectorised.
