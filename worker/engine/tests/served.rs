@@ -257,7 +257,9 @@ proptest! {
         max_sessions in 2usize..8,
         step_tokens in 1usize..200,
     ) {
-        let (alone, rows_alone) = noting_engine(EngineConfig { max_sessions: 1, step_tokens: 4096, ..EngineConfig::default() });
+        let (alone, rows_alone) = noting_engine(EngineConfig {
+            max_sessions: 1, step_tokens: 4096, prefix_cache: false, ..EngineConfig::default()
+        });
         let (busy, rows_busy) = noting_engine(EngineConfig { max_sessions, step_tokens, ..EngineConfig::default() });
         let items = items();
         let requests: Vec<(Request, usize)> = picks
@@ -281,7 +283,9 @@ proptest! {
         for ((cut, events), expected) in found.iter().zip(&expected) {
             let (ids, _, end) = hear(events);
             prop_assert_eq!(&ids, &expected.0[*cut..]);
-            prop_assert_eq!(&end, &expected.2);
+            // How many tokens were found in the cache may differ.
+            prop_assert!(reason(&end).is_some());
+            prop_assert_eq!(reason(&end), reason(&expected.2));
         }
         let (rows_alone, rows_busy) = (rows_alone.lock().unwrap(), rows_busy.lock().unwrap());
         prop_assert!(!rows_busy.is_empty());
