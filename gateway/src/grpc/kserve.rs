@@ -58,10 +58,7 @@ impl Service {
         id: &RequestId,
         record: &mut Record,
     ) -> Result<Answers, Failure> {
-        let model = self.app.dispatcher.model(&request.model_name)?;
-        if !self.app.dispatcher.knows(&model) {
-            return Err(Failure::UnknownModel(model));
-        }
+        let model = self.app.dispatcher.known(&request.model_name)?;
         record.model(&model);
         request.model_name.clone_from(&model);
         let ask = async |channel: Channel| {

@@ -15,6 +15,13 @@ use crate::discovery::{Table, Worker};
 
 use super::{Candidate, Circuit, Gate, Policy};
 
+/// Bytes of one answer that a worker may send ahead of its reader.
+const STREAM_WINDOW: u32 = 64 << 10;
+
+/// Bytes of all answers of a worker. So large that readers who have stopped reading cannot use it up: the others share
+/// the connection with them.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+
 /// How to connect to workers.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectOptions {
@@ -65,7 +72,9 @@ impl Live {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(options.keep_alive)
             .keep_alive_timeout(options.keep_alive)
-            .keep_alive_while_idle(true);
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
         Ok(Self {
             info,
             channel: endpoint.connect_lazy(),

@@ -1,5 +1,5 @@
 //! Several answers, probabilities, calls, echoes: each comes once and whole, whatever happens to the workers.
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use belay_proto::inference::{GenerateResponse, Options};
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
 use crate::support::{
-    Fault, LONG, MODEL, Worker, answer, call_id, eventually, gateway, generate, http as client, ids, logprob,
+    Fault, LONG, MODEL, Worker, answer, call_id, eventually, gateway, generate, http as client, logprob,
     metric, request, text,
 };
 
@@ -287,18 +287,25 @@ async fn a_client_that_half_closes_has_gone() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_holds_back_the_worker_and_nobody_else() {
+async fn slow_readers_hold_back_their_own_answers_and_no_others() {
     let worker = Worker::start().await;
     let gateway = gateway(&[&worker], &[]).await;
     worker.script.batch.store(50, Ordering::SeqCst);
-    // some 80 MB, far more than the sockets in between hold
+    // some 80 MB each, far more than the sockets and windows in between hold
     let body = chat(json!({"max_tokens": 60_000, "stream": true, "logprobs": true, "top_logprobs": 20}));
-    let body = body.to_string();
-    let slow = client::open(gateway.api, http::Method::POST, CHAT, body).await;
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        slow.push(client::open(gateway.api, http::Method::POST, CHAT, body.to_string()).await);
+    }
+    // until nothing moves any more
+    let mut before = usize::MAX;
+    while worker.script.sent.load(Ordering::SeqCst) != before {
+        before = worker.script.sent.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
     let quick = client::post(gateway.api, CHAT, &chat(json!({}))).await;
     assert_eq!(quick.status, 200);
-    assert_eq!(worker.active(), 1, "the slow one is not over");
+    assert_eq!(worker.active(), 4, "none of the slow ones is over");
     drop(slow);
-    eventually("the slow one is cancelled", || worker.active() == 0).await;
-    assert_eq!(ids(&generate(&gateway, request("p", LENGTH)).await.unwrap()).len(), LENGTH as usize);
+    eventually("the slow ones are cancelled", || worker.active() == 0).await;
 }

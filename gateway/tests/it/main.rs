@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod answers;
+mod anthropic;
 mod discovery;
 mod fuzz;
 mod grpc;

@@ -43,6 +43,8 @@ pub struct Script {
     pub pace: AtomicU64,
     /// Tokens a piece, at most.
     pub batch: AtomicUsize,
+    /// Tokens sent, over all requests.
+    pub sent: AtomicUsize,
     /// Requests in progress.
     pub active: AtomicUsize,
     /// Requests that were given up by the caller.

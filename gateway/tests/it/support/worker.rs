@@ -195,6 +195,7 @@ impl Progress {
         }
         self.say(&mut piece, text, self.at);
         self.made += u32::try_from(end - self.at).unwrap();
+        script.sent.fetch_add(end - self.at, Ordering::SeqCst);
         self.at = end;
         Some(Ok(piece))
     }
