@@ -60,13 +60,15 @@ fn bytes_per_token_are_those_of_the_published_layouts() {
         // pages round that up to their alignment, and that is what a longer context costs
         let grown = layout.state_bytes(1 << 20) - layout.state_bytes(1 << 19);
         assert_eq!(grown, (1 << 19) / 128 * block.next_multiple_of(PAGE_ALIGN), "{format}");
-        let million = layout.state_bytes(1 << 20) as f64 / 1e9;
-        let kilo = layout.state_bytes(1 << 10) as f64 / 1e6;
+        let megabytes = |tokens: usize| layout.state_bytes(tokens) as f64 / 1e6;
         println!(
-            "{} layers {format}: block {} tokens, page {} bytes, 1k {kilo:.1} MB, 1M {million:.2} GB",
+            "{} layers {format}: page {} bytes; 1k {:.1} MB, 128k {:.1} MB, 1M {:.1} MB; 256 tokens more at 128k: {:.1} MB",
             config.depth(),
-            layout.block,
-            layout.page_bytes
+            layout.page_bytes,
+            megabytes(1 << 10),
+            megabytes(1 << 17),
+            megabytes(1 << 20),
+            layout.step_bytes(1 << 17, 256) as f64 / 1e6 - megabytes(1 << 17),
         );
     }
 }
