@@ -15,7 +15,7 @@ use belay_engine::{Segment, ServedModel, StepModel, Wants};
 use belay_fabric::{InProcess, Table};
 use belay_model::{CacheOptions, Checkpoint, ExpertBank, Model, Numerics};
 
-use crate::load::Request;
+use crate::load::{END_OF_SEQUENCE, Request};
 
 /// A whole model in this process, on one rank, as in a worker that stands alone.
 pub struct Bare {
@@ -133,10 +133,11 @@ fn candidate(pending: usize) -> Candidate {
     Candidate { priority: 0, pending, most: usize::MAX, drafts: 0 }
 }
 
+/// The likeliest token that is not the end: answers have a given length, here as in a server.
 fn largest(row: &[f32]) -> u32 {
     let mut best = 0;
     for (token, logit) in row.iter().enumerate() {
-        if *logit > row[best] {
+        if *logit > row[best] && token as u32 != END_OF_SEQUENCE {
             best = token;
         }
     }

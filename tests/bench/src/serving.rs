@@ -18,6 +18,31 @@ const STEP_TOKENS: usize = 256;
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Options of a worker that are measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    /// Name in the report.
+    pub name: &'static str,
+    args: &'static [&'static str],
+    /// Whether the worker is also asked without the gateway.
+    alone: bool,
+}
+
+/// What all of them share.
+const COMMON: [&str; 2] = ["--step-tokens", "256"];
+
+impl Variant {
+    /// Every request is computed, token by token: what the bare forward does.
+    pub const PLAIN: Self =
+        Self { name: "", args: &["--prefix-cache", "off", "--draft-tokens", "0"], alone: true };
+    /// Prompts go on from what others have in common with them.
+    pub const PREFIX: Self =
+        Self { name: "prefix cache", args: &["--prefix-cache", "on", "--draft-tokens", "0"], alone: false };
+    /// The model's draft stage guesses one token ahead.
+    pub const GUESS: Self =
+        Self { name: "one guess", args: &["--prefix-cache", "off", "--draft-tokens", "1"], alone: false };
+}
+
 /// A benchmark of one model.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -25,8 +50,12 @@ pub struct Plan {
     pub model: String,
     /// Its checkpoint.
     pub dir: PathBuf,
+    /// What the worker is told.
+    pub variants: Vec<Variant>,
     /// Clients at a time, and requests in all, of each run.
     pub loads: Vec<(usize, usize)>,
+    /// Factor by which prompts and answers are shorter than those of the mix.
+    pub shorter: usize,
     /// Times that each run is repeated.
     pub repetitions: usize,
     /// Programs that serve.
@@ -37,20 +66,25 @@ pub struct Plan {
     pub commit: String,
 }
 
+/// One way to have requests answered.
+struct Served<'a> {
+    stack: &'a Stack,
+    target: Target,
+    setup: &'static str,
+    settings: &'static str,
+}
+
 /// Runs it; `done` hears each row.
 ///
 /// # Errors
 /// A process that does not start, or a request that is not answered as it should be.
 pub async fn run(plan: &Plan, logs: &Path, mut done: impl FnMut(Row)) -> Result<()> {
     let bare = Bare::load(&plan.dir)?;
-    let options = StackOptions {
-        programs: plan.programs.clone(),
-        model_dir: plan.dir.clone(),
-        model: plan.model.clone(),
-        worker_args: Vec::new(),
-        logs: logs.to_path_buf(),
-    };
-    let stack = Stack::start(&options).await?;
+    let mut stacks = Vec::new();
+    for variant in &plan.variants {
+        stacks.push(Stack::start(&stack_options(plan, variant, logs)?).await?);
+    }
+    let served = served(plan, &stacks)?;
     let machine = Machine::this()?;
     let base = Row {
         date: plan.date.clone(),
@@ -59,27 +93,59 @@ pub async fn run(plan: &Plan, logs: &Path, mut done: impl FnMut(Row)) -> Result<
         model: plan.model.clone(),
         ..Row::default()
     };
-    let channel = Address::from_shared(format!("http://{}", stack.worker_grpc))?.connect_lazy();
-    let worker = Target::Worker { channel, model: plan.model.clone() };
-    let gateway = Target::OpenAi { at: stack.api, http: Http::new() };
     for &(clients, count) in &plan.loads {
         for repetition in 0..plan.repetitions {
             // new texts each time, so that nothing is remembered from the time before
             let seed = (clients * 1000 + repetition) as u64;
-            let requests = Mix::new(&plan.model, seed)?.take(count);
+            let requests = Mix::new(&plan.model, seed, plan.shorter)?.take(count);
             let base = Row { concurrency: clients, repetition, ..base.clone() };
             if repetition == 0 {
-                let few = &requests[..requests.len().min(clients)];
-                bare.run(few, clients, STEP_TOKENS)?;
-                load::run(&gateway, few, clients).await?;
+                warm_up(&bare, &served, &plan.model, clients).await?;
             }
             done(bare_row(&bare, &requests, clients, &base)?);
-            for (setup, target) in [("worker", &worker), ("gateway", &gateway)] {
-                let base = Row { setup: setup.into(), ..base.clone() };
-                let row = served_row(&stack, target, &requests, clients, &base).await;
-                done(row.with_context(|| format!("{setup}, {clients} clients"))?);
+            for way in &served {
+                let base = Row { setup: way.setup.into(), settings: way.settings.into(), ..base.clone() };
+                let row = served_row(way.stack, &way.target, &requests, clients, &base).await;
+                done(row.with_context(|| format!("{} {}, {clients} clients", way.setup, way.settings))?);
             }
         }
+    }
+    Ok(())
+}
+
+fn stack_options(plan: &Plan, variant: &Variant, logs: &Path) -> Result<StackOptions> {
+    let logs = logs.join(if variant.name.is_empty() { "plain" } else { variant.name });
+    std::fs::create_dir_all(&logs).with_context(|| logs.display().to_string())?;
+    Ok(StackOptions {
+        programs: plan.programs.clone(),
+        model_dir: plan.dir.clone(),
+        model: plan.model.clone(),
+        worker_args: COMMON.iter().chain(variant.args).map(ToString::to_string).collect(),
+        logs,
+    })
+}
+
+fn served<'a>(plan: &Plan, stacks: &'a [Stack]) -> Result<Vec<Served<'a>>> {
+    let mut ways = Vec::new();
+    for (variant, stack) in plan.variants.iter().zip(stacks) {
+        let settings = variant.name;
+        if variant.alone {
+            let channel = Address::from_shared(format!("http://{}", stack.worker_grpc))?.connect_lazy();
+            let target = Target::Worker { channel, model: plan.model.clone() };
+            ways.push(Served { stack, target, setup: "worker", settings });
+        }
+        let target = Target::OpenAi { at: stack.api, http: Http::new() };
+        ways.push(Served { stack, target, setup: "gateway", settings });
+    }
+    Ok(ways)
+}
+
+/// A few short requests of other texts: pages of the weights, connections, buffers.
+async fn warm_up(bare: &Bare, served: &[Served<'_>], model: &str, clients: usize) -> Result<()> {
+    let requests = Mix::new(model, u64::MAX, 4)?.take(clients.max(8));
+    bare.run(&requests, clients, STEP_TOKENS)?;
+    for way in served {
+        load::run(&way.target, &requests, clients).await?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use clap::{Args, builder::PossibleValuesParser};
 
 use super::{MODELS, Servers, root};
 use crate::report;
-use crate::serving::{self, Plan};
+use crate::serving::{self, Plan, Variant};
 
 /// Options of `serving`.
 #[derive(Debug, Args)]
@@ -21,10 +21,6 @@ pub struct ServingArgs {
     /// Clients at a time
     #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
     clients: Vec<usize>,
-
-    /// Requests of a run for each eight clients (at least one for each client)
-    #[arg(long, default_value_t = 32)]
-    requests: usize,
 
     /// Times that each run is repeated, in turn with the others
     #[arg(long, default_value_t = 3)]
@@ -58,11 +54,14 @@ pub fn run(args: &ServingArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut rows = Vec::new();
     for model in &args.models {
-        let loads = args.clients.iter().map(|&clients| (clients, requests(args.requests, clients)));
+        let size = Size::of(model);
+        let loads = args.clients.iter().map(|&clients| (clients, size.requests(clients)));
         let plan = Plan {
             model: model.clone(),
             dir: super::model_directory(model, &args.cache)?,
+            variants: size.variants.to_vec(),
             loads: loads.collect(),
+            shorter: size.shorter,
             repetitions: args.repetitions,
             programs: args.servers.programs()?,
             date: date.clone(),
@@ -71,10 +70,11 @@ pub fn run(args: &ServingArgs) -> Result<()> {
         let mut written = Ok(());
         runtime.block_on(serving::run(&plan, &logs, |row| {
             eprintln!(
-                "{} {} clients, {}, run {}: {:.1} s, {:.1} output tokens/s",
+                "{} {} clients, {} {}, run {}: {:.1} s, {:.1} output tokens/s",
                 row.model,
                 row.concurrency,
                 row.setup,
+                row.settings,
                 row.repetition,
                 row.seconds,
                 row.token_rate()
@@ -88,9 +88,26 @@ pub fn run(args: &ServingArgs) -> Result<()> {
     Ok(())
 }
 
-/// A multiple of eight, as the mix repeats after eight.
-fn requests(each_eight: usize, clients: usize) -> usize {
-    (each_eight * clients.div_ceil(8)).max(clients).next_multiple_of(8)
+/// How much of the mix a model can do in reasonable time.
+struct Size {
+    variants: &'static [Variant],
+    shorter: usize,
+    /// Requests of a run for each client, if there are eight or more.
+    each: usize,
+}
+
+impl Size {
+    fn of(model: &str) -> Self {
+        match model {
+            "1b" => Self { variants: &[Variant::PLAIN, Variant::PREFIX], shorter: 2, each: 1 },
+            _ => Self { variants: &[Variant::PLAIN, Variant::PREFIX, Variant::GUESS], shorter: 1, each: 8 },
+        }
+    }
+
+    /// A multiple of eight, as the mix repeats after eight; with few clients at least sixteen for a small model.
+    fn requests(&self, clients: usize) -> usize {
+        (self.each * clients.max(2)).next_multiple_of(8)
+    }
 }
 
 /// The commit that is checked out.

@@ -21,7 +21,7 @@ pub async fn ask(channel: &Channel, model: &str, request: &Request) -> Result<Re
         sampling: Some(Sampling {
             temperature: Some(0.0),
             max_tokens: Some(request.output_tokens),
-            ignore_eos: true,
+            min_tokens: request.output_tokens,
             ..Sampling::default()
         }),
         ..GenerateRequest::default()

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 /// Conversations of the trained fixture, with their tokens.
 const CONVERSATIONS: &str = include_str!("../../../fixtures/models/nano/eval.jsonl");
 
+/// End-of-sequence, which no answer may contain: a token without text would make no event.
+pub const END_OF_SEQUENCE: u32 = 1;
 /// Special tokens come first in the vocabulary; what is drawn is text.
 const FIRST_TEXT_TOKEN: u32 = 15;
 const VOCABULARY: u32 = 2048;
@@ -86,17 +88,21 @@ pub struct Mix {
     random: Pcg64Mcg,
     /// What every request of kind `prefix` begins with.
     prefix: Vec<u32>,
+    /// Lengths are divided by this.
+    shorter: usize,
 }
 
 impl Mix {
-    /// For a model with nano's tokenizer.
+    /// For a model with nano's tokenizer. Prompts and answers are shorter by the factor `shorter`, chats' prompts are
+    /// as they are.
     ///
     /// # Errors
     /// The fixture can't be read.
-    pub fn new(model: &str, seed: u64) -> Result<Self> {
+    pub fn new(model: &str, seed: u64, shorter: usize) -> Result<Self> {
         let mut random = Pcg64Mcg::seed_from_u64(seed);
-        let prefix = text_tokens(&mut random, 256);
-        Ok(Self { model: model.to_owned(), conversations: Prompt::conversations(64)?, random, prefix })
+        let prefix = text_tokens(&mut random, 256 / shorter);
+        let conversations = Prompt::conversations(64)?;
+        Ok(Self { model: model.to_owned(), conversations, random, prefix, shorter })
     }
 
     /// The next requests. Of eight, four are short chats, two begin with a common text, one has a long prompt and one a
@@ -106,20 +112,22 @@ impl Mix {
     }
 
     fn request(&mut self, number: usize) -> Request {
+        let shorter = self.shorter;
+        let tokens = |count: usize| (count / shorter) as u32;
         match number % 8 {
-            0 | 2 | 4 | 6 => self.chat(32),
+            0 | 2 | 4 | 6 => self.chat(tokens(32)),
             1 | 5 => {
-                let own = 16 + self.random.next_u32() as usize % 48;
+                let own = (16 + self.random.next_u32() as usize % 48) / shorter;
                 let ids = [self.prefix.clone(), text_tokens(&mut self.random, own)].concat();
-                self.completion("prefix", ids, 24)
+                self.completion("prefix", ids, tokens(24))
             }
             3 => {
-                let ids = text_tokens(&mut self.random, 512);
-                self.completion("long prompt", ids, 16)
+                let ids = text_tokens(&mut self.random, 512 / shorter);
+                self.completion("long prompt", ids, tokens(16))
             }
             _ => {
                 let ids = text_tokens(&mut self.random, 16);
-                self.completion("long answer", ids, 128)
+                self.completion("long answer", ids, tokens(128))
             }
         }
     }
@@ -143,7 +151,7 @@ impl Mix {
 
     fn body(&self, output_tokens: u32) -> Value {
         json!({
-            "model": self.model, "temperature": 0, "max_tokens": output_tokens, "ignore_eos": true,
+            "model": self.model, "temperature": 0, "max_tokens": output_tokens, "min_tokens": output_tokens,
             "stream": true, "stream_options": { "include_usage": true },
         })
     }
@@ -160,7 +168,7 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_requests() {
         let bodies = |seed| -> Vec<Bytes> {
-            Mix::new("m", seed).unwrap().take(40).into_iter().map(|request| request.body).collect()
+            Mix::new("m", seed, 1).unwrap().take(40).into_iter().map(|request| request.body).collect()
         };
         assert_eq!(bodies(1), bodies(1));
         assert_ne!(bodies(1), bodies(2));
@@ -168,7 +176,7 @@ mod tests {
 
     #[test]
     fn eight_requests_hold_every_kind() {
-        let requests = Mix::new("m", 0).unwrap().take(8);
+        let requests = Mix::new("m", 0, 1).unwrap().take(8);
         let count = |kind| requests.iter().filter(|request| request.kind == kind).count();
         assert_eq!(["chat", "prefix", "long prompt", "long answer"].map(count), [4, 2, 1, 1]);
         let prefixed: Vec<_> = requests.iter().filter(|request| request.kind == "prefix").collect();

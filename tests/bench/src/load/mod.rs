@@ -9,6 +9,6 @@ mod sse;
 
 pub use closed_loop::{Target, run};
 pub use http::{Answer, Http};
-pub use mix::{Endpoint, Mix, Prompt, Request};
+pub use mix::{END_OF_SEQUENCE, Endpoint, Mix, Prompt, Request};
 pub use record::{Latencies, Record, percentile};
 pub use sse::{Events, Piece};
