@@ -35,6 +35,21 @@ unit: ## unit, golden and property tests
 test-cluster: ## the tests on a kind cluster of their own
 	@tests/run.sh cluster
 
+.PHONY: bench
+bench: bench-serving bench-load soak ## all of the following: what they show is in docs/operations/benchmarks.md
+
+.PHONY: bench-serving
+bench-serving: ## engine and gateway against the bare forward; CSV in docs/operations/bench (a quarter of an hour)
+	@tests/bench/run.sh serving
+
+.PHONY: bench-load
+bench-load: ## aiperf, a load generator that others wrote, against gateway and worker
+	@tests/bench/run.sh load
+
+.PHONY: soak
+soak: ## 10,000 requests, good, bad and abandoned, and what they leave behind
+	@tests/bench/run.sh soak
+
 .PHONY: images
 images: ## static binaries, and their images in out/images
 	@tests/cluster/install-tools.sh && images/build.sh

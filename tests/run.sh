@@ -60,7 +60,7 @@ chart() {
 
 shells() {
   local script
-  for script in .ci/run examples/*.sh images/*.sh tests/*.sh tests/cluster/*.sh tests/cluster/runc-wrap; do
+  for script in .ci/run examples/*.sh images/*.sh tests/*.sh tests/bench/*.sh tests/cluster/*.sh tests/cluster/runc-wrap; do
     bash -n "$script" || return
   done
 }

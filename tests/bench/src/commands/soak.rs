@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::Servers;
 use crate::process::{Stack, StackOptions};
-use crate::soak::Soak;
+use crate::soak::{Soak, WORKER_ARGS};
 
 /// The smallest one: what is looked for is not in the model.
 const MODEL: &str = "tiny";
@@ -47,7 +47,7 @@ pub fn run(args: &SoakArgs) -> Result<()> {
         programs: args.servers.programs()?,
         model_dir: super::model_directory(MODEL, &args.cache)?,
         model: MODEL.into(),
-        worker_args: Vec::new(),
+        worker_args: WORKER_ARGS.map(str::to_owned).to_vec(),
         logs,
     };
     let soak = Soak { requests: args.requests as usize, clients: args.clients, seed: args.seed };

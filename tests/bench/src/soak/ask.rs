@@ -75,6 +75,7 @@ impl Clients {
             Kind::Chat => self.stream(Endpoint::Chat, self.chat(random), u32::MAX).await,
             Kind::Completion => self.stream(Endpoint::Completions, self.completion(random), u32::MAX).await,
             Kind::Whole => self.whole(random).await,
+            Kind::Message => self.message(random).await,
             Kind::Left => {
                 let events = below(random, 12);
                 let (endpoint, body) = match below(random, 2) {
@@ -149,13 +150,36 @@ impl Clients {
         let fields = body.as_object_mut().context("a body is an object")?;
         fields.remove("stream");
         fields.remove("stream_options");
-        let stop = ["e", "th", " a ", "."][below(random, 4) as usize];
-        fields.insert("stop".into(), json!([stop]));
+        match below(random, 3) {
+            0 => {
+                let stop = ["e", "th", " a ", "."][below(random, 4) as usize];
+                fields.insert("stop".into(), json!([stop]));
+            }
+            1 => {
+                fields.insert("n".into(), json!(1 + below(random, 3)));
+                fields.insert("logprobs".into(), true.into());
+                fields.insert("top_logprobs".into(), json!(below(random, 4)));
+            }
+            _ => {
+                fields.insert("response_format".into(), json!({ "type": "json_object" }));
+            }
+        }
         let answer = self.http.post(self.api, Endpoint::Chat.path(), body.to_string().into()).await?;
         let text = answer.text()?;
         ensure!(answer.status == 200, "{}: {text}", answer.status);
         let answer: Value = serde_json::from_str(&text)?;
         ensure!(answer["choices"][0]["finish_reason"].is_string(), "no finish reason: {text}");
+        Ok(Outcome::Answered)
+    }
+
+    async fn message(&self, random: &mut Pcg64Mcg) -> Result<Outcome> {
+        let prompt = &self.conversations[below(random, self.conversations.len() as u32) as usize];
+        let body = json!({
+            "model": self.model, "max_tokens": 1 + below(random, 40), "stream": true, "messages": prompt.messages,
+        });
+        let answer = self.http.post(self.api, "/v1/messages", body.to_string().into()).await?;
+        let text = answer.text()?;
+        ensure!(answer.status == 200 && text.contains("event: message_stop"), "{}: {text}", answer.status);
         Ok(Outcome::Answered)
     }
 
@@ -223,7 +247,13 @@ fn below(random: &mut Pcg64Mcg, limit: u32) -> u32 {
     random.next_u32() % limit
 }
 
-/// Tokens of text: special ones come first in the vocabulary.
+/// Tokens of text (special ones come first in the vocabulary). Half of these prompts begin with one of a few long
+/// texts, so that the prefix cache has something to keep.
 fn ids(random: &mut Pcg64Mcg) -> Vec<u32> {
-    (0..1 + below(random, 80)).map(|_| 15 + below(random, 2000)).collect()
+    let own: Vec<u32> = (0..1 + below(random, 80)).map(|_| 15 + below(random, 2000)).collect();
+    if below(random, 2) == 0 {
+        return own;
+    }
+    let text = below(random, 8);
+    (0..150).map(|place| 15 + (text * 150 + place) * 7 % 2000).chain(own).collect()
 }

@@ -7,8 +7,10 @@ use super::ask::Outcome;
 pub enum Kind {
     /// Streamed chat, read to the end.
     Chat,
-    /// Chat in one piece, with stop strings.
+    /// Chat in one piece: with stop strings, several answers and their probabilities, or an answer that must be JSON.
     Whole,
+    /// Streamed Anthropic message, read to the end.
+    Message,
     /// Streamed completion, given as token ids.
     Completion,
     /// A stream that the client leaves after some events.
@@ -28,7 +30,8 @@ impl Kind {
     #[must_use]
     pub fn pick(percent: u32) -> Self {
         match percent {
-            0..20 => Self::Chat,
+            0..15 => Self::Chat,
+            15..20 => Self::Message,
             20..30 => Self::Whole,
             30..40 => Self::Completion,
             40..60 => Self::Left,
@@ -43,7 +46,7 @@ impl Kind {
     #[must_use]
     pub fn may(self, outcome: Outcome) -> bool {
         match self {
-            Self::Chat | Self::Whole | Self::Completion => outcome == Outcome::Answered,
+            Self::Chat | Self::Whole | Self::Message | Self::Completion => outcome == Outcome::Answered,
             // an answer can be over before the client leaves
             Self::Left | Self::LeftEarly | Self::GrpcCancelled => {
                 matches!(outcome, Outcome::Left | Outcome::Answered)

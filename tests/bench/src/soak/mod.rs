@@ -31,6 +31,9 @@ pub struct Soak {
 /// Parts of a soak; memory is read behind each.
 const PARTS: usize = 5;
 
+/// What the worker is told: memory that is soon full of prefixes, and guesses, which have to be taken back.
+pub const WORKER_ARGS: [&str; 4] = ["--memory", "16Mi", "--draft-tokens", "1"];
+
 /// How many of them warm up: until the largest batch of the largest requests has come by chance.
 const WARM_UP: usize = 2;
 

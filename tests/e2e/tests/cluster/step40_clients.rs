@@ -51,6 +51,6 @@ async fn t6_tritonclient_streams() -> Result<()> {
 }
 
 #[tokio::test]
-async fn t7_aiperf_loads_chat_and_completions() -> Result<()> {
+async fn t7_aiperf_loads_chat_completions_and_messages() -> Result<()> {
     python("aiperf_client.py").await
 }
