@@ -33,6 +33,9 @@ impl<M: StepModel> StepLoop<'_, M> {
             running.turn = turn;
         }
         self.make_room();
+        if self.running.is_empty() {
+            return;
+        }
         let mut report = StepReport::default();
         let planned = Instant::now();
         report.plan = planned - began;

@@ -213,13 +213,20 @@ fn every_evaluation_prompt_gets_the_reference_tokens_in_a_full_batch() {
     assert_eq!(equal, items.len());
     // a request's last event goes out just before its place is given back
     let emptied = Instant::now() + Duration::from_secs(60);
-    while engine.stats().running > 0 && Instant::now() < emptied {
+    while engine.stats().running + engine.stats().kv_bytes > 0 && Instant::now() < emptied {
         std::thread::yield_now();
     }
     let stats = engine.stats();
     println!("{stats:?}");
     assert_eq!((stats.running, stats.queued, stats.failed_steps), (0, 0, 0));
     assert!(stats.steps * 2 < stats.generated_tokens, "requests share steps");
+    assert_eq!(stats.kv_bytes, 0);
+    assert!(stats.prefix_cache_bytes > 0 && stats.prefix_hit_tokens > 0);
+    engine.clear_prefix_cache();
+    while engine.stats().prefix_cache_bytes > 0 && Instant::now() < emptied {
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.stats().prefix_cache_bytes, 0, "all memory comes back");
 }
 
 #[test]
