@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status};
 
 use crate::{
-    life::{Call, Choices},
+    life::{Call, Choices, Dispatcher, Failure},
     observe::Record,
     request_id::RequestId,
     serve::App,
@@ -73,6 +73,28 @@ impl Service {
         });
         Ok(Response::new(Box::pin(pieces)))
     }
+
+    /// A call with one answer about a model; the record sees how it ends.
+    async fn recorded<T>(
+        &self,
+        id: &RequestId,
+        path: &'static str,
+        asked: &str,
+        ask: impl AsyncFnOnce(String) -> Result<T, Failure>,
+    ) -> Result<Response<T>, Status> {
+        let Dispatcher { metrics, .. } = &self.app.dispatcher;
+        let mut record = Record::begin(metrics, &self.app.flights, id.clone(), path);
+        let answer = match self.app.dispatcher.known(asked) {
+            Ok(model) => {
+                record.model(&model);
+                ask(model).await
+            }
+            Err(failure) => Err(failure),
+        };
+        let answer = answer.map_err(Status::from);
+        record.outcome(code_name(answer.as_ref().err().map_or(Code::Ok, Status::code)));
+        answer.map(Response::new)
+    }
 }
 
 #[tonic::async_trait]
@@ -98,19 +120,27 @@ impl Inference for Service {
         &self,
         request: Request<TokenizeRequest>,
     ) -> Result<Response<TokenizeResponse>, Status> {
-        let id = request_id(&request);
-        let mut request = request.into_inner();
-        request.model = self.app.dispatcher.known(&request.model)?;
-        Ok(Response::new(self.app.dispatcher.tokenize(request, &id.0).await?))
+        let (id, mut request) = (request_id(&request), request.into_inner());
+        let asked = std::mem::take(&mut request.model);
+        let path = "/belay.inference.v1.Inference/Tokenize";
+        self.recorded(&id, path, &asked, async |model| {
+            request.model = model;
+            self.app.dispatcher.tokenize(request, &id.0).await
+        })
+        .await
     }
 
     async fn detokenize(
         &self,
         request: Request<DetokenizeRequest>,
     ) -> Result<Response<DetokenizeResponse>, Status> {
-        let id = request_id(&request);
-        let mut request = request.into_inner();
-        request.model = self.app.dispatcher.known(&request.model)?;
-        Ok(Response::new(self.app.dispatcher.detokenize(request, &id.0).await?))
+        let (id, mut request) = (request_id(&request), request.into_inner());
+        let asked = std::mem::take(&mut request.model);
+        let path = "/belay.inference.v1.Inference/Detokenize";
+        self.recorded(&id, path, &asked, async |model| {
+            request.model = model;
+            self.app.dispatcher.detokenize(request, &id.0).await
+        })
+        .await
     }
 }

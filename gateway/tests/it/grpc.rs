@@ -3,7 +3,10 @@ use std::sync::atomic::Ordering;
 
 use belay_proto::{
     admin::{GetStatusRequest, admin_client::AdminClient},
-    inference::{ChatRequest, Message, Sampling, inference_client::InferenceClient},
+    inference::{
+        ChatRequest, DetokenizeRequest, Message, Sampling, TokenizeRequest,
+        inference_client::InferenceClient, tokenize_request::Input,
+    },
     kserve::{
         ModelConfigRequest, ModelInferRequest, ModelMetadataRequest, ModelReadyRequest, ServerLiveRequest,
         ServerMetadataRequest, ServerReadyRequest, grpc_inference_service_client::GrpcInferenceServiceClient,
@@ -20,7 +23,7 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::support::{
-    Fault, MODEL, Worker, answer, channel, gateway, generate, http as client, ids, request,
+    Fault, MODEL, Worker, answer, channel, gateway, generate, http as client, ids, metric, request,
 };
 
 #[tokio::test]
@@ -43,6 +46,29 @@ async fn generate_and_chat_pass_through() {
     let stream = grpc.chat(asked).await.unwrap().into_inner();
     let pieces: Vec<_> = stream.map(|piece| piece.unwrap()).collect().await;
     assert_eq!(ids(&pieces), expected("user: hi"));
+}
+
+#[tokio::test]
+async fn tokens_are_asked_of_a_worker_that_answers() {
+    let worker = Worker::with_faults(&[Fault::StepLost(0)]).await;
+    let gateway = gateway(&[&worker], &[]).await;
+    let mut grpc = InferenceClient::new(channel(&gateway).await);
+    let input = Some(Input::Text("ab".into()));
+    let asked = TokenizeRequest { model: String::new(), input };
+    let tokens = grpc.tokenize(asked).await.unwrap().into_inner();
+    assert_eq!((tokens.ids, tokens.max_context_tokens), (vec![1097, 1098], 512));
+    let asked = DetokenizeRequest { model: MODEL.into(), ids: vec![1104, 1105] };
+    assert_eq!(grpc.detokenize(asked).await.unwrap().into_inner().text, "hi");
+    let wrong = DetokenizeRequest { model: MODEL.into(), ids: vec![5] };
+    assert_eq!(grpc.detokenize(wrong).await.unwrap_err().code(), Code::InvalidArgument);
+    let other = DetokenizeRequest { model: "other".into(), ids: Vec::new() };
+    assert_eq!(grpc.detokenize(other).await.unwrap_err().code(), Code::NotFound);
+    let series = |code: &str| {
+        let path = "/belay.inference.v1.Inference/Detokenize";
+        format!("belay_gateway_requests_total{{model=\"nano\",path=\"{path}\",code=\"{code}\"}}")
+    };
+    assert_eq!(metric(&gateway, &series("Ok")).await, 1.0);
+    assert_eq!(metric(&gateway, &series("InvalidArgument")).await, 1.0);
 }
 
 #[tokio::test]
