@@ -68,11 +68,17 @@ fn what_is_too_large_is_refused_by_its_size() {
     assert!(chooser(&request(Grammar::JsonSchema(deep(100)))).is_ok());
     let message = "the schema is nested more than 128 levels deep";
     assert_eq!(refusal(Grammar::JsonSchema(deep(300))), ("response_format", message.into()));
+    let fields: serde_json::Map<String, Value> = (0..5000).map(|i| (format!("a{i}"), json!({}))).collect();
+    let wide = json!({"type": "object", "properties": fields});
+    let inside = Grammar::Lark(format!("start: \"x\" %json\n{wide}"));
+    let message = "an object of the schema has 5000 fields, at most 1024 are taken";
+    assert_eq!(refusal(Grammar::JsonSchema(wide)), ("response_format", message.into()));
+    assert_eq!(refusal(inside), ("grammar", message.into()));
     let large = json!({"enum": [" ".repeat(600_000)]});
     let message = "the schema has 600013 bytes, at most 524288 are taken";
     assert_eq!(refusal(Grammar::JsonSchema(large)), ("response_format", message.into()));
-    let message = "the expression has 20000 bytes, at most 16384 are taken";
-    assert_eq!(refusal(Grammar::Regex("a".repeat(20_000))), ("regex", message.into()));
+    let message = "the expression has 200000 bytes, at most 147456 are taken";
+    assert_eq!(refusal(Grammar::Regex("a".repeat(200_000))), ("regex", message.into()));
     let message = "the grammar has 9000 lines, at most 8192 are taken";
     assert_eq!(refusal(Grammar::Lark("\n".repeat(9000))), ("grammar", message.into()));
     let message = "the grammar has 2000000 bytes, at most 1048576 are taken";
@@ -147,6 +153,11 @@ fn regular_expressions_that_explode_are_bounded() {
         ("classes", "\\p{L}{500}\\w{500}".to_owned()),
         ("a chain of optional letters", "a?".repeat(8_000)),
         ("a chain of stars", "a*b*".repeat(4_000)),
+        ("a longer chain of optional letters", "a?".repeat(70_000)),
+        (
+            "many choices",
+            format!("({})", (0..1024).map(|i| format!("{i:063}")).collect::<Vec<_>>().join("|")),
+        ),
     ] {
         endure(name, Grammar::Regex(regex));
     }
@@ -169,7 +180,7 @@ fn schemas_that_explode_are_bounded() {
         json!({"type": "object", "properties": properties, "additionalProperties": false})
     };
     let chain: serde_json::Map<String, Value> =
-        (0..3000).map(|i| (format!("d{i}"), json!({"$ref": format!("#/$defs/d{}", i + 1)}))).collect();
+        (0..1000).map(|i| (format!("d{i}"), json!({"$ref": format!("#/$defs/d{}", i + 1)}))).collect();
     let all_refs: Vec<Value> = (0..40).map(|i| json!({"$ref": format!("#/$defs/d{i}")})).collect();
     let mutual: serde_json::Map<String, Value> =
         (0..40).map(|i| (format!("d{i}"), json!({"anyOf": all_refs, "title": i}))).collect();
@@ -189,7 +200,7 @@ fn schemas_that_explode_are_bounded() {
         ("a long text", json!({"type": "string", "minLength": 1_000_000_000u64})),
         ("a range of lengths", json!({"type": "string", "minLength": 1000, "maxLength": 1_000_000})),
         ("a negative length", json!({"type": "string", "minLength": -1})),
-        ("5000 properties", properties(5000)),
+        ("1000 properties", properties(1000)),
         ("300 properties", properties(300)),
         ("a large choice", json!({"enum": (0..20_000).map(|i| format!("choice {i}")).collect::<Vec<_>>()})),
         ("tiny multiples", json!({"type": "number", "multipleOf": 1e-30})),
@@ -205,6 +216,12 @@ fn schemas_that_explode_are_bounded() {
             json!({"type": "object", "patternProperties": {"(a|b)*a(a|b){60}": {}, "(a|b)*b(a|b){60}": {}}}),
         ),
         ("a non-ASCII text where none belongs", json!({"$ref": ["é".repeat(200)]})),
+        ("a long constant", json!({"const": "ab\"".repeat(100_000)})),
+        ("a long pattern", json!({"type": "string", "pattern": "a?".repeat(100_000)})),
+        (
+            "many patterns",
+            json!({"anyOf": (0..3000).map(|i| json!({"type": "string", "pattern": format!("^a?{i}(b|c)*d{{1,9}}$")})).collect::<Vec<_>>()}),
+        ),
         ("an unknown format", json!({"type": "string", "format": "é".repeat(200)})),
     ] {
         endure(name, Grammar::JsonSchema(schema));
@@ -246,6 +263,16 @@ fn grammars_that_explode_are_bounded() {
         ),
         ("itself inside", "start: %lark { start: %lark { start: \"a\" } }".to_owned()),
         ("a schema inside", "start: %json {\"type\": \"string\", \"minLength\": 1000000000}".to_owned()),
+        ("a long literal", format!("start: \"{}\"", "ab".repeat(250_000))),
+        ("a long regex of letters", format!("start: /{}/", "ab".repeat(50_000))),
+        ("a long regex of optional letters", format!("start: /{}/", "a?".repeat(25_000))),
+        ("a longer regex of optional letters", format!("start: /{}/", "a?".repeat(100_000))),
+        ("a very long regex of optional letters", format!("start: /{}/", "a?".repeat(250_000))),
+        ("a long regex of stars", format!("start: /{}/", "a*b*".repeat(60_000))),
+        (
+            "a long regex of words",
+            format!("start: /{}/", (0..25_000).map(|i| format!("w{i}")).collect::<Vec<_>>().join("|")),
+        ),
         ("not a grammar", "\u{0}\u{1}é😀%%%{{{".repeat(1000)),
     ] {
         endure(name, Grammar::Lark(text));

@@ -17,9 +17,12 @@ const MAX_SCHEMA_BYTES: usize = 512 << 10;
 const MAX_LARK_BYTES: usize = 1 << 20;
 /// Rules call each other, and compiling a chain of them takes time as its square: some seconds for so many.
 const MAX_LARK_LINES: usize = 8192;
-const MAX_REGEX_BYTES: usize = 16 << 10;
+const MAX_REGEX_BYTES: usize = 144 << 10;
 /// Levels of lists and objects in a schema.
 const MAX_DEPTH: usize = 128;
+/// Fields of an object of a schema: compiling optional properties takes time as the square of their number, and with
+/// more, a row of the parser is too long anyway.
+const MAX_FIELDS: usize = 1024;
 /// What llguidance's limits leave takes far less on a machine that is not overloaded.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// When it is worth asking again if too many wait.
@@ -77,9 +80,7 @@ fn program(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
             Ok(TopLevelGrammar::from_json_schema(bounded_schema(&json!({"type": "object"}))))
         }
         Grammar::JsonSchema(schema) => {
-            if is_deeper(schema, MAX_DEPTH) {
-                return Err(format!("the schema is nested more than {MAX_DEPTH} levels deep"));
-            }
+            check_shape(schema, MAX_DEPTH)?;
             check_size("the schema", schema.to_string().len(), MAX_SCHEMA_BYTES)?;
             Ok(TopLevelGrammar::from_json_schema(bounded_schema(schema)))
         }
@@ -93,6 +94,7 @@ fn program(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
             if lines > MAX_LARK_LINES {
                 return Err(format!("the grammar has {lines} lines, at most {MAX_LARK_LINES} are taken"));
             }
+            check_schemas_inside(text)?;
             Ok(TopLevelGrammar::from_lark(text.clone()))
         }
     }
@@ -102,13 +104,39 @@ fn check_size(what: &str, bytes: usize, most: usize) -> Result<(), String> {
     if bytes <= most { Ok(()) } else { Err(format!("{what} has {bytes} bytes, at most {most} are taken")) }
 }
 
-fn is_deeper(value: &Value, levels: usize) -> bool {
-    let mut any = match value {
-        Value::Array(items) => Box::new(items.iter()) as Box<dyn Iterator<Item = &Value>>,
-        Value::Object(fields) => Box::new(fields.values()),
-        _ => return false,
-    };
-    levels == 0 || any.any(|value| is_deeper(value, levels - 1))
+/// Whether no list or object of a schema is too deep, and no object has too many fields.
+fn check_shape(value: &Value, levels: usize) -> Result<(), String> {
+    let too_deep = || format!("the schema is nested more than {MAX_DEPTH} levels deep");
+    match value {
+        Value::Array(items) => {
+            let levels = levels.checked_sub(1).ok_or_else(too_deep)?;
+            items.iter().try_for_each(|item| check_shape(item, levels))
+        }
+        Value::Object(fields) if fields.len() > MAX_FIELDS => Err(format!(
+            "an object of the schema has {} fields, at most {MAX_FIELDS} are taken",
+            fields.len()
+        )),
+        Value::Object(fields) => {
+            let levels = levels.checked_sub(1).ok_or_else(too_deep)?;
+            fields.values().try_for_each(|field| check_shape(field, levels))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The same of the schemas inside a grammar. Text that only looks like one does no harm.
+fn check_schemas_inside(grammar: &str) -> Result<(), String> {
+    const KEYWORD: &str = "%json";
+    let mut rest = grammar;
+    while let Some(start) = rest.find(KEYWORD) {
+        rest = &rest[start + KEYWORD.len()..];
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+        if let Some(Ok(schema)) = values.next() {
+            check_shape(&schema, MAX_DEPTH)?;
+            rest = &rest[values.byte_offset()..];
+        }
+    }
+    Ok(())
 }
 
 /// The schema with what llguidance is to know beside it (`x-guidance`; a client's own is dropped): between two tokens of

@@ -13,6 +13,9 @@ use crate::tokenizer::Tokenizer;
 const MAX_TOKEN_BYTES: usize = 1000;
 /// A state of the lexer takes 1 to 2 KiB; llguidance's own limit of 250 000 would be half a gigabyte for one request.
 const MAX_LEXER_STATES: usize = 20_000;
+/// Nodes of the expressions of all terminals. Some of what llguidance does with a long one takes time as the square of
+/// its nodes; its own limit of a million lets that be hours.
+const MAX_LEXER_NODES: u64 = 100_000;
 
 /// What all grammars over a tokenizer share. Built once; takes a moment, and some tens of bytes for each token.
 pub struct Vocabulary {
@@ -40,6 +43,7 @@ impl Vocabulary {
         factory.quiet();
         let limits = factory.limits_mut();
         limits.max_lexer_states = MAX_LEXER_STATES;
+        limits.initial_lexer_fuel = MAX_LEXER_NODES;
         limits.verbose_errors = false;
         Ok(Self { factory })
     }
