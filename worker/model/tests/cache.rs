@@ -6,7 +6,10 @@
 mod common;
 
 use belay_cpu::{CpuBackend, Level};
-use belay_model::{CacheOptions, KvFormat, Logits, NoTrace, Numerics, Scratch, Segment, State};
+use belay_model::{
+    CacheOptions, Checkpoint, ForwardError, KvFormat, Logits, Model, NoRoom, NoTrace, Numerics, Scratch,
+    Segment, State,
+};
 use common::*;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -107,6 +110,51 @@ fn a_sequence_has_the_same_bits_however_it_came_about() {
             })
             .unwrap();
     }
+}
+
+/// Room for exactly 50 tokens: the step that asks for more touches nothing, and what one sequence gives back another gets.
+#[test]
+fn a_step_without_room_is_refused_and_harms_nobody() {
+    let dir = golden_dir("public_hybrid");
+    let backend = || CpuBackend::with(Level::detect(), 1).unwrap();
+    let cache = |memory| CacheOptions { memory, format: KvFormat::F32 };
+    let model = load_format(&dir, KvFormat::F32).model;
+    let memory = (0..50).map(|tokens| model.step_bytes(tokens, 1)).max().unwrap();
+    let loaded = load_cached(&dir, backend(), Numerics::EXACT, 0, cache(memory));
+    assert_eq!(loaded.model.memory().limit, memory);
+    let mut scratch = Scratch::default();
+    let mut feed = |state: &mut State| {
+        let tokens = [(state.position() % 256) as u32];
+        let mut out = Vec::new();
+        let mut segments = [Segment { state, tokens: &tokens, logits: Logits::Last, rewindable: false }];
+        loaded.model.forward(&mut scratch, &mut segments, &*loaded.fabric, &mut out).map(|()| out)
+    };
+    let mut first = loaded.model.new_state();
+    let fed: Vec<_> = (0..50).map(|_| feed(&mut first).unwrap()).collect();
+    let error = loop {
+        match feed(&mut first) {
+            Ok(_) => assert!(first.position() < 128, "no end"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ForwardError::NoRoom(NoRoom { needed, free }) if needed > free), "{error}");
+    let (position, used) = (first.position(), loaded.model.memory().used);
+    let mut second = loaded.model.new_state();
+    assert!(matches!(feed(&mut second), Err(ForwardError::NoRoom(_))), "all memory is in use");
+    assert!(!first.is_poisoned() && !second.is_poisoned());
+    assert_eq!((first.position(), second.position(), loaded.model.memory().used), (position, 0, used));
+    drop(first);
+    for expected in fed {
+        assert_same_bits(&expected, &feed(&mut second).unwrap(), "in pages that another sequence has used");
+    }
+
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let load =
+        |memory| Model::load(backend().into(), &checkpoint, Numerics::EXACT, cache(memory), &mut |_, _| {});
+    let needed = model.step_bytes(0, 1);
+    let message = format!("memory: {} bytes are too few: the state of one token takes {needed}", needed - 1);
+    assert_eq!(load(needed - 1).err().unwrap().to_string(), message);
+    assert!(load(needed).is_ok());
 }
 
 /// How far rows of logits are from what they should be.

@@ -207,6 +207,13 @@ fn steps_that_cannot_be_computed_are_refused_before_anything_is_touched() {
     assert_eq!(refusal(&[]), "segment 0: no tokens");
     assert_eq!(refusal(&[3, 256]), "segment 0: token 256 is outside the vocabulary of 256");
     assert_eq!(refusal(&[0; 129]), "segment 0: 129 tokens are more than max_position_embeddings 128");
+    let mut segments =
+        [Segment { state: &mut state, tokens: &[0; 9], logits: Logits::Last, rewindable: true }];
+    let error = loaded
+        .model
+        .forward(&mut Scratch::default(), &mut segments, &*loaded.fabric, &mut Vec::new())
+        .unwrap_err();
+    assert_eq!(error.to_string(), "segment 0: 9 tokens are more than the 8 that can be taken back");
 }
 
 #[test]
