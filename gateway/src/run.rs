@@ -1,7 +1,8 @@
 //! Wires the parts, and takes them down in order.
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context;
+use belay_telemetry::Exporter;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -23,6 +24,7 @@ use crate::{
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let traces = Exporter::start("belay-gateway")?;
     let mut gateway = Gateway::start(config).await?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -30,6 +32,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         error = gateway.broken() => return Err(error),
     }
     gateway.shut_down().await;
+    if let Some(traces) = traces {
+        // what is not sent in this time is not worth a slow end
+        let stopping = tokio::task::spawn_blocking(move || traces.stop());
+        let _ = tokio::time::timeout(Duration::from_secs(5), stopping).await;
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use crate::{
     anthropic,
     life::Dispatcher,
     observe::{Flights, Health},
-    openai, request_id,
+    openai, request_id, telemetry,
 };
 
 const HEADER_TIME: Duration = Duration::from_secs(30);
@@ -47,6 +47,7 @@ pub fn router(app: App, grpc: tonic::service::Routes) -> Router {
         .fallback(openai::not_found)
         .method_not_allowed_fallback(openai::wrong_method)
         .layer(axum::middleware::from_fn(request_id::assign))
+        .layer(axum::middleware::from_fn(telemetry::trace))
 }
 
 /// Accepts connections until `stop`, then lets each finish what it serves. The connections are in `tracker`.

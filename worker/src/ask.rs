@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use belay_engine::chat::{Conversation, Defaults};
 use belay_proto::inference::generate_request::Prompt as WirePrompt;
 use belay_proto::inference::{self, ChatRequest, GenerateRequest};
+use belay_telemetry::Span;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -30,6 +31,8 @@ pub struct Ask {
     pub resume: Vec<u32>,
     /// When the caller gives up.
     pub deadline: Option<Instant>,
+    /// Its trace.
+    pub span: Span,
 }
 
 /// What to go on with.
@@ -70,6 +73,7 @@ impl Ask {
             deadline: deadline(&options, call_deadline(metadata)),
             options,
             resume: request.resume_ids,
+            span: span("generate", metadata),
         })
     }
 
@@ -96,6 +100,7 @@ impl Ask {
             deadline: deadline(&options, call_deadline(metadata)),
             options,
             resume,
+            span: span("chat", metadata),
         })
     }
 
@@ -113,6 +118,12 @@ impl Ask {
         }
         Ok(n)
     }
+}
+
+/// A span for a call, below the caller's if that has one.
+#[must_use]
+pub fn span(name: &'static str, metadata: &MetadataMap) -> Span {
+    Span::server(name, |key| metadata.get(key)?.to_str().ok())
 }
 
 /// The given id, or a new one.

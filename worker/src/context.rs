@@ -133,7 +133,12 @@ impl Context {
         let engine = self.serving(&ask.model)?;
         let answers = ask.answers(MAX_ANSWERS.min(self.config.max_queued.max(1)))?;
         let tokenizer = Arc::clone(engine.tokenizer());
-        let stream = ReplyStream::new(answers, Arc::clone(&self.shared), ticket, timer, tokenizer);
+        let span = ask.span.clone();
+        if span.is_recording() {
+            span.set("gen_ai.request.model", self.model_name.clone());
+            span.set("belay.request_id", ask.request_id.clone());
+        }
+        let stream = ReplyStream::new(answers, Arc::clone(&self.shared), ticket, timer, tokenizer, span);
         let log_prompts = self.config.log_prompts == Switch::On;
         self.blocking(move || submit(&engine, ask, stream, log_prompts)).await?
     }

@@ -1,6 +1,6 @@
 //! Metrics in the manner of vLLM's, under the prefix `belay_`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use belay_engine::{FinishReason, Observer, RequestReport, Stats as EngineStats, StepReport};
@@ -39,6 +39,8 @@ pub struct RequestMetrics {
     finished: Family<FinishedLabels, Counter>,
     failed: Family<FailedLabels, Counter>,
     engine: EngineMetrics,
+    /// Of the request that ended last.
+    report: Mutex<Option<RequestReport>>,
 }
 
 impl Default for RequestMetrics {
@@ -53,6 +55,7 @@ impl Default for RequestMetrics {
             finished: Family::default(),
             failed: Family::default(),
             engine: EngineMetrics::default(),
+            report: Mutex::default(),
         }
     }
 }
@@ -84,6 +87,11 @@ impl RequestMetrics {
         RequestTimer { metrics: self, started: Instant::now(), has_tokens: false }
     }
 
+    /// The engine's report of the request that has ended last, once; for the sink of that request.
+    pub fn take_report(&self) -> Option<RequestReport> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Counts a request that never began.
     pub fn refused(&self, code: Code) {
         self.failed.get_or_create(&FailedLabels { code: code_name(code) }).inc();
@@ -101,6 +109,7 @@ impl Observer for RequestMetrics {
 
     fn finished(&self, report: &RequestReport) {
         self.engine.finished(report);
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
     }
 }
 
@@ -113,6 +122,12 @@ pub struct RequestTimer {
 }
 
 impl RequestTimer {
+    /// Where it counts.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<RequestMetrics> {
+        Arc::clone(&self.metrics)
+    }
+
     /// Tokens came.
     pub fn tokens(&mut self) {
         if !std::mem::replace(&mut self.has_tokens, true) {

@@ -4,8 +4,9 @@ use std::time::Duration;
 use belay_proto::inference::{
     ChatRequest, GenerateRequest, GenerateResponse, Options, Sampling, inference_client::InferenceClient,
 };
+use belay_telemetry::Span;
 use prost::Message;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, Streaming, metadata::AsciiMetadataKey, transport::Channel};
 use uuid::Uuid;
 
 /// Largest piece of an answer, bytes: log-probabilities of a whole prompt come in one.
@@ -119,14 +120,25 @@ impl Call {
     }
 
     /// Asks a worker. Ends when the worker has accepted or refused.
-    pub async fn ask(&self, channel: Channel) -> Result<Streaming<GenerateResponse>, Status> {
+    pub async fn ask(&self, channel: Channel, span: &Span) -> Result<Streaming<GenerateResponse>, Status> {
         let mut client = InferenceClient::new(channel).max_decoding_message_size(LARGEST_PIECE);
         let response = match self {
-            Self::Generate(request) => client.generate(request.clone()).await?,
-            Self::Chat(request) => client.chat(request.clone()).await?,
+            Self::Generate(request) => client.generate(traced(request.clone(), span)).await?,
+            Self::Chat(request) => client.chat(traced(request.clone(), span)).await?,
         };
         Ok(response.into_inner())
     }
+}
+
+/// A call below this span.
+fn traced<T>(message: T, span: &Span) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    span.inject(|key, value| {
+        if let (Ok(key), Ok(value)) = (key.parse::<AsciiMetadataKey>(), value.parse()) {
+            request.metadata_mut().insert(key, value);
+        }
+    });
+    request
 }
 
 /// 64 random bits: the halves of a random UUID folded so that its fixed bits meet random ones.

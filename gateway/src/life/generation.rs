@@ -2,10 +2,11 @@
 use std::time::Instant;
 
 use belay_proto::inference::{FinishReason, GenerateResponse};
+use belay_telemetry::Span;
 use tokio::time::timeout_at;
 use tonic::{Status, Streaming};
 
-use crate::{observe::RetryKind, routing::Lease};
+use crate::{observe::RetryKind, routing::Lease, telemetry};
 
 use super::{Call, Dispatcher, Failure, dispatcher::Trials};
 
@@ -23,6 +24,8 @@ pub struct Generation {
     deadline: Option<Instant>,
     prompt_told: bool,
     ended: bool,
+    /// Open as long as this lives.
+    span: Span,
 }
 
 #[derive(Debug)]
@@ -43,6 +46,7 @@ impl Generation {
             deadline,
             prompt_told: false,
             ended: false,
+            span: telemetry::span(),
         }
     }
 
@@ -91,14 +95,15 @@ impl Generation {
     }
 
     async fn ask(&mut self) -> Result<(), Failure> {
-        let Self { dispatcher, call, trials, revision, deadline, .. } = self;
+        let Self { dispatcher, call, trials, revision, deadline, span, .. } = self;
         let mut lease = dispatcher.worker(call.model(), revision.as_deref(), trials).await?;
         if let Some(deadline) = deadline {
             call.set_timeout(deadline.saturating_duration_since(Instant::now()));
         }
-        match call.ask(lease.channel()).await {
+        match call.ask(lease.channel(), span).await {
             Ok(pieces) => {
                 lease.accepted();
+                span.event("asked", "worker", lease.worker().name.clone());
                 tracing::debug!(request = call.request_id(), worker = lease.worker().name, "asked");
                 self.attempt = Some(Attempt { lease, pieces });
                 Ok(())

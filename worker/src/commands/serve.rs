@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use belay_backend::Backend;
 use belay_cpu::CpuBackend;
+use belay_telemetry::Exporter;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::ServeConfig;
@@ -28,6 +29,7 @@ async fn serve(config: ServeConfig) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let backend = Arc::new(CpuBackend::detect());
     tracing::info!(device = backend.describe(), "device");
+    let traces = Exporter::start("belay-worker")?;
     let worker = Worker::start(config, backend).await?;
     let mut signals = async || {
         tokio::select! {
@@ -35,5 +37,11 @@ async fn serve(config: ServeConfig) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    Box::pin(worker.run_until(&mut signals)).await
+    let ended = Box::pin(worker.run_until(&mut signals)).await;
+    if let Some(traces) = traces {
+        // what is not sent in this time is not worth a slow end
+        let stopping = tokio::task::spawn_blocking(move || traces.stop());
+        let _ = tokio::time::timeout(Duration::from_secs(5), stopping).await;
+    }
+    ended
 }

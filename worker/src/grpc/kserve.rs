@@ -14,11 +14,13 @@ use belay_proto::kserve::{
     ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest,
     ServerReadyResponse,
 };
+use belay_telemetry::Span;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::ask::{Ask, Prompt, call_deadline, deadline, named};
+use crate::ask::{Ask, Prompt, call_deadline, deadline, named, span};
 use crate::context::Context;
 use crate::grpc::errors;
 use crate::grpc::infer_fields::{INPUTS, LISTS};
@@ -49,11 +51,7 @@ impl KserveService {
     }
 
     /// Begins to compute a request.
-    async fn begin(
-        &self,
-        request: &ModelInferRequest,
-        call: Option<Instant>,
-    ) -> Result<(Infer, ReplyStream), Status> {
+    async fn begin(&self, request: &ModelInferRequest, call: &Call) -> Result<(Infer, ReplyStream), Status> {
         let read = self.check(&request.model_name, &request.model_version).and_then(|()| {
             let mut infer = tensors::decode(request).map_err(Status::invalid_argument)?;
             let ask = Ask {
@@ -63,7 +61,8 @@ impl KserveService {
                 sampling: infer.fields.sampling.clone(),
                 options: infer.fields.options.clone(),
                 resume: Vec::new(),
-                deadline: deadline(&infer.fields.options, call),
+                deadline: deadline(&infer.fields.options, call.deadline),
+                span: call.span("infer"),
             };
             Ok((infer, ask))
         });
@@ -91,10 +90,10 @@ impl KserveService {
     }
 
     /// The answers to one request of a stream. Failures are answers as well: the stream goes on for the others.
-    fn answers(self, request: ModelInferRequest, call: Option<Instant>) -> Answers {
+    fn answers(self, request: ModelInferRequest, call: Call) -> Answers {
         let id = request.id.clone();
         let begun = async move {
-            let (infer, stream) = self.begin(&request, call).await?;
+            let (infer, stream) = self.begin(&request, &call).await?;
             if infer.fields.stream == Some(false) {
                 let answer = self.whole(&request.id, &infer, stream).await?;
                 return Ok(futures::stream::once(async { Ok(is_final(answer, true)) }).boxed());
@@ -141,6 +140,23 @@ fn dims(name: &str) -> Vec<i64> {
     let is_list =
         LISTS.contains(&name) || matches!(name, "output_ids" | "output_logprobs" | "input_logprobs");
     vec![if is_list { -1 } else { 1 }]
+}
+
+/// What the requests of a call have in common.
+#[derive(Clone)]
+struct Call {
+    deadline: Option<Instant>,
+    metadata: MetadataMap,
+}
+
+impl Call {
+    fn of(metadata: &MetadataMap) -> Self {
+        Self { deadline: call_deadline(metadata), metadata: metadata.clone() }
+    }
+
+    fn span(&self, name: &'static str) -> Span {
+        span(name, &self.metadata)
+    }
 }
 
 type Answers = BoxStream<'static, Result<ModelStreamInferResponse, Status>>;
@@ -242,9 +258,9 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
-        let call = call_deadline(request.metadata());
+        let call = Call::of(request.metadata());
         let request = request.into_inner();
-        let (infer, stream) = self.begin(&request, call).await?;
+        let (infer, stream) = self.begin(&request, &call).await?;
         Ok(Response::new(self.whole(&request.id, &infer, stream).await?))
     }
 
@@ -254,7 +270,7 @@ impl GrpcInferenceService for KserveService {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        let call = call_deadline(request.metadata());
+        let call = Call::of(request.metadata());
         let service = self.clone();
         let config = &self.0.config;
         // more could only wait, or be refused
@@ -262,7 +278,7 @@ impl GrpcInferenceService for KserveService {
         let answers = request
             .into_inner()
             .map(move |request| match request {
-                Ok(request) => service.clone().answers(request, call),
+                Ok(request) => service.clone().answers(request, call.clone()),
                 Err(status) => futures::stream::once(async { Err(status) }).boxed(),
             })
             .flatten_unordered(at_once);

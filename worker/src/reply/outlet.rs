@@ -1,13 +1,17 @@
 //! The engine's end of one answer: events become pieces.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use belay_engine::{Event, FailureKind, FinishReason, TokenLogprobs, Tokenizer};
 use belay_proto::inference::{self, GenerateResponse, TokenLogprob, Usage};
 
+use belay_telemetry::Span;
+
 use super::mailbox::{Ended, Mailbox};
 use super::parts::Parts;
 use crate::grpc::errors;
+use crate::metrics::RequestMetrics;
 use crate::state::Shared;
 
 /// Most log-probabilities of prompt tokens in one piece.
@@ -27,11 +31,18 @@ pub struct Outlet {
     pub parts: Parts,
     /// What the first piece says besides, until it is sent.
     pub opening: Option<GenerateResponse>,
+    /// Trace of the request.
+    pub span: Span,
+    /// Has the engine's report of a request that has just ended.
+    pub requests: Arc<RequestMetrics>,
 }
 
 impl Outlet {
     /// Passes an event on; false cancels the request.
     pub fn take(&mut self, event: Event) -> bool {
+        if matches!(event, Event::Finished { .. } | Event::Failed { .. }) && self.span.is_recording() {
+            self.trace();
+        }
         match event {
             Event::Prompt { logprobs } => self.prompt(&logprobs),
             Event::Tokens { ids, text, logprobs } => {
@@ -56,6 +67,24 @@ impl Outlet {
                 self.mailbox.end(self.index, Ended { reason, has_calls: self.parts.has_calls(), usage })
             }
             Event::Failed { message, kind } => self.mailbox.fail(self.failure(message, kind)),
+        }
+    }
+
+    /// Where the time went, as parts of the request's span.
+    fn trace(&self) {
+        // made on this very thread, just before the event
+        let Some(report) = self.requests.take_report() else { return };
+        let Some(begin) = SystemTime::now().checked_sub(report.total) else { return };
+        let ran = begin + report.queued;
+        self.span.part("queue", begin, ran);
+        if let Some(prefill) = report.prefill {
+            self.span.part("prefill", ran, ran + prefill);
+            if let Some(decode) = report.decode {
+                self.span.part("decode", ran + prefill, ran + prefill + decode);
+            }
+        }
+        if report.preemptions > 0 {
+            self.span.event("preempted", "times", i64::from(report.preemptions));
         }
     }
 

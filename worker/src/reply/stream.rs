@@ -8,6 +8,7 @@ use belay_engine::chat::CALL_END;
 use belay_engine::{FinishReason, Sink, Tokenizer};
 use belay_proto::inference::generate_response::StoppedBy;
 use belay_proto::inference::{self, GenerateResponse, TokenLogprobs, Usage};
+use belay_telemetry::Span;
 use futures::Stream;
 use tonic::Status;
 
@@ -37,6 +38,7 @@ pub struct ReplyStream {
     /// Called once when the reader goes away early.
     cancels: Vec<Box<dyn FnOnce() + Send + Sync>>,
     timer: RequestTimer,
+    span: Span,
     _ticket: Ticket,
 }
 
@@ -48,9 +50,10 @@ impl ReplyStream {
         ticket: Ticket,
         timer: RequestTimer,
         tokenizer: Arc<Tokenizer>,
+        span: Span,
     ) -> Self {
         let mailbox = Arc::new(Mailbox::new(answers));
-        Self { mailbox, shared, tokenizer, open: answers, cancels: Vec::new(), timer, _ticket: ticket }
+        Self { mailbox, shared, tokenizer, open: answers, cancels: Vec::new(), timer, span, _ticket: ticket }
     }
 
     /// The engine's end of an answer.
@@ -72,6 +75,8 @@ impl ReplyStream {
             shared: Arc::clone(&self.shared),
             parts,
             opening: Some(first),
+            span: self.span.clone(),
+            requests: self.timer.metrics(),
         };
         Box::new(move |event| outlet.take(event))
     }
@@ -111,6 +116,7 @@ impl ReplyStream {
             Next::Failed(status) => {
                 self.open = 0;
                 self.timer.failed(status.code());
+                self.span.fail(status.message());
                 // the other answers are of no use without this one
                 self.cancel();
                 Err(status)
@@ -121,6 +127,12 @@ impl ReplyStream {
     fn last(&mut self, mut piece: GenerateResponse, ended: Ended) -> GenerateResponse {
         self.open -= 1;
         self.timer.finished(&ended.reason);
+        if self.span.is_recording() {
+            self.span.set("gen_ai.usage.input_tokens", i64::from(ended.usage.prompt_tokens));
+            self.span.set("gen_ai.usage.output_tokens", i64::from(ended.usage.completion_tokens));
+            self.span.set("belay.usage.cached_tokens", i64::from(ended.usage.cached_tokens));
+            self.span.set("gen_ai.response.finish_reasons", ended.reason.as_str());
+        }
         if self.open == 0 {
             self.timer.over();
         }
@@ -154,6 +166,7 @@ impl Drop for ReplyStream {
         self.mailbox.leave();
         if self.open > 0 {
             self.timer.failed(tonic::Code::Cancelled);
+            self.span.fail("the reader went away");
             self.cancel();
         }
     }

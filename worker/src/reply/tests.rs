@@ -6,6 +6,7 @@ use belay_engine::{Event, FailureKind, FinishReason, Sink, TokenLogprobs, Tokeni
 use belay_proto::admin::Phase;
 use belay_proto::inference::generate_response::StoppedBy;
 use belay_proto::inference::{self, GenerateResponse};
+use belay_telemetry::Span;
 use futures::{FutureExt, StreamExt};
 use tonic::{Code, Status};
 
@@ -20,7 +21,7 @@ fn streams(answers: u32, opening: &Opening) -> (Vec<Sink>, ReplyStream, Arc<Shar
     let timer = Arc::new(RequestMetrics::default()).start();
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models/nano/bf16");
     let tokenizer = Arc::new(Tokenizer::load(&nano).unwrap());
-    let stream = ReplyStream::new(answers, Arc::clone(&shared), ticket, timer, tokenizer);
+    let stream = ReplyStream::new(answers, Arc::clone(&shared), ticket, timer, tokenizer, Span::default());
     let sinks = (0..answers).map(|index| stream.open(index, Parts::Plain, opening)).collect();
     (sinks, stream, shared)
 }
