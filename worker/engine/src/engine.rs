@@ -254,7 +254,10 @@ fn fitting_context<M: StepModel>(model: &M, asked: usize, memory: usize) -> usiz
     let (mut fits, mut too_long) = (0, asked + 1);
     while fits + 1 < too_long {
         let middle = fits + (too_long - fits) / 2;
-        if model.step_bytes(middle - 1, 1) <= memory {
+        // Rows that wait for their block's end make a shorter sequence larger than a longer one: every length of the
+        // last block must fit, and then all shorter ones do.
+        let first = middle.saturating_sub(model.block_tokens());
+        if (first..middle).all(|tokens| model.step_bytes(tokens, 1) <= memory) {
             fits = middle;
         } else {
             too_long = middle;
