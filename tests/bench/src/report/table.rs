@@ -8,11 +8,11 @@ use super::row::Row;
 pub const BARE: &str = "bare";
 
 /// A Markdown table with a line for each (model, concurrency, setup, settings): the median of its runs, throughput with
-/// its smallest and largest value, and the time above that of the bare forward of the same repetition.
+/// its smallest and largest value, and time and processor time above those of the bare forward of the same repetition.
 #[must_use]
 pub fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| model | clients | asked | requests/s | output tokens/s (min–max) | over bare | TTFT p50 / p99 ms | ITL p50 / p99 ms | KV peak MiB | CPU s: worker, gateway, clients | others |\n\
+        "| model | clients | asked | requests/s | output tokens/s (min–max) | over bare: time, CPU | TTFT p50 / p99 ms | ITL p50 / p99 ms | KV peak MiB | CPU s: worker, gateway, clients | others |\n\
          |---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for group in groups(rows) {
@@ -30,10 +30,11 @@ pub fn markdown(rows: &[Row]) -> String {
             true => "–".to_owned(),
             false => format!("{p50:.1} / {p99:.1}"),
         };
-        let over = overheads(rows, &group);
-        let over = match over.is_empty() {
+        let time = overheads(rows, &group, |row| row.seconds);
+        let cpu = overheads(rows, &group, |row| row.cpu_worker_s + row.cpu_gateway_s + row.cpu_clients_s);
+        let over = match time.is_empty() {
             true => "–".to_owned(),
-            false => format!("{:+.1} %", median(over)),
+            false => format!("{:+.1} %, {:+.1} %", median(time), median(cpu)),
         };
         let memory = match is_bare {
             true => "–".to_owned(),
@@ -70,8 +71,8 @@ fn groups(rows: &[Row]) -> Vec<Vec<&Row>> {
     groups
 }
 
-/// For each run, its time above the bare forward's with the same requests, in percent of it.
-fn overheads(rows: &[Row], group: &[&Row]) -> Vec<f64> {
+/// For each run, by how much it took more of something than the bare forward with the same requests, in percent.
+fn overheads(rows: &[Row], group: &[&Row], of: impl Fn(&Row) -> f64) -> Vec<f64> {
     let bare = |row: &Row| {
         rows.iter().find(|other| {
             other.setup == BARE
@@ -80,7 +81,7 @@ fn overheads(rows: &[Row], group: &[&Row]) -> Vec<f64> {
         })
     };
     let served = group.iter().filter(|row| row.setup != BARE);
-    served.filter_map(|row| Some(100.0 * (row.seconds / bare(row)?.seconds - 1.0))).collect()
+    served.filter_map(|row| Some(100.0 * (of(row) / of(bare(row)?) - 1.0))).collect()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -107,6 +108,8 @@ mod tests {
             requests: 10,
             output_tokens: 100,
             seconds,
+            cpu_worker_s: 4.0,
+            cpu_gateway_s: if setup == "bare" { 0.0 } else { 1.0 },
             ..Row::default()
         };
         let runs = [(10.0, 11.0), (20.0, 21.0), (10.0, 12.0)];
@@ -118,6 +121,9 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 4, "{table}");
         assert!(lines[2].starts_with("| m | 32 | bare | 1.00 | 10.0 (5.0–10.0) | – |"), "{table}");
-        assert!(lines[3].starts_with("| m | 32 | gateway | 0.83 | 8.3 (4.8–9.1) | +10.0 % |"), "{table}");
+        assert!(
+            lines[3].starts_with("| m | 32 | gateway | 0.83 | 8.3 (4.8–9.1) | +10.0 %, +25.0 % |"),
+            "{table}"
+        );
     }
 }
