@@ -26,7 +26,8 @@ async fn nothing_is_left_and_memory_stays() {
     let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
     println!("seed {seed}");
     // settles, or says what is left: see `Soak::run`
-    let report = Soak { requests: REQUESTS, clients: 24, seed }.run(&stack, "tiny").await.unwrap();
+    let report =
+        Soak { requests: REQUESTS, clients: 24, seed, only: None }.run(&stack, "tiny").await.unwrap();
     println!("{report:#?}");
 
     assert_eq!(report.outcomes.values().sum::<usize>(), REQUESTS);

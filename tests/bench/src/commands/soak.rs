@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::Servers;
 use crate::process::{Stack, StackOptions};
-use crate::soak::{Soak, WORKER_ARGS};
+use crate::soak::{Kind, Soak, WORKER_ARGS};
 
 /// The smallest one: what is looked for is not in the model.
 const MODEL: &str = "tiny";
@@ -27,6 +27,10 @@ pub struct SoakArgs {
     /// The same seed makes the same requests
     #[arg(long, default_value_t = 0)]
     seed: u64,
+
+    /// Send requests of one kind, to find out which one leaves something behind
+    #[arg(long, value_enum)]
+    only: Option<Kind>,
 
     /// Where the random model and logs are kept
     #[arg(long, env = "BELAY_CACHE", value_name = "DIR")]
@@ -50,7 +54,8 @@ pub fn run(args: &SoakArgs) -> Result<()> {
         worker_args: WORKER_ARGS.map(str::to_owned).to_vec(),
         logs,
     };
-    let soak = Soak { requests: args.requests as usize, clients: args.clients, seed: args.seed };
+    let soak =
+        Soak { requests: args.requests as usize, clients: args.clients, seed: args.seed, only: args.only };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let stack = Stack::start(&options).await?;

@@ -55,13 +55,14 @@ impl Clients {
         Ok(Self { http: Http::new(), api: stack.api, worker, model: model.to_owned(), conversations })
     }
 
-    /// Sends request `number` of a seed.
+    /// Sends request `number` of a seed, of a given kind or of any.
     ///
     /// # Errors
     /// It ended as a request of its kind must not.
-    pub async fn ask(&self, seed: u64, number: usize) -> Result<(Kind, Outcome)> {
+    pub async fn ask(&self, seed: u64, number: usize, only: Option<Kind>) -> Result<(Kind, Outcome)> {
         let mut random = Pcg64Mcg::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(number as u64));
-        let kind = Kind::pick(below(&mut random, 100));
+        let picked = Kind::pick(below(&mut random, 100));
+        let kind = only.unwrap_or(picked);
         let outcome = tokio::time::timeout(HANGS, self.send(kind, &mut random))
             .await
             .with_context(|| format!("{kind:?} hangs"))?

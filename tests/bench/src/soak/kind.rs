@@ -3,7 +3,7 @@
 use super::ask::Outcome;
 
 /// What a request does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Kind {
     /// Streamed chat, read to the end.
     Chat,

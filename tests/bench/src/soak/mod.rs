@@ -26,6 +26,8 @@ pub struct Soak {
     pub clients: usize,
     /// The same seed makes the same requests.
     pub seed: u64,
+    /// Requests of one kind, to find out which one leaves something behind; `None`: of all.
+    pub only: Option<Kind>,
 }
 
 /// Parts of a soak; memory is read behind each.
@@ -91,7 +93,7 @@ impl Soak {
                     return Ok::<_, anyhow::Error>(());
                 }
                 let (kind, outcome) = clients
-                    .ask(self.seed, number)
+                    .ask(self.seed, number, self.only)
                     .await
                     .with_context(|| format!("seed {}, request {number}", self.seed))?;
                 let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
