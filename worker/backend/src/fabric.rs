@@ -24,17 +24,29 @@ pub trait ExpertCompute: Send + Sync {
     /// # Errors
     /// [`FabricError::NotResident`] if an expert of `routes` is not loaded here.
     fn compute(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError>;
+
+    /// Whether an expert is loaded here at this moment.
+    fn holds(&self, layer: u32, expert: u32) -> bool;
 }
 
 /// Dispatch and combine for one worker of a group.
 pub trait Fabric: Send + Sync {
     /// Sends each route's row to a rank that holds its expert and waits for all results.
     ///
-    /// Shapes as in [`ExpertCompute::compute`]; results come back in the order of `routes`.
+    /// Shapes as in [`ExpertCompute::compute`]; results come back in the order of `routes`. `meanwhile` is work of the
+    /// asker that needs no result: it is run exactly once, while other processes compute; before an error, at most
+    /// once.
     ///
     /// # Errors
     /// Any [`FabricError`]; `y` is then undefined and the step must not be used.
-    fn exchange(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError>;
+    fn exchange(
+        &self,
+        layer: u32,
+        x: &[f32],
+        routes: &[Route],
+        y: &mut [f32],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(), FabricError>;
 }
 
 /// Why an exchange failed.

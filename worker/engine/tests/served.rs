@@ -43,11 +43,18 @@ struct Lossy {
 }
 
 impl Fabric for Lossy {
-    fn exchange(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError> {
+    fn exchange(
+        &self,
+        layer: u32,
+        x: &[f32],
+        routes: &[Route],
+        y: &mut [f32],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(), FabricError> {
         if self.left.fetch_sub(1, Ordering::SeqCst) == 0 {
             return Err(FabricError::PeerLost { worker: 1, cause: "connection reset".into() });
         }
-        self.experts.exchange(layer, x, routes, y)
+        self.experts.exchange(layer, x, routes, y, meanwhile)
     }
 }
 

@@ -1,75 +1,47 @@
 //! A worker's part in its group: local ranks in process, the others by TCP.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
 use belay_backend::{ExpertCompute, Fabric, FabricError, Route};
 
-use crate::assign::Assignment;
-use crate::handshake::Identity;
-use crate::peer::{Call, Peer, lock};
-use crate::ranks::{RankScratch, check_shapes, compute_at, scatter};
-use crate::server::{Connections, accept_loop};
-use crate::stats::Stats;
-use crate::table::Table;
-use crate::wire;
+use crate::auth::Key;
+use crate::exchange::{Exchange, Scratch};
+use crate::load::LoadCounter;
+use crate::peer::{Peer, PeerState};
+use crate::shared::{Placements, Shared};
+use crate::sync::lock;
+use crate::{Adopter, Coverage, Fault, Identity, Loads, Stats, Table, Timeouts, keeper, pulse, server, wire};
 
-/// How long the fabric waits for what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// Opening a connection.
-    pub connect: Duration,
-    /// A whole handshake, and the answer to a ping.
-    pub handshake: Duration,
-    /// From sending an ask to the last byte of its result.
-    pub ask: Duration,
-    /// Between pings of an idle link: how soon a silent loss is noticed.
-    pub heartbeat: Duration,
+/// Half-life of load counts unless options say otherwise.
+pub(crate) const DEFAULT_HALF_LIFE: Duration = Duration::from_secs(60);
+
+/// What can be set about a group's fabric.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Thresholds.
+    pub timeouts: Timeouts,
+    /// Secret that all workers of the group share; empty: none.
+    pub key: Vec<u8>,
+    /// Time in which a count of [`Group::loads`] loses half of its weight.
+    pub load_half_life: Duration,
+    /// Largest body of an ask or its result; larger ones are split. At most [`wire::LARGE_BODY`].
+    pub ask_bytes: u32,
 }
 
-impl Default for Timeouts {
+impl Default for Options {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(2),
-            handshake: Duration::from_secs(2),
-            ask: Duration::from_secs(20),
-            heartbeat: Duration::from_millis(250),
+            timeouts: Timeouts::default(),
+            key: Vec::new(),
+            load_half_life: DEFAULT_HALF_LIFE,
+            ask_bytes: wire::LARGE_BODY,
         }
     }
-}
-
-/// A placement in force: an exchange works with one of these from begin to end.
-pub(crate) struct Epoch {
-    pub(crate) table: Table,
-    pub(crate) ranks: Vec<Arc<dyn ExpertCompute>>,
-    /// By worker index; `None` for this worker.
-    peers: Vec<Option<Arc<Peer>>>,
-}
-
-/// What all threads of a group fabric see.
-pub(crate) struct Shared {
-    pub(crate) identity: Identity,
-    pub(crate) timeouts: Timeouts,
-    pub(crate) current: ArcSwapOption<Epoch>,
-    pub(crate) connections: Connections,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) on_change: Box<dyn Fn() + Send + Sync>,
-}
-
-/// State of the connection to one peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerState {
-    /// Worker index.
-    pub worker: u32,
-    /// Whether asks can be sent.
-    pub connected: bool,
-    /// For people: why not.
-    pub message: String,
 }
 
 struct Owned {
@@ -79,59 +51,57 @@ struct Owned {
 
 #[derive(Default)]
 struct Owners {
-    peers: HashMap<u32, Owned>,
-    /// Threads of peers that left the placement; they end by themselves and are joined at shutdown.
+    peers: Vec<Owned>,
+    /// Threads of peers that left the placements; they end by themselves and are joined at shutdown.
     retired: Vec<JoinHandle<()>>,
     stopped: bool,
-}
-
-#[derive(Default)]
-struct Scratch {
-    assignment: Assignment,
-    ranks: RankScratch,
 }
 
 /// Fabric of a worker in a group. Serves experts to peers from the first [`Group::update`] until it is dropped.
 pub struct Group {
     shared: Arc<Shared>,
+    half_life: Duration,
     address: SocketAddr,
-    accept: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     owners: Mutex<Owners>,
     scratch: Mutex<Vec<Scratch>>,
 }
 
 impl Group {
-    /// Begins to listen. Until the first [`Group::update`] every asker is refused with the reason, and so it dials
-    /// again. `on_change` is called, from threads of the fabric, whenever the state of a peer changed.
+    /// Begins to listen. Until the first [`Group::update`] every asker is told to come again. `on_change` is called,
+    /// from threads of the fabric, whenever a peer's health, the coverage or what is adopted changed; it must not
+    /// call [`Group::update`] or [`Group::shutdown`].
     ///
     /// # Errors
     /// If the listener has no address or a thread can't be started.
     pub fn start(
         identity: Identity,
         listener: TcpListener,
-        timeouts: Timeouts,
+        options: Options,
         on_change: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
-            identity,
-            timeouts,
-            current: ArcSwapOption::empty(),
-            connections: Connections::default(),
-            stats: Arc::default(),
-            on_change: Box::new(on_change),
-        });
-        let serving = Arc::clone(&shared);
-        let accept = thread::Builder::new()
-            .name("fabric-accept".into())
-            .spawn(move || accept_loop(&serving, &listener))?;
-        Ok(Self {
-            shared,
+        let Options { timeouts, key, load_half_life, ask_bytes } = options;
+        let shared =
+            Arc::new(Shared::new(identity, Key::new(&key), timeouts, ask_bytes, Box::new(on_change)));
+        let group = Self {
+            shared: Arc::clone(&shared),
+            half_life: load_half_life,
             address,
-            accept: Mutex::new(Some(accept)),
+            threads: Mutex::default(),
             owners: Mutex::default(),
             scratch: Mutex::default(),
-        })
+        };
+        let serving = Arc::clone(&shared);
+        group.spawn("fabric-accept", move || server::accept_loop(&serving, &listener))?;
+        group.spawn("fabric-keeper", move || keeper::keep(&shared))?;
+        Ok(group)
+    }
+
+    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let thread = thread::Builder::new().name(name.into()).spawn(body)?;
+        lock(&self.threads).push(thread);
+        Ok(())
     }
 
     /// Address that the fabric listens on.
@@ -146,69 +116,111 @@ impl Group {
         Arc::clone(&self.shared.stats)
     }
 
-    /// Puts a placement in force, with the compute of this worker's ranks in rank order.
+    /// Sets who loads orphans here; until then this worker adopts nothing.
+    pub fn set_adopter(&self, adopter: Arc<dyn Adopter>) {
+        self.shared.adoption.set_hook(adopter);
+        self.shared.keeper.tell();
+    }
+
+    /// Puts a placement in force and another one beside it, the target, with the compute of this worker's ranks in
+    /// rank order. Absolute: what is not named is not in force any more.
     ///
-    /// Exchanges that have begun end with the placement that they began with. Connections to and from workers that
-    /// keep their address and uid are kept; those of others are closed.
+    /// Members of either placement may ask this worker, and are connected to. An exchange goes by the placement in
+    /// force; one that has begun goes on by the new one. Connections of workers that keep their address and UID
+    /// are kept, those of others closed. The copies that `in_force` gives to this worker's ranks must be loaded; if it
+    /// names another life of this worker, or is `None`, this worker serves what its ranks hold all the same.
     ///
     /// # Errors
-    /// If a thread can't be started, or the fabric is shut down; the placement in force stays.
-    pub fn update(&self, table: Table, ranks: Vec<Arc<dyn ExpertCompute>>) -> io::Result<()> {
+    /// If a thread can't be started, or the fabric is shut down.
+    pub fn update(
+        &self,
+        in_force: Option<Table>,
+        next: Option<Table>,
+        ranks: Vec<Arc<dyn ExpertCompute>>,
+    ) -> io::Result<()> {
         let mut owners = lock(&self.owners);
         if owners.stopped {
             return Err(io::Error::other("the fabric is shut down"));
         }
         let me = self.shared.identity.worker;
-        let mut peers = Vec::with_capacity(table.workers().len());
-        let mut fresh = Vec::new();
-        for entry in table.workers() {
-            if entry.index == me {
-                peers.push(None);
+        let (mut peers, mut fresh) = (Vec::<Arc<Peer>>::new(), Vec::new());
+        for entry in [&in_force, &next].into_iter().flatten().flat_map(Table::workers) {
+            if entry.index == me || entry.uid.is_empty() || peers.iter().any(|peer| peer.is(entry)) {
                 continue;
             }
-            let kept = owners.peers.get(&entry.index).filter(|owned| owned.peer.entry == *entry);
-            let peer = kept.map_or_else(
-                || {
-                    let peer = Peer::new(entry.clone());
-                    fresh.push(Arc::clone(&peer));
-                    peer
-                },
-                |owned| Arc::clone(&owned.peer),
-            );
-            peers.push(Some(peer));
+            let kept = owners.peers.iter().find(|owned| owned.peer.is(entry));
+            let peer = kept.map_or_else(|| Peer::new(entry), |owned| Arc::clone(&owned.peer));
+            if kept.is_none() {
+                fresh.push(Arc::clone(&peer));
+            }
+            peers.push(peer);
         }
-        let epoch = Arc::new(Epoch { table, ranks, peers });
-        self.shared.current.store(Some(Arc::clone(&epoch)));
-        self.shared.connections.prune(&epoch.table);
-        owners.retire_all_but(&epoch);
+        let by_worker = in_force.as_ref().map_or_else(Vec::new, |table| {
+            let of = |entry| peers.iter().find(|peer| peer.is(entry)).cloned();
+            table.workers().iter().map(of).collect()
+        });
+        let member = in_force.as_ref().is_some_and(|table| table.names(me, &self.shared.identity.uid));
+        if let Some(table) = in_force.as_ref() {
+            self.count_for(table);
+        }
+        owners.retire_all_but(&peers);
+        self.shared.place(Placements { in_force, next, ranks, member, peers, by_worker });
+        self.shared.connections.prune(self.shared.placements().members());
         for peer in fresh {
             let (shared, owned) = (Arc::clone(&self.shared), Arc::clone(&peer));
             let thread = thread::Builder::new()
-                .name(format!("fabric-peer-{}", peer.entry.index))
-                .spawn(move || owned.keep_connected(&shared))?;
-            owners.peers.insert(peer.entry.index, Owned { peer, thread });
+                .name(format!("fabric-peer-{}", peer.worker))
+                .spawn(move || pulse::keep_connected(&owned, &shared))?;
+            owners.peers.push(Owned { peer, thread });
         }
-        drop(owners);
-        (self.shared.on_change)();
         Ok(())
     }
 
-    /// Epoch in force; `None` before the first [`Group::update`].
-    #[must_use]
-    pub fn epoch(&self) -> Option<u64> {
-        self.shared.current.load().as_ref().map(|epoch| epoch.table.epoch())
+    /// Keeps the load counts unless the model has another shape.
+    fn count_for(&self, table: &Table) {
+        let experts: Vec<usize> = table.experts_by_layer().collect();
+        if !self.shared.load.load().as_ref().is_some_and(|load| load.fits(&experts)) {
+            self.shared.load.store(Some(Arc::new(LoadCounter::new(self.half_life, &experts))));
+        }
     }
 
-    /// State of the connection to each other worker of the placement in force.
+    /// Epoch in force; `None` while there is none.
+    #[must_use]
+    pub fn epoch(&self) -> Option<u64> {
+        self.shared.placements().in_force.as_ref().map(Table::epoch)
+    }
+
+    /// State of every other worker of both placements; a slot whose pod changes has two.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerState> {
-        let Some(epoch) = self.shared.current.load_full() else { return Vec::new() };
-        let state = |peer: &Arc<Peer>| PeerState {
-            worker: peer.entry.index,
-            connected: peer.is_connected(),
-            message: peer.message(),
-        };
-        epoch.peers.iter().flatten().map(state).collect()
+        self.shared.placements().peers.iter().map(|peer| peer.state()).collect()
+    }
+
+    /// Whether every expert has a live copy.
+    #[must_use]
+    pub fn coverage(&self) -> Coverage {
+        self.shared.coverage()
+    }
+
+    /// (layer, expert) pairs that this worker has adopted, ascending.
+    #[must_use]
+    pub fn adopted(&self) -> Vec<(u32, u32)> {
+        self.shared.adoption.told().to_vec()
+    }
+
+    /// Rows that this worker routed to each expert; empty before a placement was in force.
+    #[must_use]
+    pub fn loads(&self) -> Loads {
+        match &*self.shared.load.load() {
+            Some(load) => load.read(Instant::now()),
+            None => Loads { half_life: self.half_life, layers: Vec::new() },
+        }
+    }
+
+    /// Makes this worker do something wrong, in place of what it did wrong before.
+    pub fn inject(&self, fault: Fault) {
+        tracing::warn!(?fault, "fault injected");
+        self.shared.faults.set(fault);
     }
 
     /// Closes every connection and joins every thread. Exchanges fail from now on.
@@ -218,103 +230,50 @@ impl Group {
             owners.stopped = true;
             (std::mem::take(&mut owners.peers), std::mem::take(&mut owners.retired))
         };
-        peers.values().for_each(|owned| owned.peer.stop());
+        self.shared.stopped.store(true, Ordering::Release);
+        self.shared.faults.stop();
+        peers.iter().for_each(|owned| owned.peer.stop());
         self.shared.connections.stop();
-        if let Some(accept) = lock(&self.accept).take() {
-            // the accept call returns only for a connection
+        self.shared.moved.tell();
+        self.shared.keeper.tell();
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        if !threads.is_empty() {
+            // the accept loop looks up when somebody comes
             let _ = TcpStream::connect_timeout(&reachable(self.address), self.shared.timeouts.connect);
-            let _ = accept.join();
         }
-        for thread in peers.into_values().map(|owned| owned.thread).chain(retired) {
+        let owners = peers.into_iter().map(|owned| owned.thread);
+        for thread in threads.into_iter().chain(owners).chain(retired) {
             let _ = thread.join();
         }
-    }
-
-    fn exchange_in(
-        &self,
-        epoch: &Epoch,
-        layer: u32,
-        x: &[f32],
-        routes: &[Route],
-        y: &mut [f32],
-        scratch: &mut Scratch,
-    ) -> Result<(), FabricError> {
-        let Shared { identity, stats, .. } = &*self.shared;
-        let hidden = identity.hidden as usize;
-        let live =
-            |worker: u32| epoch.peers[worker as usize].as_ref().is_some_and(|peer| peer.is_connected());
-        scratch.assignment.fill(&epoch.table, identity.worker, live, layer, routes)?;
-        let Assignment { local, remote } = &scratch.assignment;
-
-        // links are taken in worker order, so that two exchanges of this worker can't hold each other up
-        let mut calls: Vec<(Call<'_>, &[u32])> = epoch
-            .peers
-            .iter()
-            .zip(remote)
-            .filter(|(_, picked)| !picked.is_empty())
-            .filter_map(|(peer, picked)| Some((peer.as_ref()?.call(&self.shared), picked.as_slice())))
-            .collect();
-        let limit = wire::routes_per_ask(hidden);
-        let rounds = calls.iter().map(|(_, picked)| picked.len().div_ceil(limit)).max().unwrap_or(0).max(1);
-        let piece = |picked: &[u32], round: usize| {
-            let start = (round * limit).min(picked.len());
-            start..(start + limit).min(picked.len())
-        };
-
-        let mut outcome = Ok(());
-        for round in 0..rounds {
-            for (call, picked) in &mut calls {
-                let part = &picked[piece(picked, round)];
-                if outcome.is_ok() && !part.is_empty() {
-                    outcome = call.ask(layer, x, routes, part, stats);
-                }
-            }
-            if round == 0 && outcome.is_ok() {
-                // the peers compute meanwhile
-                outcome = compute_at(&epoch.ranks, local, layer, hidden, x, routes, y, &mut scratch.ranks);
-            }
-            // every result that was asked for is taken, also after a failure: the links stay in step
-            for (call, picked) in &mut calls {
-                if !call.is_awaiting() {
-                    continue;
-                }
-                let part = &picked[piece(picked, round)];
-                match call.result(part.len(), stats) {
-                    Ok(rows) => scatter(part, hidden, rows, y),
-                    Err(error) => outcome = outcome.and(Err(error)),
-                }
-            }
-            outcome.clone()?;
-        }
-        Ok(())
     }
 }
 
 impl Owners {
-    fn retire_all_but(&mut self, epoch: &Epoch) {
-        let in_force = |peer: &Arc<Peer>| epoch.peers.iter().flatten().any(|other| Arc::ptr_eq(other, peer));
-        let leaving: Vec<u32> =
-            self.peers.iter().filter(|(_, owned)| !in_force(&owned.peer)).map(|(index, _)| *index).collect();
-        for index in leaving {
-            if let Some(owned) = self.peers.remove(&index) {
-                owned.peer.stop();
-                self.retired.push(owned.thread);
-            }
+    fn retire_all_but(&mut self, members: &[Arc<Peer>]) {
+        let is_member = |peer: &Arc<Peer>| members.iter().any(|other| Arc::ptr_eq(other, peer));
+        let (stay, leave) =
+            std::mem::take(&mut self.peers).into_iter().partition(|owned| is_member(&owned.peer));
+        self.peers = stay;
+        for Owned { peer, thread } in leave {
+            peer.stop();
+            self.retired.push(thread);
         }
         self.retired.retain(|thread| !thread.is_finished());
     }
 }
 
 impl Fabric for Group {
-    fn exchange(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError> {
+    fn exchange(
+        &self,
+        layer: u32,
+        x: &[f32],
+        routes: &[Route],
+        y: &mut [f32],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(), FabricError> {
         let started = Instant::now();
-        let me = self.shared.identity.worker;
-        let Some(epoch) = self.shared.current.load_full() else {
-            return Err(FabricError::Protocol { worker: me, cause: "no placement in force".into() });
-        };
-        check_shapes(me, self.shared.identity.hidden as usize, x, routes, y)?;
         let mut scratch = lock(&self.scratch).pop().unwrap_or_default();
-        let outcome = self.exchange_in(&epoch, layer, x, routes, y, &mut scratch);
+        let outcome = Exchange::run(&self.shared, layer, x, routes, y, meanwhile, &mut scratch);
         lock(&self.scratch).push(scratch);
         match &outcome {
             Ok(()) => self.shared.stats.exchanged(routes.len(), started.elapsed()),

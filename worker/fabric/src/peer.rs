@@ -1,424 +1,250 @@
-//! The asking side of one peer: a connection, kept alive and renewed by a thread of its own.
-//!
-//! The thread that needs an answer writes the ask and reads the result itself: a hand-over to a reader thread
-//! would cost two wake-ups for each layer. The owner thread only dials, pings and notices a loss. It pings over a
-//! second connection as well, which the server answers at once even while it computes: so a peer that is silent
-//! because it works long is told apart from one that is gone, long before the ask's own deadline.
+//! The asking side's view of one peer: its health, and the link to it.
 
-use std::io::{self, BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use belay_backend::{FabricError, Route};
+use arc_swap::ArcSwap;
 
-use crate::deadline::{DeadlineStream, timed_out};
-use crate::group::Shared;
-use crate::stats::Stats;
-use crate::table::WorkerEntry;
-use crate::wire::{self, Failure, Header, Hello, Kind, WireError};
+use crate::WorkerEntry;
+use crate::health::{Condition, Health};
+use crate::link::Link;
+use crate::shared::Shared;
+use crate::sync::{Signal, lock};
 
-/// A connection over which this worker asks one peer.
+/// (layer, expert) pairs.
+pub(crate) type Pairs = HashSet<(u32, u32)>;
+
+/// State of the connection to one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerState {
+    /// Worker index.
+    pub worker: u32,
+    /// UID of its pod.
+    pub uid: String,
+    /// How it is.
+    pub health: Health,
+    /// For people: why.
+    pub message: String,
+}
+
+/// Where the link is.
 #[derive(Debug)]
-pub(crate) struct Link {
-    stream: BufReader<DeadlineStream>,
-    out: Vec<u8>,
-    rows: Vec<f32>,
-    next_id: u64,
-    /// Set from ask to answer: a link with a result under way can't be used for anything else.
-    awaiting: Option<u64>,
+enum Place {
+    /// There is none: it has to be dialled.
+    Absent,
+    /// An exchange may take it.
+    Here(Link),
+    /// An exchange has it.
+    Away,
+    /// Answers that nobody waits for are on their way.
+    Draining(Link, Instant),
 }
 
-/// Why a link failed an ask, and whether it can go on.
-enum LinkError {
-    Lost(WireError),
-    Failed(Failure),
+#[derive(Debug)]
+struct Inner {
+    condition: Condition,
+    message: String,
+    link: Place,
+    stopped: bool,
 }
 
-impl From<WireError> for LinkError {
-    fn from(error: WireError) -> Self {
-        Self::Lost(error)
-    }
-}
-
-impl From<io::Error> for LinkError {
-    fn from(error: io::Error) -> Self {
-        Self::Lost(error.into())
-    }
-}
-
-impl Link {
-    fn write(&mut self) -> io::Result<()> {
-        self.stream.get_mut().write_all(&self.out)
-    }
-
-    fn read_header(&mut self, expected_id: u64) -> Result<Header, WireError> {
-        let header = wire::read_header(&mut self.stream)?;
-        if header.id != expected_id {
-            let what = format!("answers ask {} instead of {expected_id}", header.id);
-            return Err(WireError::Malformed { kind: header.kind, what });
-        }
-        Ok(header)
-    }
-
-    fn result(&mut self, id: u64, hidden: usize, routes: usize) -> Result<usize, LinkError> {
-        let header = self.read_header(id)?;
-        match header.kind {
-            Kind::Result => {
-                wire::read_result(&mut self.stream, &header, hidden, routes, &mut self.rows)?;
-                Ok(wire::HEADER_BYTES + header.body as usize)
-            }
-            Kind::Failed => Err(LinkError::Failed(wire::read_failed(&mut self.stream, &header)?)),
-            kind => Err(unexpected(kind).into()),
-        }
-    }
-
-    fn ping(&mut self, within: Duration) -> Result<(), WireError> {
-        self.stream.get_mut().set(within);
-        wire::encode_empty(&mut self.out, Kind::Ping);
-        self.write()?;
-        match self.read_header(0)?.kind {
-            Kind::Pong => Ok(()),
-            kind => Err(unexpected(kind)),
-        }
-    }
-}
-
-fn unexpected(kind: Kind) -> WireError {
-    WireError::Malformed { kind, what: "not expected here".into() }
-}
-
-/// A remote worker of the placement.
+/// A life of another worker.
+#[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) entry: WorkerEntry,
-    link: Mutex<Option<Link>>,
-    /// The link's socket, to cut it while an exchange waits on it.
-    socket: Mutex<Option<TcpStream>>,
-    connected: AtomicBool,
-    message: Mutex<String>,
-    stop: Mutex<bool>,
-    wake: Condvar,
-}
-
-/// An exchange's hold on one peer.
-pub(crate) struct Call<'a> {
-    peer: &'a Peer,
-    link: MutexGuard<'a, Option<Link>>,
-    shared: &'a Shared,
+    pub worker: u32,
+    pub address: String,
+    pub uid: String,
+    started: Instant,
+    health: AtomicU8,
+    /// Microseconds after `started` at which it was last heard.
+    heard: AtomicU64,
+    inner: Mutex<Inner>,
+    adopted: ArcSwap<Pairs>,
+    /// Wakes the owner thread.
+    pub wake: Signal,
 }
 
 impl Peer {
-    pub(crate) fn new(entry: WorkerEntry) -> Arc<Self> {
+    pub(crate) fn new(entry: &WorkerEntry) -> Arc<Self> {
+        let started = Instant::now();
         Arc::new(Self {
-            entry,
-            link: Mutex::default(),
-            socket: Mutex::default(),
-            connected: AtomicBool::new(false),
-            message: Mutex::new("not connected yet".into()),
-            stop: Mutex::new(false),
-            wake: Condvar::new(),
+            worker: entry.index,
+            address: entry.address.clone(),
+            uid: entry.uid.clone(),
+            started,
+            health: AtomicU8::new(Health::Suspect as u8),
+            heard: AtomicU64::new(0),
+            inner: Mutex::new(Inner {
+                condition: Condition::new(started),
+                message: "not connected yet".into(),
+                link: Place::Absent,
+                stopped: false,
+            }),
+            adopted: ArcSwap::default(),
+            wake: Signal::default(),
         })
     }
 
-    pub(crate) fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Acquire)
+    /// Whether this is the life of the worker that `entry` names, where it names it.
+    pub(crate) fn is(&self, entry: &WorkerEntry) -> bool {
+        (self.worker, &self.address, &self.uid) == (entry.index, &entry.address, &entry.uid)
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        Health::from_code(self.health.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn was_live(&self) -> bool {
+        lock(&self.inner).condition.was_live
+    }
+
+    pub(crate) fn state(&self) -> PeerState {
+        let inner = lock(&self.inner);
+        let (worker, uid) = (self.worker, self.uid.clone());
+        PeerState { worker, uid, health: inner.condition.health, message: inner.message.clone() }
     }
 
     pub(crate) fn message(&self) -> String {
-        lock(&self.message).clone()
+        lock(&self.inner).message.clone()
     }
 
-    /// Takes the link for one exchange; waits while another exchange or a ping has it.
-    pub(crate) fn call<'a>(&'a self, shared: &'a Shared) -> Call<'a> {
-        Call { peer: self, link: lock(&self.link), shared }
+    /// What it has adopted, as it said.
+    pub(crate) fn adopted(&self) -> Arc<Pairs> {
+        self.adopted.load_full()
     }
 
-    /// Tells the owner thread to end; an exchange under way ends first.
-    pub(crate) fn stop(&self) {
-        *lock(&self.stop) = true;
-        self.wake.notify_all();
+    pub(crate) fn set_adopted(&self, pairs: Vec<(u32, u32)>, shared: &Shared) {
+        self.adopted.store(Arc::new(pairs.into_iter().collect()));
+        shared.refresh();
     }
 
-    /// Body of the owner thread: connected whenever it can be, until [`Self::stop`].
-    pub(crate) fn keep_connected(&self, shared: &Shared) {
-        let mut failures = 0u32;
-        let mut pulse = None;
-        loop {
-            let pause = match &mut pulse {
-                Some(pulse) if self.is_connected() => {
-                    self.check(pulse, shared);
-                    if self.is_connected() { shared.timeouts.heartbeat } else { Duration::ZERO }
-                }
-                _ => match self.connect(shared) {
-                    Ok(fresh) => {
-                        pulse = Some(fresh);
-                        failures = 0;
-                        shared.timeouts.heartbeat
-                    }
-                    Err(reason) => {
-                        self.set_state(shared, false, &reason);
-                        failures = failures.saturating_add(1);
-                        backoff(failures)
-                    }
-                },
-            };
-            if self.stopped_within(pause) {
-                // after an exchange under way
-                let mut guard = lock(&self.link);
-                self.cut();
-                guard.take();
-                self.set_state(shared, false, "no longer in the placement");
-                return;
+    /// It was heard now.
+    pub(crate) fn hear(&self) {
+        self.heard.store(self.started.elapsed().as_micros() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn silence(&self) -> Duration {
+        let heard = Duration::from_micros(self.heard.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(heard)
+    }
+
+    /// Takes the link for an exchange; `None` while there is none to take.
+    pub(crate) fn take(&self) -> Option<Link> {
+        let mut inner = lock(&self.inner);
+        match std::mem::replace(&mut inner.link, Place::Away) {
+            Place::Here(link) => Some(link),
+            other => {
+                inner.link = other;
+                None
             }
         }
     }
 
-    /// Opens the link and the connection for pings; gives back the latter.
-    fn connect(&self, shared: &Shared) -> Result<Link, String> {
-        let link = dial(&self.entry, shared)?;
-        let pulse = dial(&self.entry, shared)?;
-        let socket = link.stream.get_ref().socket().try_clone().map_err(|error| error.to_string())?;
-        // state under the link's lock: an exchange that loses this link at once must be heard last
-        let mut guard = lock(&self.link);
-        *guard = Some(link);
-        *lock(&self.socket) = Some(socket);
-        self.set_state(shared, true, "connected");
-        Ok(pulse)
-    }
-
-    /// Sleeps until the pause is over, the link was lost, or the peer is stopped; true for the last.
-    fn stopped_within(&self, pause: Duration) -> bool {
-        let stop = lock(&self.stop);
-        if *stop {
-            return true;
-        }
-        *self.wake.wait_timeout(stop, pause).unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// Pings over both connections; the link only while no exchange has it.
-    fn check(&self, pulse: &mut Link, shared: &Shared) {
-        if let Err(error) = pulse.ping(shared.timeouts.handshake) {
-            // an exchange may be waiting on the link: cutting its socket ends the wait
-            self.cut();
-            let mut guard = lock(&self.link);
-            guard.take();
-            self.set_state(shared, false, &describe(&error));
+    /// Brings a link back; answers that it still awaits are read by the owner thread and dropped.
+    pub(crate) fn bring_back(&self, link: Link, shared: &Shared) {
+        let mut inner = lock(&self.inner);
+        if inner.stopped {
             return;
         }
-        let mut guard = match self.link.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
+        if link.is_awaiting() {
+            inner.link = Place::Draining(link, Instant::now());
+            drop(inner);
+            self.wake.tell();
+        } else {
+            inner.link = Place::Here(link);
+            drop(inner);
+            shared.moved.tell();
+        }
+    }
+
+    /// The link that an exchange had is lost, or can't be used further; the owner thread dials another one.
+    pub(crate) fn lost_link(&self, reason: &str, shared: &Shared) {
+        self.change(shared, |inner| {
+            inner.link = Place::Absent;
+            inner.condition.doubt();
+            Some(reason.to_owned())
+        });
+        self.wake.tell();
+    }
+
+    /// For the owner thread: the link whose answers nobody waits for, and since when.
+    pub(crate) fn take_draining(&self) -> Option<(Link, Instant)> {
+        let mut inner = lock(&self.inner);
+        match std::mem::replace(&mut inner.link, Place::Away) {
+            Place::Draining(link, since) => Some((link, since)),
+            other => {
+                inner.link = other;
+                None
+            }
+        }
+    }
+
+    /// Puts a draining link back that is not done.
+    pub(crate) fn keep_draining(&self, link: Link, since: Instant) {
+        lock(&self.inner).link = Place::Draining(link, since);
+    }
+
+    pub(crate) fn needs_link(&self) -> bool {
+        matches!(lock(&self.inner).link, Place::Absent)
+    }
+
+    /// Whether something is to be done about the link.
+    pub(crate) fn needs_care(&self) -> bool {
+        matches!(lock(&self.inner).link, Place::Absent | Place::Draining(..))
+    }
+
+    /// A fresh link; whatever link there was before is dropped.
+    pub(crate) fn set_link(&self, link: Link, shared: &Shared) {
+        lock(&self.inner).link = Place::Here(link);
+        shared.moved.tell();
+    }
+
+    /// Drops the link, if no exchange has it.
+    pub(crate) fn drop_link(&self) {
+        let mut inner = lock(&self.inner);
+        if !matches!(inner.link, Place::Away) {
+            inner.link = Place::Absent;
+        }
+    }
+
+    /// Changes what is known of the peer; everybody hears of it if its health or message is another one then. `f`
+    /// gives the new message, if there is one.
+    pub(crate) fn judge(&self, shared: &Shared, f: impl FnOnce(&mut Condition) -> Option<String>) {
+        self.change(shared, |inner| f(&mut inner.condition));
+    }
+
+    fn change(&self, shared: &Shared, f: impl FnOnce(&mut Inner) -> Option<String>) {
+        let (before, now, message) = {
+            let mut inner = lock(&self.inner);
+            let before = (inner.condition.health, inner.condition.was_live);
+            let message = f(&mut inner).filter(|message| *message != inner.message);
+            if let Some(message) = &message {
+                inner.message.clone_from(message);
+            }
+            self.health.store(inner.condition.health as u8, Ordering::Release);
+            (before, (inner.condition.health, inner.condition.was_live), message)
         };
-        let Some(link) = guard.as_mut() else { return };
-        let checked = match link.awaiting {
-            Some(_) => Err("an exchange was abandoned".to_string()),
-            None => link.ping(shared.timeouts.handshake).map_err(|error| describe(&error)),
-        };
-        if let Err(reason) = checked {
-            self.cut();
-            guard.take();
-            self.set_state(shared, false, &reason);
+        if before == now && message.is_none() {
+            return;
         }
-    }
-
-    /// Closes the link's connection for both sides, whoever holds the link.
-    fn cut(&self) {
-        if let Some(socket) = lock(&self.socket).take() {
-            // it may be closed already
-            let _ = socket.shutdown(Shutdown::Both);
+        let (worker, address, health) = (self.worker, &self.address, now.0);
+        let reason = message.unwrap_or_else(|| self.message());
+        match health {
+            Health::Live => tracing::info!(worker, address, "connected to peer"),
+            Health::Suspect => tracing::info!(worker, address, reason, "peer does not answer"),
+            Health::Lost => tracing::warn!(worker, address, reason, "peer is lost"),
         }
+        shared.refresh();
     }
 
-    fn set_state(&self, shared: &Shared, connected: bool, message: &str) {
-        let changed = {
-            let mut current = lock(&self.message);
-            let changed = *current != message || self.is_connected() != connected;
-            if changed {
-                *current = message.to_owned();
-            }
-            changed
-        };
-        self.connected.store(connected, Ordering::Release);
-        if changed {
-            let (worker, address) = (self.entry.index, &self.entry.address);
-            if connected {
-                tracing::info!(worker, address, "connected to peer");
-            } else {
-                tracing::warn!(worker, address, reason = message, "not connected to peer");
-            }
-            (shared.on_change)();
-        }
-    }
-}
-
-impl Call<'_> {
-    /// Sends the routes `picked` of an exchange.
-    pub(crate) fn ask(
-        &mut self,
-        layer: u32,
-        x: &[f32],
-        routes: &[Route],
-        picked: &[u32],
-        stats: &Stats,
-    ) -> Result<(), FabricError> {
-        let hidden = self.shared.identity.hidden as usize;
-        let within = self.shared.timeouts.ask;
-        let Some(link) = self.link.as_mut() else {
-            return Err(FabricError::PeerLost { worker: self.peer.entry.index, cause: self.peer.message() });
-        };
-        if link.awaiting.is_some() {
-            return Err(self.lose("an earlier exchange was abandoned".into()));
-        }
-        link.stream.get_mut().set(within);
-        link.next_id += 1;
-        let id = link.next_id;
-        let rows = wire::encode_ask(&mut link.out, id, layer, hidden, x, routes, picked);
-        let bytes = link.out.len();
-        match link.write() {
-            Ok(()) => {
-                link.awaiting = Some(id);
-                stats.sent(rows, bytes);
-                Ok(())
-            }
-            Err(error) => Err(self.lose_by(&error.into())),
-        }
+    pub(crate) fn stop(&self) {
+        lock(&self.inner).stopped = true;
+        self.wake.tell();
     }
 
-    /// Whether an ask was sent whose result is not here yet.
-    pub(crate) fn is_awaiting(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.awaiting.is_some())
-    }
-
-    /// Waits for the result of the last ask; `[routes, hidden]`.
-    pub(crate) fn result(&mut self, routes: usize, stats: &Stats) -> Result<&[f32], FabricError> {
-        let hidden = self.shared.identity.hidden as usize;
-        let worker = self.peer.entry.index;
-        let outcome = match self.link.as_mut() {
-            Some(link) => match link.awaiting.take() {
-                Some(id) => link.result(id, hidden, routes),
-                None => Ok(0),
-            },
-            None => return Err(FabricError::PeerLost { worker, cause: self.peer.message() }),
-        };
-        match outcome {
-            Ok(bytes) => stats.received(bytes),
-            Err(LinkError::Failed(Failure::NotResident { layer, expert })) => {
-                return Err(FabricError::NotResident { layer, expert });
-            }
-            Err(LinkError::Failed(Failure::Other(cause))) => {
-                return Err(FabricError::Protocol { worker, cause });
-            }
-            Err(LinkError::Lost(error)) => return Err(self.lose_by(&error)),
-        }
-        Ok(self.link.as_ref().map_or(&[], |link| link.rows.as_slice()))
-    }
-
-    fn lose_by(&mut self, error: &WireError) -> FabricError {
-        let worker = self.peer.entry.index;
-        let lost = self.lose(describe(error));
-        match error {
-            WireError::Io(io) if timed_out(io) => {
-                FabricError::Timeout { worker, millis: self.shared.timeouts.ask.as_millis() as u64 }
-            }
-            WireError::Io(_) => lost,
-            _ => FabricError::Protocol { worker, cause: error.to_string() },
-        }
-    }
-
-    /// Gives the link up and wakes the owner thread, which dials again.
-    fn lose(&mut self, reason: String) -> FabricError {
-        self.peer.cut();
-        self.link.take();
-        self.peer.set_state(self.shared, false, &reason);
-        self.peer.wake.notify_all();
-        FabricError::PeerLost { worker: self.peer.entry.index, cause: reason }
-    }
-}
-
-fn describe(error: &WireError) -> String {
-    match error {
-        WireError::Io(io) if timed_out(io) => "no answer in time".into(),
-        WireError::Io(io) if io.kind() == io::ErrorKind::UnexpectedEof => {
-            "connection closed by the peer".into()
-        }
-        other => other.to_string(),
-    }
-}
-
-/// Pause after the n-th failure in a row: 25 ms, doubling up to 1 s.
-fn backoff(failures: u32) -> Duration {
-    Duration::from_millis(25u64 << failures.saturating_sub(1).min(6)).min(Duration::from_secs(1))
-}
-
-fn dial(entry: &WorkerEntry, shared: &Shared) -> Result<Link, String> {
-    let epoch = shared.current.load_full().ok_or("no placement in force")?;
-    if entry.address.is_empty() {
-        return Err("its address is not known yet".into());
-    }
-    let socket = connect(&entry.address, shared.timeouts.connect)?;
-    socket.set_nodelay(true).map_err(|error| error.to_string())?;
-    let mut stream =
-        BufReader::with_capacity(64 * 1024, DeadlineStream::new(socket, shared.timeouts.handshake));
-    let mut out = Vec::new();
-    let hello = Hello {
-        from: shared.identity.on_wire(epoch.table.epoch()),
-        to_worker: entry.index,
-        to_uid: entry.uid.clone(),
-    };
-    wire::encode_hello(&mut out, &hello);
-    stream.get_mut().write_all(&out).map_err(|error| describe(&error.into()))?;
-    welcome(&mut stream, entry, shared, &epoch.table)?;
-    Ok(Link { stream, out, rows: Vec::new(), next_id: 0, awaiting: None })
-}
-
-fn welcome(
-    stream: &mut impl Read,
-    entry: &WorkerEntry,
-    shared: &Shared,
-    table: &crate::Table,
-) -> Result<(), String> {
-    let header = wire::read_header(stream).map_err(|error| describe(&error))?;
-    match header.kind {
-        Kind::Welcome => {
-            let identity = wire::read_welcome(stream, &header).map_err(|error| describe(&error))?;
-            shared.identity.believe(table, entry.index, &identity)
-        }
-        Kind::Refuse => {
-            let reason = wire::read_refuse(stream, &header).map_err(|error| describe(&error))?;
-            Err(format!("refused: {reason}"))
-        }
-        kind => Err(unexpected(kind).to_string()),
-    }
-}
-
-fn connect(address: &str, within: Duration) -> Result<TcpStream, String> {
-    let mut last = "it resolves to no address".to_string();
-    let resolved =
-        address.to_socket_addrs().map_err(|error| format!("cannot resolve {address:?}: {error}"))?;
-    for candidate in resolved {
-        match TcpStream::connect_timeout(&candidate, within) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Err(format!("cannot connect to {address}: {last}"))
-}
-
-/// Locks; what the fabric's locks guard stays sound when a holder panics (see `Link::awaiting`).
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_grows_to_a_second_and_stays() {
-        let pauses: Vec<u128> = (1..9).map(|failures| backoff(failures).as_millis()).collect();
-        assert_eq!(pauses, [25, 50, 100, 200, 400, 800, 1000, 1000]);
-        assert_eq!(backoff(u32::MAX), Duration::from_secs(1));
+    pub(crate) fn is_stopped(&self) -> bool {
+        lock(&self.inner).stopped
     }
 }

@@ -12,6 +12,7 @@ pub(crate) struct RankScratch {
 }
 
 /// Computes the routes `by_rank` (indices into `routes`) at their ranks and writes each result to its place in `y`.
+/// An error comes with the rank that failed; the ones before it are done.
 pub(crate) fn compute_at(
     ranks: &[Arc<dyn ExpertCompute>],
     by_rank: &[Vec<u32>],
@@ -21,37 +22,42 @@ pub(crate) fn compute_at(
     routes: &[Route],
     y: &mut [f32],
     scratch: &mut RankScratch,
-) -> Result<(), FabricError> {
-    for (rank, picked) in ranks.iter().zip(by_rank) {
+) -> Result<(), (usize, FabricError)> {
+    for (number, (rank, picked)) in ranks.iter().zip(by_rank).enumerate() {
         if picked.is_empty() {
             continue;
         }
-        if picked.len() == routes.len() {
-            return rank.compute(layer, x, routes, y);
-        }
-        scratch.routes.clear();
-        scratch.routes.extend(picked.iter().map(|&index| routes[index as usize]));
-        scratch.y.clear();
-        scratch.y.resize(picked.len() * hidden, 0.0);
-        rank.compute(layer, x, &scratch.routes, &mut scratch.y)?;
-        scatter(picked, hidden, &scratch.y, y);
+        let done = if picked.len() == routes.len() {
+            rank.compute(layer, x, routes, y)
+        } else {
+            scratch.routes.clear();
+            scratch.routes.extend(picked.iter().map(|&index| routes[index as usize]));
+            scratch.y.clear();
+            scratch.y.resize(picked.len() * hidden, 0.0);
+            let done = rank.compute(layer, x, &scratch.routes, &mut scratch.y);
+            scatter(picked, hidden, &scratch.y, y);
+            done
+        };
+        done.map_err(|error| (number, error))?;
     }
     Ok(())
 }
 
 /// `y[picked[i]] = rows[i]`.
-pub(crate) fn scatter(picked: &[u32], hidden: usize, rows: &[f32], y: &mut [f32]) {
+fn scatter(picked: &[u32], hidden: usize, rows: &[f32], y: &mut [f32]) {
     for (&index, row) in picked.iter().zip(rows.chunks_exact(hidden)) {
-        let start = index as usize * hidden;
-        y[start..start + hidden].copy_from_slice(row);
+        let to = &mut y[index as usize * hidden..][..hidden];
+        to.copy_from_slice(row);
     }
 }
 
-/// Refuses an exchange whose shapes disagree, before anything is indexed by them.
+/// Refuses an exchange whose shapes disagree, or that names an expert beyond `experts`, before anything is indexed by
+/// them.
 pub(crate) fn check_shapes(
     me: u32,
     hidden: usize,
     x: &[f32],
+    (layer, experts): (u32, usize),
     routes: &[Route],
     y: &[f32],
 ) -> Result<(), FabricError> {
@@ -65,8 +71,13 @@ pub(crate) fn check_shapes(
             routes.len()
         ));
     }
-    match routes.iter().find(|route| route.row as usize >= rows) {
-        Some(route) => wrong(format!("route names row {} of {rows}", route.row)),
-        None => Ok(()),
+    for route in routes {
+        if route.row as usize >= rows {
+            return wrong(format!("route names row {} of {rows}", route.row));
+        }
+        if route.expert as usize >= experts {
+            return Err(FabricError::NotResident { layer, expert: route.expert });
+        }
     }
+    Ok(())
 }

@@ -1,34 +1,33 @@
-//! The answering side: one thread accepts, one thread for each asker reads, computes and answers.
+//! The answering side: one thread accepts, one thread for each connection reads, computes and answers.
 
 use std::collections::HashMap;
-use std::io::{BufReader, Write};
+use std::io::Read;
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use belay_backend::FabricError;
+use crate::answer::Answerer;
+use crate::auth::{Side, nonce};
+use crate::handshake::Members;
+use crate::pulse::MAX_PULSE;
+use crate::shared::Shared;
+use crate::socket::{Inbox, is_tick, prepare, read_small, write_by};
+use crate::sync::{Signal, lock};
+use crate::wire::{self, HEADER_BYTES, Header, Hello, Kind, Purpose, WireError};
 
-use crate::Table;
-use crate::assign::Assignment;
-use crate::deadline::DeadlineStream;
-use crate::group::Shared;
-use crate::peer::lock;
-use crate::ranks::{RankScratch, compute_at};
-use crate::wire::{self, Ask, Failure, Header, Hello, Kind, WireError};
-
-/// Open connections that a worker serves at most; a group has one for each other worker.
+/// Open connections that a worker serves at most; a group has two for each other worker.
 const MAX_CONNECTIONS: usize = 1024;
-/// An asker pings its idle link; one that is silent for this long is gone.
-const IDLE: Duration = Duration::from_secs(60);
+/// Pause of the accept loop when the system has no more file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Askers that are connected.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     open: Mutex<HashMap<u64, Open>>,
     stopping: AtomicBool,
+    stop: Signal,
 }
 
 #[derive(Debug)]
@@ -39,13 +38,11 @@ struct Open {
 }
 
 impl Connections {
-    /// Closes the connections of workers that `table` no longer knows.
-    pub(crate) fn prune(&self, table: &Table) {
-        let open = lock(&self.open);
-        for connection in open.values() {
+    /// Closes the connections of workers that are no longer members.
+    pub(crate) fn prune(&self, members: Members<'_>) {
+        for connection in lock(&self.open).values() {
             let Some((worker, uid)) = &connection.asker else { continue };
-            let known = table.workers().get(*worker as usize).is_some_and(|entry| entry.uid == *uid);
-            if !known {
+            if !members.include(*worker, uid) {
                 close(&connection.socket);
             }
         }
@@ -54,10 +51,11 @@ impl Connections {
     /// Ends the accept loop (which needs one more connection to notice) and every connection.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        self.stop.tell();
         lock(&self.open).values().for_each(|connection| close(&connection.socket));
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 }
@@ -82,7 +80,8 @@ pub(crate) fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener) {
             Err(error) => {
                 // out of file descriptors, or the asker went away: neither ends the service
                 tracing::warn!(%error, "cannot accept a fabric connection");
-                thread::sleep(Duration::from_millis(50));
+                let stop = &shared.connections.stop;
+                stop.wait_for(stop.count(), ACCEPT_PAUSE);
                 continue;
             }
         };
@@ -110,7 +109,7 @@ pub(crate) fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener) {
 }
 
 fn serve(shared: &Shared, socket: TcpStream, id: u64) -> Result<(), WireError> {
-    socket.set_nodelay(true)?;
+    prepare(&socket, shared.timeouts.tick)?;
     {
         let mut open = lock(&shared.connections.open);
         open.insert(id, Open { socket: socket.try_clone()?, asker: None });
@@ -118,144 +117,182 @@ fn serve(shared: &Shared, socket: TcpStream, id: u64) -> Result<(), WireError> {
             return Ok(());
         }
     }
-    let mut connection = Connection {
-        shared,
-        stream: BufReader::with_capacity(64 * 1024, DeadlineStream::new(socket, shared.timeouts.handshake)),
-        out: Vec::new(),
-        ask: Ask::default(),
-        y: Vec::new(),
-        assignment: Assignment::default(),
-        scratch: RankScratch::default(),
-    };
-    let hello = match connection.hello() {
-        Ok(hello) => hello,
-        Err(error @ WireError::Io(_)) => return Err(error),
-        Err(error) => return connection.refuse(&error.to_string()),
-    };
-    let admitted = {
-        // under the lock, so that a placement that comes in now either is seen here or prunes this connection
-        let mut open = lock(&shared.connections.open);
-        let epoch = shared.current.load_full();
-        let admitted = shared.identity.admit(epoch.as_deref().map(|epoch| &epoch.table), &hello);
-        if let (Ok(()), Some(connection)) = (&admitted, open.get_mut(&id)) {
-            connection.asker = Some((hello.from.worker, hello.from.uid.clone()));
+    let mut connection =
+        Connection { shared, socket, inbox: Inbox::default(), out: Vec::new(), asker: u32::MAX };
+    match connection.greet(id)? {
+        Some(Purpose::Pings) => connection.answer_pings(),
+        Some(Purpose::Asks) => {
+            // a thread of its own computes: nothing but its asks comes here until it has answered
+            connection.socket.set_read_timeout(Some(IDLE_TICK))?;
+            connection.answer_asks()
         }
-        admitted.map(|()| epoch.map_or(0, |epoch| epoch.table.epoch()))
-    };
-    match admitted {
-        Err(reason) => {
+        None => Ok(()),
+    }
+}
+
+/// How often a connection without asks looks whether it should end; it is also woken by closing its socket.
+const IDLE_TICK: Duration = Duration::from_secs(1);
+
+pub(crate) struct Connection<'a> {
+    pub shared: &'a Shared,
+    pub socket: TcpStream,
+    pub inbox: Inbox,
+    pub out: Vec<u8>,
+    asker: u32,
+}
+
+impl Connection<'_> {
+    /// The server's side of the handshake; `None` if the asker was refused.
+    fn greet(&mut self, id: u64) -> Result<Option<Purpose>, WireError> {
+        let shared = self.shared;
+        let until = Instant::now() + shared.timeouts.handshake;
+        let mut greeting = Vec::new();
+        let hello = match self.hello(until, &mut greeting) {
+            Ok(hello) => hello,
+            Err(error @ WireError::Io(_)) => return Err(error),
+            Err(error) => return self.refuse(0, &error.to_string(), until),
+        };
+        self.asker = hello.from.worker;
+        self.hold();
+        let placements = shared.placements();
+        let members = placements.members();
+        if members.in_force.is_none() && members.next.is_none() {
+            let reason = format!("worker {} has no placement in force yet", shared.identity.worker);
+            return self.refuse(wire::NOT_YET, &reason, until);
+        }
+        if let Err(reason) = shared.identity.admit(members, &hello) {
             tracing::warn!(
                 worker = hello.from.worker,
                 uid = hello.from.uid,
                 reason,
                 "refused a fabric connection"
             );
-            connection.refuse(&reason)
+            return self.refuse(0, &reason, until);
         }
-        Ok(epoch) => {
-            wire::encode_welcome(&mut connection.out, &shared.identity.on_wire(epoch));
-            connection.write()?;
-            connection.answer_asks()
+        let identity = shared.identity.on_wire(members);
+        wire::encode_welcome(&mut self.out, &identity, &nonce(), |welcome| {
+            shared.key.prove(Side::Server, &greeting, welcome)
+        });
+        write_by(&mut self.socket, &self.out, until)?;
+        let welcome = wire::without_proof(wire::body_of(&self.out)).to_vec();
+        let mut body = Vec::new();
+        let header = read_small(&mut self.inbox, &mut self.socket, until, &mut body)?;
+        if header.kind != Kind::Prove {
+            return Err(header.unexpected());
         }
+        let proof = wire::parse_prove(&header, &body)?;
+        if !shared.key.accepts(Side::Asker, &greeting, &welcome, &proof) {
+            tracing::warn!(worker = hello.from.worker, "refused a fabric connection without the group's key");
+            return self.refuse(0, "you do not know the group's fabric key", until);
+        }
+        let late = {
+            // under the lock, so that a placement that comes in now either is seen here or prunes this connection
+            let mut open = lock(&shared.connections.open);
+            let placements = shared.placements();
+            let admitted = shared.identity.admit(placements.members(), &hello);
+            if let (Ok(()), Some(connection)) = (&admitted, open.get_mut(&id)) {
+                connection.asker = Some((hello.from.worker, hello.from.uid.clone()));
+            }
+            admitted.err()
+        };
+        if let Some(reason) = late {
+            return self.refuse(0, &reason, until);
+        }
+        wire::encode_empty(&mut self.out, Kind::Admitted, 0);
+        write_by(&mut self.socket, &self.out, until)?;
+        Ok(Some(hello.purpose))
     }
-}
 
-struct Connection<'a> {
-    shared: &'a Shared,
-    stream: BufReader<DeadlineStream>,
-    out: Vec<u8>,
-    ask: Ask,
-    y: Vec<f32>,
-    assignment: Assignment,
-    scratch: RankScratch,
-}
-
-impl Connection<'_> {
-    fn hello(&mut self) -> Result<Hello, WireError> {
-        let header = wire::read_header(&mut self.stream)?;
+    fn hello(&mut self, until: Instant, body: &mut Vec<u8>) -> Result<Hello, WireError> {
+        let header = read_small(&mut self.inbox, &mut self.socket, until, body)?;
         match header.kind {
-            Kind::Hello => wire::read_hello(&mut self.stream, &header),
+            Kind::Hello => wire::parse_hello(&header, body),
             kind => Err(WireError::Malformed { kind, what: "a connection begins with a hello".into() }),
         }
     }
 
-    fn refuse(&mut self, reason: &str) -> Result<(), WireError> {
-        wire::encode_refuse(&mut self.out, reason);
-        self.write()?;
+    fn refuse(&mut self, id: u64, reason: &str, until: Instant) -> Result<Option<Purpose>, WireError> {
+        wire::encode_refuse(&mut self.out, id, reason);
+        write_by(&mut self.socket, &self.out, until)?;
         // half-close, so that unread bytes of the other side don't turn the refusal into a reset
-        self.stream.get_ref().socket().shutdown(Shutdown::Write)?;
+        self.socket.shutdown(Shutdown::Write)?;
         let mut rest = [0u8; 1024];
         for _ in 0..64 {
-            if std::io::Read::read(&mut self.stream, &mut rest)? == 0 {
-                break;
+            match self.socket.read(&mut rest) {
+                Ok(0) => break,
+                Err(error) if !is_tick(&error) || Instant::now() >= until => break,
+                _ => {}
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn write(&mut self) -> Result<(), WireError> {
-        Ok(self.stream.get_mut().write_all(&self.out)?)
+    /// Returns when something passes between this worker and the asker.
+    pub(crate) fn hold(&self) {
+        let shared = self.shared;
+        while shared.faults.cuts(self.asker) && !shared.connections.is_stopping() {
+            shared.faults.wait_while_cut(self.asker, shared.timeouts.lost);
+        }
+    }
+
+    /// Waits for the next frame's header, for as long as the connection stands.
+    fn next_header(&mut self) -> Result<Header, WireError> {
+        loop {
+            if let Some(header) = self.inbox.header()? {
+                return Ok(header);
+            }
+            match self.inbox.fill(&mut self.socket, HEADER_BYTES) {
+                Err(error) if !is_tick(&error) || self.shared.connections.is_stopping() => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn answer_pings(&mut self) -> Result<(), WireError> {
+        let mut told = None;
+        loop {
+            let header = self.next_header()?;
+            if header.kind != Kind::Ping {
+                return Err(header.unexpected());
+            }
+            let whole = HEADER_BYTES + header.body as usize;
+            let Some(frame) = self.inbox.peek(whole) else {
+                match self.inbox.fill(&mut self.socket, MAX_PULSE) {
+                    Err(error) if !is_tick(&error) || self.shared.connections.is_stopping() => {
+                        return Err(error.into());
+                    }
+                    _ => continue,
+                }
+            };
+            let wanted = wire::parse_pulse(&header, &frame[HEADER_BYTES..])?;
+            self.inbox.consume(whole);
+            self.hold();
+            if let Some(wanted) = wanted
+                && self.shared.adoption.request(&wanted, Instant::now())
+            {
+                self.shared.keeper.tell();
+            }
+            let adopted = self.shared.adoption.told();
+            let is_news = match &told {
+                Some(told) => !Arc::ptr_eq(told, &adopted),
+                None => !adopted.is_empty(),
+            };
+            wire::encode_pulse(&mut self.out, Kind::Pong, header.id, is_news.then_some(adopted.as_slice()));
+            write_by(&mut self.socket, &self.out, Instant::now() + self.shared.timeouts.ask)?;
+            told = Some(adopted);
+        }
     }
 
     fn answer_asks(&mut self) -> Result<(), WireError> {
+        let mut answerer = Answerer::default();
         loop {
-            self.stream.get_mut().set(IDLE);
-            let header = wire::read_header(&mut self.stream)?;
-            self.stream.get_mut().set(self.shared.timeouts.ask);
+            let header = self.next_header()?;
             match header.kind {
-                Kind::Ping => wire::encode_empty(&mut self.out, Kind::Pong),
-                Kind::Ask => self.answer(&header)?,
-                kind => {
-                    return Err(WireError::Malformed { kind, what: "an asker sends asks and pings".into() });
-                }
+                Kind::Ask => answerer.answer(self, &header)?,
+                _ => return Err(header.unexpected()),
             }
-            self.stream.get_mut().set(self.shared.timeouts.ask);
-            self.write()?;
         }
-    }
-
-    /// Reads an ask and leaves its answer in `out`; an error means that the stream can't be trusted any more.
-    fn answer(&mut self, header: &Header) -> Result<(), WireError> {
-        let hidden = self.shared.identity.hidden as usize;
-        if let Err(error) = wire::read_ask(&mut self.stream, header, hidden, &mut self.ask) {
-            if !matches!(error, WireError::Io(_)) {
-                wire::encode_failed(&mut self.out, header.id, &Failure::Other(error.to_string()));
-                self.write()?;
-            }
-            return Err(error);
-        }
-        self.y.clear();
-        self.y.resize(self.ask.routes.len() * hidden, 0.0);
-        let failure = match catch_unwind(AssertUnwindSafe(|| self.compute(hidden))) {
-            Ok(Ok(())) => {
-                self.shared.stats.served(self.ask.routes.len());
-                wire::encode_result(&mut self.out, header.id, hidden, &self.y);
-                return Ok(());
-            }
-            Ok(Err(FabricError::NotResident { layer, expert })) => Failure::NotResident { layer, expert },
-            Ok(Err(error)) => Failure::Other(error.to_string()),
-            Err(_) => Failure::Other(format!("computing experts of layer {} panicked", self.ask.layer)),
-        };
-        wire::encode_failed(&mut self.out, header.id, &failure);
-        Ok(())
-    }
-
-    fn compute(&mut self, hidden: usize) -> Result<(), FabricError> {
-        let me = self.shared.identity.worker;
-        let ask = &self.ask;
-        let Some(epoch) = self.shared.current.load_full() else {
-            return Err(FabricError::Protocol { worker: me, cause: "no placement in force".into() });
-        };
-        self.assignment.fill_local(&epoch.table, me, ask.layer, &ask.routes)?;
-        compute_at(
-            &epoch.ranks,
-            &self.assignment.local,
-            ask.layer,
-            hidden,
-            &ask.x,
-            &ask.routes,
-            &mut self.y,
-            &mut self.scratch,
-        )
     }
 }

@@ -18,6 +18,7 @@ pub struct Stats {
     bytes_received: AtomicU64,
     routes_served: AtomicU64,
     failed: AtomicU64,
+    rerouted: AtomicU64,
 }
 
 /// Time of whole exchanges, as a histogram.
@@ -48,6 +49,8 @@ pub struct StatsSnapshot {
     pub bytes_received: u64,
     /// Routes computed for peers.
     pub routes_served: u64,
+    /// Routes that were asked of somebody else after their first ask came to nothing.
+    pub rerouted: u64,
 }
 
 impl Stats {
@@ -63,8 +66,12 @@ impl Stats {
         self.failed.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn sent(&self, rows: u32, bytes: usize) {
-        self.rows_sent.fetch_add(u64::from(rows), Relaxed);
+    pub(crate) fn rerouted(&self, routes: usize) {
+        self.rerouted.fetch_add(routes as u64, Relaxed);
+    }
+
+    pub(crate) fn sent(&self, rows: usize, bytes: usize) {
+        self.rows_sent.fetch_add(rows as u64, Relaxed);
         self.bytes_sent.fetch_add(bytes as u64, Relaxed);
     }
 
@@ -94,6 +101,7 @@ impl Stats {
             bytes_sent: self.bytes_sent.load(Relaxed),
             bytes_received: self.bytes_received.load(Relaxed),
             routes_served: self.routes_served.load(Relaxed),
+            rerouted: self.rerouted.load(Relaxed),
         }
     }
 }

@@ -11,17 +11,21 @@ pub struct Placement {
     pub workers: Vec<WorkerEntry>,
     /// `[layer][expert]` = ranks that hold a copy, preferred first.
     pub layers: Vec<Vec<Vec<u32>>>,
+    /// Bytes of one expert; 0 while unknown.
+    pub expert_bytes: u64,
 }
 
 /// Where a worker of the group is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct WorkerEntry {
     /// Index within the group.
     pub index: u32,
     /// `host:port` of its fabric listener; empty while unknown.
     pub address: String,
-    /// UID of its pod; empty while unknown.
+    /// UID of its pod; empty: nobody is there, its ranks hold nothing.
     pub uid: String,
+    /// Bytes that its ranks may hold of experts, all together; 0: no limit is known.
+    pub expert_bytes_limit: u64,
 }
 
 /// What is wrong with a placement.
@@ -113,8 +117,9 @@ impl Table {
         Self::new(Placement {
             epoch: 0,
             ranks_per_worker: ranks,
-            workers: vec![WorkerEntry { index: 0, address: String::new(), uid: String::new() }],
+            workers: vec![WorkerEntry::default()],
             layers: vec![layer; layers],
+            expert_bytes: 0,
         })
     }
 
@@ -134,6 +139,12 @@ impl Table {
     #[must_use]
     pub fn workers(&self) -> &[WorkerEntry] {
         &self.placement.workers
+    }
+
+    /// Bytes of one expert; 0 while unknown.
+    #[must_use]
+    pub fn expert_bytes(&self) -> u64 {
+        self.placement.expert_bytes
     }
 
     /// `(layers, experts of the first layer)`.
@@ -163,6 +174,20 @@ impl Table {
         rank / self.placement.ranks_per_worker
     }
 
+    /// Every (layer, expert) with the ranks that hold it, layers ascending, then experts.
+    pub(crate) fn experts(&self) -> impl Iterator<Item = (u32, u32, &[u32])> + '_ {
+        self.placement.layers.iter().enumerate().flat_map(|(layer, experts)| {
+            let numbered = experts.iter().enumerate();
+            numbered.map(move |(expert, copies)| (layer as u32, expert as u32, copies.as_slice()))
+        })
+    }
+
+    /// Whether `uid` is the worker of index `worker`.
+    pub(crate) fn names(&self, worker: u32, uid: &str) -> bool {
+        let entry = self.placement.workers.get(worker as usize);
+        entry.is_some_and(|entry| !entry.uid.is_empty() && entry.uid == uid)
+    }
+
     /// Every (layer, expert) that a rank holds, layers ascending.
     pub fn of_rank(&self, rank: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
         self.placement.layers.iter().enumerate().flat_map(move |(layer, experts)| {
@@ -180,13 +205,18 @@ mod tests {
     use super::*;
 
     fn two_workers() -> Placement {
-        let entry =
-            |index: u32| WorkerEntry { index, address: format!("h{index}:1"), uid: format!("u{index}") };
+        let entry = |index: u32| WorkerEntry {
+            index,
+            address: format!("h{index}:1"),
+            uid: format!("u{index}"),
+            ..WorkerEntry::default()
+        };
         Placement {
             epoch: 3,
             ranks_per_worker: 2,
             workers: vec![entry(1), entry(0)],
             layers: vec![vec![vec![0], vec![3, 1]], vec![vec![2], vec![1]]],
+            expert_bytes: 0,
         }
     }
 

@@ -1,9 +1,9 @@
-//! Wire format of the fabric, version 1.
+//! Wire format of the fabric, version 2.
 //!
-//! A worker that needs experts of another one dials it and keeps that connection: asks go one way, results the
-//! other way. The opposite direction has a connection of its own, so two workers that ask each other at the same time
-//! never wait for one another. A second connection of the same kind carries pings only, which are answered at once
-//! even while the first one's ask is computed. All numbers are little-endian; rows are f32 and keep their bits.
+//! A worker that needs experts of another one dials it and keeps that connection: asks go one way, answers the other
+//! way, in the order of the asks, of which several may be under way. The opposite direction has a connection of its own,
+//! so two workers that ask each other at the same time never wait for one another. A second connection of the same
+//! kind carries pings only, which are answered at once even while an ask is computed. All numbers are little-endian.
 //!
 //! Every frame starts with a header of 24 bytes:
 //!
@@ -12,47 +12,59 @@
 //! | 0 | 4 | magic `BLYF` |
 //! | 4 | 2 | protocol version |
 //! | 6 | 2 | kind |
-//! | 8 | 8 | id: an ask's number on its connection, repeated by its answer; 0 elsewhere |
+//! | 8 | 8 | id: number of an ask or a ping on its connection, repeated by its answer; 1 in a refusal that may change soon; else 0 |
 //! | 16 | 4 | bytes of the body |
 //! | 20 | 4 | reserved, 0 |
 //!
 //! | kind | sent by | body |
 //! |---|---|---|
-//! | 1 hello | asker, first | identity of the asker, then `u32` worker and `str` uid of the worker that it means to reach |
-//! | 2 welcome | server | identity of the server |
+//! | 1 hello | asker, first | identity of the asker; `u32` worker and `str` uid of the worker that it means to reach; `u32` purpose (0 asks, 1 pings); 32 bytes nonce |
+//! | 2 welcome | server | identity of the server; 32 bytes nonce; 32 bytes proof |
 //! | 3 refuse | server | `str` reason; the connection is closed after it. The same in all versions |
-//! | 4 ask | asker | `u32` layer, `u32` rows, `u32` routes, `u32` hidden; rows × hidden `f32`; routes × { `u32` row, `u32` expert, `f32` weight } |
-//! | 5 result | server | `u32` routes, `u32` hidden; routes × hidden `f32`, in the order of the ask |
-//! | 6 failed | server | `u32` code (1 not resident, 2 other), `u32` layer, `u32` expert, `str` reason |
-//! | 7 ping, 8 pong | asker, server | empty |
+//! | 4 ask | asker | `u32` layer, `u32` rows, `u32` routes, `u32` hidden; routes × { `u32` row, `u32` expert, `f32` weight }; the rows |
+//! | 5 result | server | `u32` routes, `u32` hidden; a row for each route, in the order of the ask |
+//! | 6 failed | server | `u32` code (1 not resident, 2 other), `u32` layer, `u32` count, count × `u32` expert, `str` reason |
+//! | 7 ping | asker | empty, or now and then: `u32` count, count × { `u32` layer, `u32` expert }: orphans that the server shall load |
+//! | 8 pong | server | empty, or, when it is news on this connection: `u32` count, count × { `u32` layer, `u32` expert }: what the server has adopted |
+//! | 9 prove | asker | 32 bytes proof |
+//! | 10 admitted | server | empty: asks or pings may come |
 //!
-//! identity = `str` group, `str` revision, `str` digest, `u32` worker, `str` uid, `u64` epoch, `u32` hidden.
-//! `str` = `u16` bytes, then UTF-8. A row that several experts of one worker need is sent once. A decoder never
-//! reserves more than what has arrived plus one piece of 256 KiB.
+//! identity = `str` group, `str` revision, `str` digest, `u32` worker, `str` uid, `u64` epoch in force, `u64` epoch of the
+//! target (0 for none, both), `u32` hidden, `u32` row format (0 f32, 1 bf16, 2 fp8). `str` = `u16` bytes, then UTF-8.
+//! A row is as [`crate::RowFormat`] says; one that several experts of one worker need is sent once. The top bit of a
+//! route's expert says that the asker knows of no copy, and that the server shall load one. Proofs are HMAC-SHA256 with
+//! the group's key: see the module `auth`. A decoder never reserves more than what has arrived plus 256 KiB.
 
 mod exchange;
 mod greeting;
+mod pulse;
 
-use std::io::{self, Read};
+use std::io;
 
+pub(crate) use exchange::{ASK_PREFIX, ROUTE_BYTES, begin_result};
 pub use exchange::{
-    Ask, Failure, encode_ask, encode_failed, encode_result, read_ask, read_failed, read_result,
-    routes_per_ask,
+    Ask, AskHead, Failure, RESULT_PREFIX, check_result, encode_ask, encode_failed, encode_result,
+    parse_ask_head, parse_failed, read_ask_routes, routes_per_ask,
 };
 pub use greeting::{
-    Hello, WireIdentity, encode_hello, encode_refuse, encode_welcome, read_hello, read_refuse, read_welcome,
+    Hello, Purpose, Welcome, WireIdentity, encode_hello, encode_prove, encode_refuse, encode_welcome,
+    parse_hello, parse_prove, parse_refuse, parse_welcome,
 };
+pub(crate) use greeting::{body_of, without_proof};
+pub use pulse::{MAX_PAIRS, encode_pulse, parse_pulse};
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"BLYF";
 /// Protocol version of this build.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a frame header.
 pub const HEADER_BYTES: usize = 24;
-/// Largest body of a frame other than ask and result.
+/// Largest body of a frame of the handshake, or of a failure.
 pub const SMALL_BODY: u32 = 8 * 1024;
 /// Largest body of an ask or a result; a larger exchange is split.
 pub const LARGE_BODY: u32 = 64 * 1024 * 1024;
+/// Id of a refusal that may change soon: the server has no placement yet.
+pub const NOT_YET: u64 = 1;
 
 const _: () = assert!(cfg!(target_endian = "little"), "rows are sent as they lie in memory");
 
@@ -64,7 +76,7 @@ pub enum Kind {
     Hello = 1,
     /// The server's answer to a hello that it accepts.
     Welcome = 2,
-    /// The server's answer to a hello that it does not accept.
+    /// The server's answer to what it does not accept.
     Refuse = 3,
     /// Rows and routes to compute.
     Ask = 4,
@@ -76,6 +88,10 @@ pub enum Kind {
     Ping = 7,
     /// It is.
     Pong = 8,
+    /// The asker's proof.
+    Prove = 9,
+    /// The server's last word of the handshake.
+    Admitted = 10,
 }
 
 impl Kind {
@@ -89,6 +105,8 @@ impl Kind {
             Self::Failed,
             Self::Ping,
             Self::Pong,
+            Self::Prove,
+            Self::Admitted,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == code)
@@ -97,7 +115,8 @@ impl Kind {
     fn body_limit(self) -> u32 {
         match self {
             Self::Ask | Self::Result => LARGE_BODY,
-            Self::Ping | Self::Pong => 0,
+            Self::Admitted => 0,
+            Self::Ping | Self::Pong => 4 + 8 * MAX_PAIRS as u32,
             _ => SMALL_BODY,
         }
     }
@@ -143,7 +162,7 @@ pub enum WireError {
 pub struct Header {
     /// What the frame is.
     pub kind: Kind,
-    /// Number of the ask, or 0.
+    /// See the module's table.
     pub id: u64,
     /// Bytes that follow.
     pub body: u32,
@@ -153,15 +172,18 @@ impl Header {
     fn malformed(&self, what: impl Into<String>) -> WireError {
         WireError::Malformed { kind: self.kind, what: what.into() }
     }
+
+    /// The error of a frame that has no place where it came.
+    pub(crate) fn unexpected(&self) -> WireError {
+        self.malformed("not expected here")
+    }
 }
 
-/// Reads and checks one header.
+/// Checks one header.
 ///
 /// # Errors
-/// [`WireError`]; with `Io(UnexpectedEof)` if the stream ends.
-pub fn read_header(reader: &mut impl Read) -> Result<Header, WireError> {
-    let mut raw = [0u8; HEADER_BYTES];
-    reader.read_exact(&mut raw)?;
+/// Any [`WireError`] but `Io`.
+pub fn parse_header(raw: &[u8; HEADER_BYTES]) -> Result<Header, WireError> {
     let magic = [raw[0], raw[1], raw[2], raw[3]];
     if magic != MAGIC {
         return Err(WireError::Magic(magic));
@@ -199,9 +221,14 @@ fn begin_frame(out: &mut Vec<u8>, kind: Kind, id: u64) {
     out.extend_from_slice(&[0; 8]);
 }
 
-fn end_frame(out: &mut [u8]) {
-    let body = (out.len() - HEADER_BYTES) as u32;
+/// `more` bytes of the body are not in `out`: they are written from where they lie.
+fn end_frame_with(out: &mut [u8], more: usize) {
+    let body = (out.len() - HEADER_BYTES + more) as u32;
     out[16..20].copy_from_slice(&body.to_le_bytes());
+}
+
+fn end_frame(out: &mut [u8]) {
+    end_frame_with(out, 0);
 }
 
 fn put_u32(out: &mut Vec<u8>, value: u32) {
@@ -218,26 +245,23 @@ fn put_str(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&text.as_bytes()[..end]);
 }
 
-/// Encodes a ping or a pong.
-pub fn encode_empty(out: &mut Vec<u8>, kind: Kind) {
-    begin_frame(out, kind, 0);
+/// Encodes a frame without a body.
+pub fn encode_empty(out: &mut Vec<u8>, kind: Kind, id: u64) {
+    begin_frame(out, kind, id);
     end_frame(out);
 }
 
-fn read_small(reader: &mut impl Read, header: &Header) -> Result<Vec<u8>, WireError> {
-    // the header was checked: at most SMALL_BODY, or LARGE_BODY for kinds that never come here
-    let mut body = vec![0u8; header.body.min(SMALL_BODY) as usize];
-    reader.read_exact(&mut body)?;
-    Ok(body)
-}
-
-/// Cursor over a small body.
+/// Cursor over a body.
 struct Fields<'a> {
     header: &'a Header,
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
+    fn new(header: &'a Header, body: &'a [u8]) -> Self {
+        Self { header, rest: body }
+    }
+
     fn take(&mut self, bytes: usize) -> Result<&'a [u8], WireError> {
         let (head, rest) =
             self.rest.split_at_checked(bytes).ok_or_else(|| self.header.malformed("body ends early"))?;
@@ -245,19 +269,23 @@ impl<'a> Fields<'a> {
         Ok(head)
     }
 
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
     fn u32(&mut self) -> Result<u32, WireError> {
-        let raw = self.take(4)?;
-        Ok(u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]))
+        Ok(u32::from_le_bytes(self.array()?))
     }
 
     fn u64(&mut self) -> Result<u64, WireError> {
-        let (low, high) = (self.u32()?, self.u32()?);
-        Ok(u64::from(low) | u64::from(high) << 32)
+        Ok(u64::from_le_bytes(self.array()?))
     }
 
     fn str(&mut self) -> Result<String, WireError> {
-        let raw = self.take(2)?;
-        let bytes = self.take(usize::from(u16::from_le_bytes([raw[0], raw[1]])))?;
+        let bytes = self.array()?;
+        let bytes = self.take(usize::from(u16::from_le_bytes(bytes)))?;
         String::from_utf8(bytes.to_vec()).map_err(|_| self.header.malformed("text is not UTF-8"))
     }
 

@@ -153,7 +153,9 @@ impl<B: Backend> ExpertBank<B> {
 
     /// Whether a copy is resident.
     pub fn holds(&self, layer: u32, expert: u32) -> bool {
-        self.get(layer, expert).is_some()
+        let Some(experts) = self.resident.get(layer as usize) else { return false };
+        let experts = experts.read().unwrap_or_else(PoisonError::into_inner);
+        experts.get(expert as usize).is_some_and(Option::is_some)
     }
 
     /// All resident (layer, expert) pairs, ascending.
@@ -250,6 +252,10 @@ impl<B: Backend> ExpertCompute for ExpertBank<B> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
         done
     }
+
+    fn holds(&self, layer: u32, expert: u32) -> bool {
+        Self::holds(self, layer, expert)
+    }
 }
 
 /// A failure of the device under this process.
@@ -268,7 +274,16 @@ impl LocalExperts {
 }
 
 impl Fabric for LocalExperts {
-    fn exchange(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError> {
-        self.0.compute(layer, x, routes, y)
+    fn exchange(
+        &self,
+        layer: u32,
+        x: &[f32],
+        routes: &[Route],
+        y: &mut [f32],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(), FabricError> {
+        self.0.compute(layer, x, routes, y)?;
+        meanwhile();
+        Ok(())
     }
 }

@@ -118,14 +118,22 @@ impl<B: Backend> Layer<B> {
 
         host.outputs.resize(host.routes.len() * self.width, 0.0);
         let layer = self.index as u32;
+        let buffers = ExpertBuffers { gate: &mut t.gate, up: &mut t.up, rounded: &mut t.rounded };
+        let (x, shared, round) = (&t.x, &mut t.shared, step.numerics.activations);
+        // while other workers compute the routed experts
+        let mut work =
+            Some(move || self.shared.forward(backend, round, x, rows, None, shared, self.width, buffers));
+        let mut done = Ok(());
         fabric
-            .exchange(layer, &host.x, &host.routes, &mut host.outputs)
+            .exchange(layer, &host.x, &host.routes, &mut host.outputs, &mut || {
+                if let Some(work) = work.take() {
+                    done = work();
+                }
+            })
             .map_err(|cause| ForwardError::Fabric { layer, cause })?;
+        done?;
         combine(host, rows, self.width);
 
-        let buffers = ExpertBuffers { gate: &mut t.gate, up: &mut t.up, rounded: &mut t.rounded };
-        let round = step.numerics.activations;
-        self.shared.forward(backend, round, &t.x, rows, None, &mut t.shared, self.width, buffers)?;
         backend.write(&mut t.y, 0, &host.sum)?;
         backend.add(&mut t.y, &t.shared, rows * self.width)?;
         Ok(())

@@ -159,11 +159,18 @@ struct Failing {
 }
 
 impl Fabric for Failing {
-    fn exchange(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError> {
+    fn exchange(
+        &self,
+        layer: u32,
+        x: &[f32],
+        routes: &[Route],
+        y: &mut [f32],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(), FabricError> {
         if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
             return Err(FabricError::PeerLost { worker: 1, cause: "reset".to_owned() });
         }
-        self.inner.exchange(layer, x, routes, y)
+        self.inner.exchange(layer, x, routes, y, meanwhile)
     }
 }
 
@@ -224,11 +231,11 @@ fn an_expert_that_is_not_resident_is_named() {
     let routes = [Route { row: 0, expert: 3, weight: 1.0 }];
     let width = loaded.model.config().hidden_size;
     let (x, mut y) = (vec![0.5; width], vec![0.0; width]);
-    let error = loaded.fabric.exchange(1, &x, &routes, &mut y).unwrap_err();
+    let error = loaded.fabric.exchange(1, &x, &routes, &mut y, &mut || {}).unwrap_err();
     assert_eq!(error, FabricError::NotResident { layer: 1, expert: 3 });
     let (mut done, mut total) = (0, 0);
     loaded.bank.load([(1, 3)], &mut |bytes, of| (done, total) = (bytes, of)).unwrap();
     assert_eq!((done, total), (loaded.checkpoint.expert_bytes(1, 3), loaded.checkpoint.expert_bytes(1, 3)));
-    loaded.fabric.exchange(1, &x, &routes, &mut y).unwrap();
+    loaded.fabric.exchange(1, &x, &routes, &mut y, &mut || {}).unwrap();
     assert!(y.iter().any(|&value| value != 0.0));
 }

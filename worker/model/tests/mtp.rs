@@ -368,7 +368,14 @@ fn a_draft_that_fails_costs_nothing_but_the_draft() {
 struct Unreachable;
 
 impl Fabric for Unreachable {
-    fn exchange(&self, _: u32, _: &[f32], _: &[Route], _: &mut [f32]) -> Result<(), FabricError> {
+    fn exchange(
+        &self,
+        _: u32,
+        _: &[f32],
+        _: &[Route],
+        _: &mut [f32],
+        _: &mut dyn FnMut(),
+    ) -> Result<(), FabricError> {
         Err(FabricError::PeerLost { worker: 1, cause: "reset".to_owned() })
     }
 }

@@ -1,69 +1,75 @@
 //! Asks, results and failures.
 
-use std::io::Read;
-
 use belay_backend::Route;
 
 use super::{
-    Fields, Header, Kind, LARGE_BODY, WireError, begin_frame, end_frame, put_str, put_u32, read_small,
+    Fields, HEADER_BYTES, Header, Kind, LARGE_BODY, WireError, begin_frame, end_frame, end_frame_with,
+    put_str, put_u32,
 };
+use crate::RowFormat;
 
-const ASK_PREFIX: usize = 16;
-const RESULT_PREFIX: usize = 8;
-const ROUTE_BYTES: usize = 12;
-const PIECE_FLOATS: usize = 64 * 1024;
+/// Bytes of an ask before its routes.
+pub(crate) const ASK_PREFIX: usize = 16;
+/// Bytes of a result before its rows.
+pub const RESULT_PREFIX: usize = 8;
+/// Bytes of a route.
+pub(crate) const ROUTE_BYTES: usize = 12;
+/// In a route's expert: load it if it is not there.
+const ADOPT: u32 = 1 << 31;
+/// Experts that a failure names at most.
+const MAX_NAMED: usize = 1024;
 
-/// Routes that fit into one ask, and one result, of rows of `hidden` channels; at least 1.
+/// Routes that fit into one ask, and one result, of at most `bytes` bytes; at least 1.
 #[must_use]
-pub fn routes_per_ask(hidden: usize) -> usize {
-    ((LARGE_BODY as usize - ASK_PREFIX) / (4 * hidden + ROUTE_BYTES)).max(1)
+pub fn routes_per_ask(bytes: u32, format: RowFormat, hidden: usize) -> usize {
+    let bytes = bytes.min(LARGE_BODY) as usize;
+    (bytes.saturating_sub(ASK_PREFIX) / (format.row_bytes(hidden) + ROUTE_BYTES)).max(1)
 }
 
-/// Encodes an ask for the routes `picked` (indices into `routes`) over the rows of `x` `[.., hidden]`.
+/// Encodes an ask for the routes `picked` (indices into `routes`), all but its rows, which are left in `rows`: the rows
+/// of the asker's matrix that follow, in order. `adopt` says which experts the server shall load if it lacks them.
 ///
-/// Each row goes once: `routes` must be ordered by row within `picked`, as the model makes them; a row that comes
-/// back later is sent again, which is correct and only costs bytes. Returns the number of rows sent.
+/// Each row goes once if `routes` are ordered by row within `picked`, as the model makes them; a row that comes back
+/// later is sent again, which is correct and only costs bytes.
 pub fn encode_ask(
     out: &mut Vec<u8>,
+    rows: &mut Vec<u32>,
     id: u64,
     layer: u32,
-    hidden: usize,
-    x: &[f32],
+    (format, hidden): (RowFormat, usize),
     routes: &[Route],
     picked: &[u32],
-) -> u32 {
+    adopt: impl Fn(u32) -> bool,
+) {
     begin_frame(out, Kind::Ask, id);
+    rows.clear();
+    out.reserve(ASK_PREFIX + picked.len() * ROUTE_BYTES);
     put_u32(out, layer);
-    let rows_at = out.len();
     put_u32(out, 0);
     put_u32(out, picked.len() as u32);
     put_u32(out, hidden as u32);
-    let mut rows = 0u32;
-    let mut last = None;
-    for &index in picked {
-        let row = routes[index as usize].row;
-        if last != Some(row) {
-            let start = row as usize * hidden;
-            out.extend_from_slice(bytemuck::cast_slice(&x[start..start + hidden]));
-            rows += 1;
-            last = Some(row);
-        }
-    }
-    let mut position = 0u32;
-    let mut last = None;
     for &index in picked {
         let route = routes[index as usize];
-        if last.is_some_and(|row| row != route.row) {
-            position += 1;
+        if rows.last() != Some(&route.row) {
+            rows.push(route.row);
         }
-        last = Some(route.row);
-        put_u32(out, position);
-        put_u32(out, route.expert);
+        put_u32(out, rows.len() as u32 - 1);
+        put_u32(out, if adopt(route.expert) { route.expert | ADOPT } else { route.expert });
         out.extend_from_slice(&route.weight.to_le_bytes());
     }
-    out[rows_at..rows_at + 4].copy_from_slice(&rows.to_le_bytes());
-    end_frame(out);
-    rows
+    out[HEADER_BYTES + 4..HEADER_BYTES + 8].copy_from_slice(&(rows.len() as u32).to_le_bytes());
+    end_frame_with(out, rows.len() * format.row_bytes(hidden));
+}
+
+/// What an ask begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AskHead {
+    /// Layer index.
+    pub layer: u32,
+    /// Rows that come.
+    pub rows: u32,
+    /// Routes that come, before the rows.
+    pub routes: u32,
 }
 
 /// An ask as the server reads it; kept between asks so that its buffers are.
@@ -75,103 +81,130 @@ pub struct Ask {
     pub x: Vec<f32>,
     /// What to compute of them; every row is in range.
     pub routes: Vec<Route>,
+    /// Experts of `routes` that shall be loaded if they are not here; ascending, each once.
+    pub adopt: Vec<u32>,
 }
 
-/// Reads the body of an ask into `ask`.
+/// Checks the first 16 bytes of an ask's body against its length.
 ///
 /// # Errors
-/// [`WireError`] if the sizes disagree, a row is out of range, or `hidden` is another one.
-pub fn read_ask(
-    reader: &mut impl Read,
+/// [`WireError`] if the sizes disagree, or `hidden` is another one.
+pub fn parse_ask_head(
     header: &Header,
+    prefix: &[u8],
+    format: RowFormat,
     hidden: usize,
-    ask: &mut Ask,
-) -> Result<(), WireError> {
-    if (header.body as usize) < ASK_PREFIX {
-        return Err(header.malformed("shorter than its prefix"));
-    }
-    let [layer, rows, routes, channels] = read_words::<4>(reader)?;
+) -> Result<AskHead, WireError> {
+    let mut fields = Fields::new(header, prefix);
+    let (layer, rows, routes, channels) = (fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?);
     if channels as usize != hidden {
         return Err(header.malformed(format!("rows of {channels} channels, expected {hidden}")));
     }
-    // u64: three u32 multiplied can't overflow it in any combination that could equal a u32 body
-    let expected = ASK_PREFIX as u64
-        + u64::from(rows) * 4 * u64::from(channels)
-        + u64::from(routes) * ROUTE_BYTES as u64;
+    // u64 holds the product of any two u32
+    let row_bytes = format.row_bytes(hidden) as u64;
+    let expected = (u64::from(rows) * row_bytes)
+        .saturating_add(u64::from(routes) * ROUTE_BYTES as u64 + ASK_PREFIX as u64);
     if expected != u64::from(header.body) {
         return Err(
             header.malformed(format!("{rows} rows and {routes} routes do not make {} bytes", header.body))
         );
     }
-    ask.layer = layer;
-    read_floats(reader, rows as usize * hidden, &mut ask.x)?;
-    ask.routes.clear();
-    for _ in 0..routes {
-        let [row, expert, weight] = read_words::<3>(reader)?;
-        if row >= rows {
-            return Err(header.malformed(format!("route names row {row} of {rows}")));
+    Ok(AskHead { layer, rows, routes })
+}
+
+/// Appends the routes in `bytes`, whole ones, to `ask`.
+///
+/// # Errors
+/// [`WireError`] if a row is out of range.
+pub fn read_ask_routes(
+    header: &Header,
+    head: &AskHead,
+    bytes: &[u8],
+    ask: &mut Ask,
+) -> Result<(), WireError> {
+    for raw in bytes.as_chunks::<ROUTE_BYTES>().0 {
+        let [row, expert, weight]: [u32; 3] = bytemuck::pod_read_unaligned(raw);
+        if row >= head.rows {
+            return Err(header.malformed(format!("route names row {row} of {}", head.rows)));
         }
-        ask.routes.push(Route { row, expert, weight: f32::from_bits(weight) });
+        if expert & ADOPT != 0 {
+            let expert = expert & !ADOPT;
+            if let Err(at) = ask.adopt.binary_search(&expert) {
+                ask.adopt.insert(at, expert);
+            }
+        }
+        ask.routes.push(Route { row, expert: expert & !ADOPT, weight: f32::from_bits(weight) });
     }
     Ok(())
 }
 
-/// Encodes a result; `y` is `[routes, hidden]`.
-pub fn encode_result(out: &mut Vec<u8>, id: u64, hidden: usize, y: &[f32]) {
+/// Starts a result of `routes` rows, which are to follow `out`: appended to it, or written from where they lie.
+pub(crate) fn begin_result(out: &mut Vec<u8>, id: u64, format: RowFormat, hidden: usize, routes: usize) {
     begin_frame(out, Kind::Result, id);
-    put_u32(out, (y.len() / hidden) as u32);
+    put_u32(out, routes as u32);
     put_u32(out, hidden as u32);
-    out.extend_from_slice(bytemuck::cast_slice(y));
-    end_frame(out);
+    end_frame_with(out, routes * format.row_bytes(hidden));
 }
 
-/// Reads the body of a result of exactly `routes` rows into `y`.
+/// Encodes a result; `y` is `[routes, hidden]`.
+pub fn encode_result(out: &mut Vec<u8>, id: u64, format: RowFormat, hidden: usize, y: &[f32]) {
+    begin_result(out, id, format, hidden, y.len() / hidden);
+    format.encode(y, hidden, out);
+}
+
+/// Checks the first 8 bytes of a result's body against its length and the ask.
 ///
 /// # Errors
 /// [`WireError`] if its sizes are others.
-pub fn read_result(
-    reader: &mut impl Read,
+pub fn check_result(
     header: &Header,
+    prefix: &[u8],
+    format: RowFormat,
     hidden: usize,
     routes: usize,
-    y: &mut Vec<f32>,
 ) -> Result<(), WireError> {
-    let expected = RESULT_PREFIX as u64 + routes as u64 * hidden as u64 * 4;
+    let expected = RESULT_PREFIX as u64 + routes as u64 * format.row_bytes(hidden) as u64;
     if u64::from(header.body) != expected {
         return Err(header.malformed(format!("{} bytes, {routes} routes make {expected}", header.body)));
     }
-    let [found_routes, found_hidden] = read_words::<2>(reader)?;
-    if found_routes as usize != routes || found_hidden as usize != hidden {
-        return Err(header
-            .malformed(format!("result of {found_routes} x {found_hidden}, expected {routes} x {hidden}")));
+    let mut fields = Fields::new(header, prefix);
+    let found = (fields.u32()?, fields.u32()?);
+    if found != (routes as u32, hidden as u32) {
+        return Err(
+            header.malformed(format!("result of {} x {}, expected {routes} x {hidden}", found.0, found.1))
+        );
     }
-    read_floats(reader, routes * hidden, y)
+    Ok(())
 }
 
 /// Why an ask failed, on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The expert is not loaded at the server.
+    /// Experts are not loaded at the server, and it could not load them.
     NotResident {
         /// Layer index.
         layer: u32,
-        /// Expert index.
-        expert: u32,
+        /// Those of the ask's experts.
+        experts: Vec<u32>,
+        /// For people.
+        reason: String,
     },
     /// Anything else, for people.
     Other(String),
 }
 
-/// Encodes a failure.
+/// Encodes a failure; of many experts the first 1024 are named.
 pub fn encode_failed(out: &mut Vec<u8>, id: u64, failure: &Failure) {
     begin_frame(out, Kind::Failed, id);
-    let (code, layer, expert, reason) = match failure {
-        Failure::NotResident { layer, expert } => (1, *layer, *expert, ""),
-        Failure::Other(reason) => (2, 0, 0, reason.as_str()),
+    let (code, layer, experts, reason): (_, _, &[u32], _) = match failure {
+        Failure::NotResident { layer, experts, reason } => (1, *layer, experts, reason),
+        Failure::Other(reason) => (2, 0, &[], reason),
     };
+    let named = &experts[..experts.len().min(MAX_NAMED)];
     put_u32(out, code);
     put_u32(out, layer);
-    put_u32(out, expert);
+    put_u32(out, named.len() as u32);
+    named.iter().for_each(|&expert| put_u32(out, expert));
     put_str(out, reason);
     end_frame(out);
 }
@@ -180,28 +213,13 @@ pub fn encode_failed(out: &mut Vec<u8>, id: u64, failure: &Failure) {
 ///
 /// # Errors
 /// [`WireError`] if the body is malformed.
-pub fn read_failed(reader: &mut impl Read, header: &Header) -> Result<Failure, WireError> {
-    let body = read_small(reader, header)?;
-    let mut fields = Fields { header, rest: &body };
-    let (code, layer, expert) = (fields.u32()?, fields.u32()?, fields.u32()?);
+pub fn parse_failed(header: &Header, body: &[u8]) -> Result<Failure, WireError> {
+    let mut fields = Fields::new(header, body);
+    let (code, layer, count) = (fields.u32()?, fields.u32()?, fields.u32()? as usize);
+    // the body is small, and so is what is read of it
+    let named = fields.take(count.saturating_mul(4))?;
+    let experts = named.as_chunks::<4>().0.iter().map(|raw| u32::from_le_bytes(*raw)).collect();
     let reason = fields.str()?;
     fields.end()?;
-    Ok(if code == 1 { Failure::NotResident { layer, expert } } else { Failure::Other(reason) })
-}
-
-fn read_words<const N: usize>(reader: &mut impl Read) -> Result<[u32; N], WireError> {
-    let mut words = [0u32; N];
-    reader.read_exact(bytemuck::cast_slice_mut(&mut words))?;
-    Ok(words)
-}
-
-/// Grows `out` piece by piece: a header that lies about its length costs the liar the bytes, not us the memory.
-fn read_floats(reader: &mut impl Read, count: usize, out: &mut Vec<f32>) -> Result<(), WireError> {
-    out.clear();
-    while out.len() < count {
-        let start = out.len();
-        out.resize(start + (count - start).min(PIECE_FLOATS), 0.0);
-        reader.read_exact(bytemuck::cast_slice_mut(&mut out[start..]))?;
-    }
-    Ok(())
+    Ok(if code == 1 { Failure::NotResident { layer, experts, reason } } else { Failure::Other(reason) })
 }

@@ -1,8 +1,7 @@
-//! Hello, welcome, refuse.
+//! Hello, welcome, prove, refuse.
 
-use std::io::Read;
-
-use super::{Fields, Header, Kind, WireError, begin_frame, end_frame, put_str, put_u32, read_small};
+use super::{Fields, HEADER_BYTES, Header, Kind, WireError, begin_frame, end_frame, put_str, put_u32};
+use crate::auth::{NONCE_BYTES, PROOF_BYTES};
 
 /// Who speaks, on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,14 +12,27 @@ pub struct WireIdentity {
     pub revision: String,
     /// Digest of the checkpoint.
     pub digest: String,
-    /// Worker index in the group.
+    /// Worker index.
     pub worker: u32,
     /// Pod UID.
     pub uid: String,
-    /// Placement epoch in force.
+    /// Placement epoch in force; 0 for none.
     pub epoch: u64,
+    /// Epoch of the target; 0 for none.
+    pub next_epoch: u64,
     /// Channels of a row.
     pub hidden: u32,
+    /// Code of the row format.
+    pub format: u32,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Asks.
+    Asks,
+    /// Pings.
+    Pings,
 }
 
 /// A hello: who asks, and whom it means to reach.
@@ -32,6 +44,21 @@ pub struct Hello {
     pub to_worker: u32,
     /// UID that the asker's placement has for that worker.
     pub to_uid: String,
+    /// What will come.
+    pub purpose: Purpose,
+    /// Random.
+    pub nonce: [u8; NONCE_BYTES],
+}
+
+/// A welcome: who answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// The server.
+    pub from: WireIdentity,
+    /// Random.
+    pub nonce: [u8; NONCE_BYTES],
+    /// That the server knows the key.
+    pub proof: [u8; PROOF_BYTES],
 }
 
 fn put_identity(out: &mut Vec<u8>, identity: &WireIdentity) {
@@ -41,7 +68,9 @@ fn put_identity(out: &mut Vec<u8>, identity: &WireIdentity) {
     put_u32(out, identity.worker);
     put_str(out, &identity.uid);
     out.extend_from_slice(&identity.epoch.to_le_bytes());
+    out.extend_from_slice(&identity.next_epoch.to_le_bytes());
     put_u32(out, identity.hidden);
+    put_u32(out, identity.format);
 }
 
 /// Encodes a hello.
@@ -50,31 +79,63 @@ pub fn encode_hello(out: &mut Vec<u8>, hello: &Hello) {
     put_identity(out, &hello.from);
     put_u32(out, hello.to_worker);
     put_str(out, &hello.to_uid);
+    put_u32(out, hello.purpose as u32);
+    out.extend_from_slice(&hello.nonce);
     end_frame(out);
 }
 
-/// Encodes a welcome.
-pub fn encode_welcome(out: &mut Vec<u8>, identity: &WireIdentity) {
+/// Encodes a welcome; `prove` makes the proof from the body before it.
+pub fn encode_welcome(
+    out: &mut Vec<u8>,
+    from: &WireIdentity,
+    nonce: &[u8; NONCE_BYTES],
+    prove: impl FnOnce(&[u8]) -> [u8; PROOF_BYTES],
+) {
     begin_frame(out, Kind::Welcome, 0);
-    put_identity(out, identity);
+    put_identity(out, from);
+    out.extend_from_slice(nonce);
+    let proof = prove(body_of(out));
+    out.extend_from_slice(&proof);
     end_frame(out);
 }
 
-/// Encodes a refusal.
-pub fn encode_refuse(out: &mut Vec<u8>, reason: &str) {
-    begin_frame(out, Kind::Refuse, 0);
+/// Encodes the asker's proof.
+pub fn encode_prove(out: &mut Vec<u8>, proof: &[u8; PROOF_BYTES]) {
+    begin_frame(out, Kind::Prove, 0);
+    out.extend_from_slice(proof);
+    end_frame(out);
+}
+
+/// Encodes a refusal; `id` is [`super::NOT_YET`] or 0.
+pub fn encode_refuse(out: &mut Vec<u8>, id: u64, reason: &str) {
+    begin_frame(out, Kind::Refuse, id);
     put_str(out, reason);
     end_frame(out);
+}
+
+/// Body of an encoded frame.
+pub(crate) fn body_of(frame: &[u8]) -> &[u8] {
+    frame.get(HEADER_BYTES..).unwrap_or_default()
+}
+
+/// Body of a welcome up to its proof, which is what the proofs are about.
+pub(crate) fn without_proof(welcome: &[u8]) -> &[u8] {
+    welcome.get(..welcome.len().saturating_sub(PROOF_BYTES)).unwrap_or_default()
 }
 
 /// Reads the body of a hello.
 ///
 /// # Errors
 /// [`WireError`] if the body is malformed.
-pub fn read_hello(reader: &mut impl Read, header: &Header) -> Result<Hello, WireError> {
-    let body = read_small(reader, header)?;
-    let mut fields = Fields { header, rest: &body };
-    let hello = Hello { from: fields.identity()?, to_worker: fields.u32()?, to_uid: fields.str()? };
+pub fn parse_hello(header: &Header, body: &[u8]) -> Result<Hello, WireError> {
+    let mut fields = Fields::new(header, body);
+    let (from, to_worker, to_uid) = (fields.identity()?, fields.u32()?, fields.str()?);
+    let purpose = match fields.u32()? {
+        0 => Purpose::Asks,
+        1 => Purpose::Pings,
+        other => return Err(header.malformed(format!("unknown purpose {other}"))),
+    };
+    let hello = Hello { from, to_worker, to_uid, purpose, nonce: fields.array()? };
     fields.end()?;
     Ok(hello)
 }
@@ -83,21 +144,30 @@ pub fn read_hello(reader: &mut impl Read, header: &Header) -> Result<Hello, Wire
 ///
 /// # Errors
 /// [`WireError`] if the body is malformed.
-pub fn read_welcome(reader: &mut impl Read, header: &Header) -> Result<WireIdentity, WireError> {
-    let body = read_small(reader, header)?;
-    let mut fields = Fields { header, rest: &body };
-    let identity = fields.identity()?;
+pub fn parse_welcome(header: &Header, body: &[u8]) -> Result<Welcome, WireError> {
+    let mut fields = Fields::new(header, body);
+    let welcome = Welcome { from: fields.identity()?, nonce: fields.array()?, proof: fields.array()? };
     fields.end()?;
-    Ok(identity)
+    Ok(welcome)
+}
+
+/// Reads the asker's proof.
+///
+/// # Errors
+/// [`WireError`] if the body is malformed.
+pub fn parse_prove(header: &Header, body: &[u8]) -> Result<[u8; PROOF_BYTES], WireError> {
+    let mut fields = Fields::new(header, body);
+    let proof = fields.array()?;
+    fields.end()?;
+    Ok(proof)
 }
 
 /// Reads the reason of a refusal.
 ///
 /// # Errors
 /// [`WireError`] if the body is malformed.
-pub fn read_refuse(reader: &mut impl Read, header: &Header) -> Result<String, WireError> {
-    let body = read_small(reader, header)?;
-    let mut fields = Fields { header, rest: &body };
+pub fn parse_refuse(header: &Header, body: &[u8]) -> Result<String, WireError> {
+    let mut fields = Fields::new(header, body);
     let reason = fields.str()?;
     fields.end()?;
     Ok(reason)
@@ -112,7 +182,9 @@ impl Fields<'_> {
             worker: self.u32()?,
             uid: self.str()?,
             epoch: self.u64()?,
+            next_epoch: self.u64()?,
             hidden: self.u32()?,
+            format: self.u32()?,
         })
     }
 }

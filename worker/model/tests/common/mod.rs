@@ -90,7 +90,14 @@ impl Split {
 }
 
 impl Fabric for Split {
-    fn exchange(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError> {
+    fn exchange(
+        &self,
+        layer: u32,
+        x: &[f32],
+        routes: &[Route],
+        y: &mut [f32],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(), FabricError> {
         let width = y.len() / routes.len();
         for (rank, bank) in self.0.iter().enumerate() {
             let mine: Vec<usize> =
@@ -102,6 +109,7 @@ impl Fabric for Split {
                 y[i * width..][..width].copy_from_slice(back);
             }
         }
+        meanwhile();
         Ok(())
     }
 }
