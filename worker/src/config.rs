@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use belay_engine::chat::Encoding;
+use belay_fabric::RowFormat;
 use belay_model::{Drafting, KvFormat};
 use clap::{Args, ValueEnum};
 
@@ -57,6 +58,11 @@ pub struct ServeConfig {
     #[arg(long, env = "BELAY_DEVICE", value_enum, ignore_case = true, default_value = "CPU")]
     pub device: Device,
 
+    /// Bytes of experts that the ranks of this worker may hold together, such as 64Gi [default: what the container's
+    /// memory limit leaves, if it has one]
+    #[arg(long, env = "BELAY_EXPERT_MEMORY", value_name = "BYTES", value_parser = quantity)]
+    pub expert_memory: Option<usize>,
+
     /// Ranks of this worker
     #[arg(long, env = "BELAY_DEVICES_PER_WORKER", value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -107,7 +113,20 @@ pub struct ServeConfig {
     #[arg(long, env = "BELAY_HTTP_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:9090")]
     pub http_listen: SocketAddr,
 
-    /// How long a step waits for a peer's experts before it is lost, seconds
+    /// Form in which rows travel between workers, and in which those of local experts are rounded as well:
+    /// f32 (exact), bf16 or fp8
+    #[arg(long, env = "BELAY_FABRIC_FORMAT", value_name = "FORMAT", default_value = "f32")]
+    pub fabric_format: RowFormat,
+
+    /// File with the group's key: peers prove to each other that they know it [default: no proof is asked]
+    #[arg(long, env = "BELAY_FABRIC_KEY_FILE", value_name = "FILE")]
+    pub fabric_key_file: Option<PathBuf>,
+
+    /// Whether the admin service may break this worker on purpose
+    #[arg(long, env = "BELAY_FAULT_INJECTION", value_enum, default_value = "off")]
+    pub fault_injection: Switch,
+
+    /// How long a step waits for an expert that nobody can compute before it is lost, seconds
     #[arg(long, env = "BELAY_FABRIC_TIMEOUT_SECONDS", value_name = "SECONDS", default_value_t = 20,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub fabric_timeout_seconds: u64,

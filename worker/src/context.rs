@@ -1,21 +1,22 @@
 //! What the services of one worker share.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwapOption;
 use belay_engine::chat::{self, ReplyParser};
 use belay_engine::{Constraint, Engine, Grammar, Request};
-use belay_fabric::{Group, Stats};
-use belay_proto::admin;
+use belay_fabric::{Group, InProcess, Stats};
 use belay_proto::inference::TokenizeResponse;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 use crate::ask::{Ask, Chat, MAX_ANSWERS, Prompt};
 use crate::config::{ServeConfig, Switch};
 use crate::grpc::errors;
 use crate::metrics::{Reading, RequestMetrics, Source};
-use crate::placement::Slot;
+use crate::placement::Membership;
+use crate::ranks::RankView;
 use crate::reply::{Opening, Parts, ReplyStream};
 use crate::state::{Refusal, Shared};
 use crate::translate;
@@ -38,8 +39,14 @@ pub struct Context {
     pub group: ArcSwapOption<Group>,
     /// Counters of the fabric in use.
     pub fabric_stats: ArcSwapOption<Stats>,
-    /// Newest placement that was accepted; the life cycle follows it.
-    pub placement: watch::Sender<Option<Arc<admin::Placement>>>,
+    /// The fabric of a worker that stands alone, once it is loaded.
+    pub alone: ArcSwapOption<InProcess>,
+    /// The experts of this worker's ranks, once the checkpoint was opened.
+    pub ranks: ArcSwapOption<Arc<dyn RankView>>,
+    /// What the operator asked for; the life cycle follows it.
+    pub membership: Membership,
+    /// Faults that were injected so far.
+    pub faults: AtomicU64,
     /// Requests that are being read: one a processor, so that long prompts don't crowd out the engine.
     readers: Arc<Semaphore>,
 }
@@ -65,22 +72,12 @@ impl Context {
             engine: ArcSwapOption::empty(),
             group: ArcSwapOption::empty(),
             fabric_stats: ArcSwapOption::empty(),
-            placement: watch::Sender::new(None),
+            alone: ArcSwapOption::empty(),
+            ranks: ArcSwapOption::empty(),
+            membership: Membership::default(),
+            faults: AtomicU64::new(0),
             readers: Arc::new(Semaphore::new(processors)),
         }
-    }
-
-    /// Place of this worker in its group; `None` stand-alone.
-    #[must_use]
-    pub fn slot(&self) -> Option<Slot> {
-        Some(Slot {
-            group: self.config.group_name()?.to_owned(),
-            revision: self.config.revision.clone(),
-            worker: self.config.worker_index,
-            workers: self.config.group_workers,
-            uid: self.uid.clone(),
-            ranks: self.config.devices_per_worker,
-        })
     }
 
     /// What stopped the engine, if it has stopped by itself.
@@ -299,6 +296,7 @@ impl Source for Context {
             engine: self.engine.load().as_ref().map(|engine| engine.stats()),
             fabric: self.fabric_stats.load().as_ref().map(|stats| stats.snapshot()),
             peers: group.as_ref().map_or_else(Vec::new, |group| group.peers()),
+            coverage: group.as_ref().map(|group| group.coverage()),
         }
     }
 }

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use belay_backend::{Backend, Fabric};
 use belay_engine::{Engine, EngineConfig, Observer, ServedModel};
-use belay_fabric::{Group, Identity, InProcess, Table, Timeouts};
+use belay_fabric::{InProcess, Table};
 use belay_model::{CacheOptions, Checkpoint, Model};
-use belay_proto::admin::{self, Phase};
-use tokio::sync::Notify;
+use belay_proto::admin::Phase;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Switch;
 use crate::context::Context;
-use crate::loader::{self, LoadError, Opened, Ranks, proto_card};
-use crate::placement::{self, Slot};
+use crate::group_life::grouped;
+use crate::loader::{self, LoadError, Opened, proto_card};
+use crate::ranks::{Copy, Ranks};
 
 /// How often the life cycle looks whether the engine still runs.
 const ENGINE_CHECK: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ const ENGINE_CHECK: Duration = Duration::from_secs(1);
 const LEAST_CONTEXT: usize = 128;
 
 /// Why a life ended early, apart from the failed phase: the process itself is broken.
-type Fatal = anyhow::Error;
+pub(crate) type Fatal = anyhow::Error;
 
 /// Leads one worker through its life until `stop`; the failed phase waits there as well.
 ///
@@ -40,9 +40,9 @@ pub async fn live<B: Backend + 'static>(
     stop: CancellationToken,
 ) -> Result<(), Fatal> {
     let life = async {
-        match (context.slot(), fabric) {
-            (Some(slot), Some(listener)) => grouped(&context, backend, slot, listener, &stop).await,
-            _ => alone(&context, backend, &stop).await,
+        match fabric {
+            Some(listener) => grouped(&context, backend, listener, &stop).await,
+            None => alone(&context, backend, &stop).await,
         }
     };
     // that ends the life: no placement and no peer makes this worker ready again
@@ -71,9 +71,13 @@ async fn engine_stops(context: &Context) -> String {
     }
 }
 
-enum Ending {
+/// Why a life ended.
+pub(crate) enum Ending {
+    /// The checkpoint or the options.
     Failed(LoadError),
+    /// The engine, by itself.
     EngineStopped(String),
+    /// The process is broken.
     Fatal(Fatal),
 }
 
@@ -96,14 +100,15 @@ impl From<std::io::Error> for Ending {
 }
 
 /// Runs blocking work; a panic in it is fatal.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
 ) -> Result<T, Ending> {
     let outcome = spawn_blocking(work).await.map_err(|panic| anyhow::anyhow!("loading panicked: {panic}"))?;
     Ok(outcome?)
 }
 
-async fn open(context: &Arc<Context>) -> Result<Opened, Ending> {
+/// Reads the checkpoint's headers and tells the card.
+pub(crate) async fn open(context: &Arc<Context>) -> Result<Opened, Ending> {
     let config = context.config.clone();
     let opened = blocking(move || loader::open(&config)).await?;
     let mut card = proto_card(opened.checkpoint.card());
@@ -126,133 +131,40 @@ async fn alone<B: Backend + 'static>(
     let ranks = context.config.devices_per_worker;
     let table = Table::stand_alone(card.layers as usize, card.experts as usize, ranks)
         .map_err(|error| LoadError::Options(error.to_string()))?;
-    let ranks = Arc::new(Ranks::new(&backend, &opened.checkpoint, 0, ranks));
-    let model = load(context, &backend, &opened.checkpoint, &ranks, &table).await?;
-    let fabric = InProcess::new(table, ranks.compute(), hidden);
+    let wanted: Vec<Vec<_>> = (0..ranks).map(|rank| table.of_rank(rank).collect()).collect();
+    let limit = context.config.expert_memory.map(|bytes| bytes as u64);
+    let ranks = Arc::new(Ranks::new(&backend, &opened.checkpoint, 0, ranks, limit));
+    context.ranks.store(Some(Arc::new(Arc::clone(&ranks) as _)));
+    let model = load(context, &backend, &opened.checkpoint, &ranks, wanted).await?;
+    let fabric =
+        Arc::new(InProcess::new(table, ranks.compute(), hidden).with_format(context.config.fabric_format));
     context.fabric_stats.store(Some(fabric.stats()));
-    start_engine(context, model, Arc::new(fabric), &opened)?;
+    context.alone.store(Some(Arc::clone(&fabric)));
+    start_engine(context, model, fabric, &opened)?;
     context.shared.enter(Phase::Ready, "");
     stop.cancelled().await;
     Ok(())
 }
 
-async fn grouped<B: Backend + 'static>(
-    context: &Arc<Context>,
-    backend: Arc<B>,
-    slot: Slot,
-    listener: TcpListener,
-    stop: &CancellationToken,
-) -> Result<(), Ending> {
-    let opened = open(context).await?;
-    let peers_changed = Arc::new(Notify::new());
-    let group = start_group(context, &opened.checkpoint, &slot, listener, Arc::clone(&peers_changed))?;
-    let ranks = Arc::new(Ranks::new(&backend, &opened.checkpoint, slot.worker, slot.ranks));
-    let mut placements = context.placement.subscribe();
-    context.shared.enter(Phase::WaitingForPlacement, "waiting for SetPlacement");
-    mounted_placement(context, &slot).await;
-
-    let mut in_force: Option<u64> = None;
-    loop {
-        let newest = placements.borrow_and_update().clone();
-        if let Some(document) = newest.filter(|document| in_force != Some(document.epoch)) {
-            let card = context.shared.get().card.unwrap_or_default();
-            let table = placement::accept(&document, &slot, &card)
-                .map_err(|refusal| LoadError::Options(format!("placement: {refusal}")))?;
-            if in_force.is_none() {
-                let model = load(context, &backend, &opened.checkpoint, &ranks, &table).await?;
-                start_engine(context, model, Arc::clone(&group) as Arc<dyn Fabric>, &opened)?;
-            } else {
-                load_more(context, &opened.checkpoint, &ranks, &table).await?;
-            }
-            group.update(table.clone(), ranks.compute())?;
-            ranks.retire(&table);
-            in_force = Some(document.epoch);
-            context.shared.change(|state| {
-                state.epoch = document.epoch;
-                state.ranks = ranks.status();
-            });
-            tracing::info!(epoch = document.epoch, "placement in force");
-        }
-        if in_force.is_some() {
-            follow_peers(context, &group);
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            _ = placements.changed() => {}
-            () = peers_changed.notified() => {}
-        }
-    }
-}
-
-fn start_group(
-    context: &Context,
-    checkpoint: &Checkpoint,
-    slot: &Slot,
-    listener: TcpListener,
-    peers_changed: Arc<Notify>,
-) -> Result<Arc<Group>, Ending> {
-    let identity = Identity {
-        group: slot.group.clone(),
-        revision: slot.revision.clone(),
-        digest: checkpoint.card().digest.clone(),
-        worker: slot.worker,
-        uid: slot.uid.clone(),
-        hidden: checkpoint.config().hidden_size as u32,
-    };
-    let timeouts =
-        Timeouts { ask: Duration::from_secs(context.config.fabric_timeout_seconds), ..Timeouts::default() };
-    let group = Arc::new(Group::start(identity, listener, timeouts, move || peers_changed.notify_one())?);
-    context.fabric_stats.store(Some(group.stats()));
-    context.group.store(Some(Arc::clone(&group)));
-    Ok(group)
-}
-
-/// Takes the mounted placement if there is one that fits; what does not fit is waited out, since a newer one comes
-/// by SetPlacement.
-async fn mounted_placement(context: &Arc<Context>, slot: &Slot) {
-    let Some(path) = context.config.placement_file.clone() else { return };
-    let document = match tokio::fs::read(&path).await {
-        Ok(json) => serde_json::from_slice::<admin::Placement>(&json).map_err(|error| error.to_string()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-        Err(error) => Err(error.to_string()),
-    };
-    let card = context.shared.get().card.unwrap_or_default();
-    let taken = document.and_then(|document| {
-        placement::accept(&document, slot, &card).map_err(|refusal| refusal.to_string())?;
-        context.placement.send_if_modified(|current| {
-            let is_newer = current.as_ref().is_none_or(|current| current.epoch < document.epoch);
-            if is_newer {
-                *current = Some(Arc::new(document));
-            }
-            is_newer
-        });
-        Ok(())
-    });
-    if let Err(reason) = taken {
-        tracing::warn!(path = %path.display(), reason, "the mounted placement does not fit");
-        context.shared.enter(
-            Phase::WaitingForPlacement,
-            format!("waiting for SetPlacement; the mounted placement does not fit: {reason}"),
-        );
-    }
-}
-
-/// The first load: dense weights and this worker's share of the experts.
+/// Dense weights, then all experts.
 async fn load<B: Backend + 'static>(
     context: &Arc<Context>,
     backend: &Arc<B>,
     checkpoint: &Arc<Checkpoint>,
     ranks: &Arc<Ranks<B>>,
-    table: &Table,
+    wanted: Vec<Vec<Copy>>,
 ) -> Result<Model<B>, Ending> {
     context.shared.enter(Phase::Loading, "loading weights");
     let started = std::time::Instant::now();
     let work = (Arc::clone(backend), Arc::clone(checkpoint), Arc::clone(ranks), Arc::clone(&context.shared));
-    let table = table.clone();
     let cache = CacheOptions { memory: context.config.memory, format: context.config.kv_format };
     let model = blocking(move || {
         let (backend, checkpoint, ranks, shared) = work;
-        loader::load(&backend, &checkpoint, &ranks, &table, cache, &shared)
+        let base = checkpoint.card().dense_bytes;
+        let total = base + ranks.missing_bytes(&wanted);
+        let model = loader::dense(&backend, &checkpoint, cache, total, &shared)?;
+        ranks.load(&wanted, &|| false, &mut |done| shared.load_progress(base + done, total))?;
+        Ok(model)
     })
     .await?;
     context.shared.change(|state| state.ranks = ranks.status());
@@ -261,26 +173,8 @@ async fn load<B: Backend + 'static>(
     Ok(model)
 }
 
-/// Experts that a later placement adds. The worker goes on serving with the placement in force meanwhile.
-async fn load_more<B: Backend + 'static>(
-    context: &Arc<Context>,
-    checkpoint: &Checkpoint,
-    ranks: &Arc<Ranks<B>>,
-    table: &Table,
-) -> Result<(), Ending> {
-    let bytes = ranks.missing_bytes(table, checkpoint);
-    if bytes == 0 {
-        return Ok(());
-    }
-    let (ranks, shared, table) = (Arc::clone(ranks), Arc::clone(&context.shared), table.clone());
-    blocking(move || {
-        let (done, _) = shared.loaded();
-        ranks.load(&table, &shared, done, done + bytes)
-    })
-    .await
-}
-
-fn start_engine<B: Backend + 'static>(
+/// Starts the engine over what is loaded.
+pub(crate) fn start_engine<B: Backend + 'static>(
     context: &Context,
     model: Model<B>,
     fabric: Arc<dyn Fabric>,
@@ -310,19 +204,4 @@ fn start_engine<B: Backend + 'static>(
     }
     context.engine.store(Some(Arc::new(engine)));
     Ok(())
-}
-
-/// Ready while every peer of the placement is connected, else connecting.
-fn follow_peers(context: &Context, group: &Group) {
-    let away: Vec<String> = group
-        .peers()
-        .iter()
-        .filter(|peer| !peer.connected)
-        .map(|peer| format!("worker {}: {}", peer.worker, peer.message))
-        .collect();
-    if away.is_empty() {
-        context.shared.enter(Phase::Ready, "");
-    } else {
-        context.shared.enter(Phase::Connecting, away.join("; "));
-    }
 }

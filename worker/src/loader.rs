@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use belay_backend::{Backend, ExpertCompute};
+use belay_backend::Backend;
 use belay_engine::{Tokenizer, TokenizerError};
-use belay_fabric::Table;
-use belay_model::{CacheOptions, Checkpoint, CheckpointError, ExpertBank, Model, Numerics};
-use belay_proto::admin::{ModelCard, RankStatus};
+use belay_model::{CacheOptions, Checkpoint, CheckpointError, Model, Numerics};
+use belay_proto::admin::ModelCard;
 
 use crate::config::ServeConfig;
 use crate::state::Shared;
@@ -23,6 +22,16 @@ pub enum LoadError {
     /// The options ask for more than the model has.
     #[error("{0}")]
     Options(String),
+    /// Experts would take more memory than they may.
+    #[error("{needed} bytes of experts do not fit: {held} of {allowed} are taken (BELAY_EXPERT_MEMORY)")]
+    NoRoom {
+        /// Bytes to load.
+        needed: u64,
+        /// Bytes of experts that are held.
+        held: u64,
+        /// Bytes of experts that may be held.
+        allowed: u64,
+    },
 }
 
 impl LoadError {
@@ -33,6 +42,7 @@ impl LoadError {
             Self::NotFound(_) => "CheckpointNotFound",
             Self::Invalid(_) => "CheckpointInvalid",
             Self::Options(_) => "OptionsInvalid",
+            Self::NoRoom { .. } => "OutOfMemory",
         }
     }
 }
@@ -104,103 +114,26 @@ pub fn proto_card(card: &belay_model::ModelCard) -> ModelCard {
     }
 }
 
-/// The experts of this worker's ranks.
-pub struct Ranks<B: Backend> {
-    /// Number of the first one within the group.
-    first: u32,
-    banks: Vec<Arc<ExpertBank<B>>>,
-}
-
-impl<B: Backend> Ranks<B> {
-    /// Ranks of worker `worker`, with nothing loaded.
+impl LoadError {
+    /// Whether less to hold would help.
     #[must_use]
-    pub fn new(backend: &Arc<B>, checkpoint: &Arc<Checkpoint>, worker: u32, count: u32) -> Self {
-        let bank =
-            |_| Arc::new(ExpertBank::new(Arc::clone(backend), Arc::clone(checkpoint), Numerics::EXACT));
-        Self { first: worker * count, banks: (0..count).map(bank).collect() }
-    }
-
-    fn numbered(&self) -> impl Iterator<Item = (u32, &Arc<ExpertBank<B>>)> {
-        (self.first..).zip(&self.banks)
-    }
-
-    /// Bytes that are not resident yet of what `table` gives to these ranks.
-    #[must_use]
-    pub fn missing_bytes(&self, table: &Table, checkpoint: &Checkpoint) -> u64 {
-        self.numbered()
-            .flat_map(|(rank, bank)| {
-                table.of_rank(rank).filter(|(layer, expert)| !bank.holds(*layer, *expert))
-            })
-            .map(|(layer, expert)| checkpoint.expert_bytes(layer, expert))
-            .sum()
-    }
-
-    /// Loads what `table` gives to these ranks and is not resident yet; `base` and `total` place it in the progress.
-    ///
-    /// # Errors
-    /// [`LoadError`] naming the tensor.
-    pub fn load(&self, table: &Table, shared: &Shared, base: u64, total: u64) -> Result<(), LoadError> {
-        let mut base = base;
-        for (rank, bank) in self.numbered() {
-            let mut loaded = 0;
-            bank.load(table.of_rank(rank), &mut |done, _| {
-                loaded = done;
-                shared.load_progress(base + done, total);
-            })?;
-            base += loaded;
-        }
-        shared.load_progress(total, total);
-        Ok(())
-    }
-
-    /// Drops what `table` no longer gives to these ranks.
-    pub fn retire(&self, table: &Table) {
-        for (rank, bank) in self.numbered() {
-            let keep: std::collections::HashSet<(u32, u32)> = table.of_rank(rank).collect();
-            bank.unload(bank.resident().into_iter().filter(|copy| !keep.contains(copy)));
-        }
-    }
-
-    /// Compute of each rank, in rank order.
-    #[must_use]
-    pub fn compute(&self) -> Vec<Arc<dyn ExpertCompute>>
-    where
-        B: 'static,
-    {
-        self.banks.iter().map(|bank| Arc::clone(bank) as Arc<dyn ExpertCompute>).collect()
-    }
-
-    /// What each rank holds.
-    #[must_use]
-    pub fn status(&self) -> Vec<RankStatus> {
-        self.numbered()
-            .map(|(rank, bank)| RankStatus {
-                rank,
-                experts: bank.resident().len() as u32,
-                expert_bytes: bank.bytes(),
-            })
-            .collect()
+    pub fn is_room(&self) -> bool {
+        matches!(self, Self::NoRoom { .. })
     }
 }
 
-/// Loads the dense weights and then the experts that `table` gives to `ranks`.
+/// Loads the dense weights; experts follow, `total` bytes are both together.
 ///
 /// # Errors
 /// [`LoadError`] naming the tensor.
-pub fn load<B: Backend>(
+pub fn dense<B: Backend>(
     backend: &Arc<B>,
     checkpoint: &Checkpoint,
-    ranks: &Ranks<B>,
-    table: &Table,
     cache: CacheOptions,
+    total: u64,
     shared: &Shared,
 ) -> Result<Model<B>, LoadError> {
-    let dense = checkpoint.card().dense_bytes;
-    let total = dense + ranks.missing_bytes(table, checkpoint);
     shared.load_progress(0, total);
-    let model = Model::load(Arc::clone(backend), checkpoint, Numerics::EXACT, cache, &mut |done, _| {
-        shared.load_progress(done, total)
-    })?;
-    ranks.load(table, shared, dense, total)?;
-    Ok(model)
+    let progress = &mut |done, _| shared.load_progress(done, total);
+    Ok(Model::load(Arc::clone(backend), checkpoint, Numerics::EXACT, cache, progress)?)
 }

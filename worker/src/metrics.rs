@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use belay_engine::{FinishReason, Observer, RequestReport, Stats as EngineStats, StepReport};
-use belay_fabric::{PeerState, StatsSnapshot};
+use belay_fabric::{Coverage, Health, PeerState, StatsSnapshot};
 use belay_proto::admin::Phase;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -179,6 +179,8 @@ pub struct Reading {
     pub fabric: Option<StatsSnapshot>,
     /// Connections to the other workers.
     pub peers: Vec<PeerState>,
+    /// Live copies of the experts, in a group with a placement in use.
+    pub coverage: Option<Coverage>,
 }
 
 /// Where readings come from.
@@ -266,7 +268,7 @@ impl Writer<'_> {
             phases.map(|phase| (phase_name(phase).replace(' ', "_"), f64::from(state.phase == phase)));
         self.gauges("phase", "1 for the phase that the worker is in", &["phase"], phases)?;
         self.gauge("draining", "1 while new requests are refused", f64::from(state.draining))?;
-        self.gauge("placement_epoch", "Epoch of the placement in force", state.epoch as f64)?;
+        self.gauge("placement_epoch", "Epoch of the placement in use", state.epoch as f64)?;
         self.gauge("requests_in_flight", "Requests whose stream is open", reading.in_flight as f64)?;
         let dense = state.card.as_ref().map_or(0, |card| card.dense_bytes);
         self.gauge("dense_bytes", "Bytes of the weights that every worker holds", dense as f64)?;
@@ -311,6 +313,21 @@ impl Writer<'_> {
         self.gauge("kv_cache_usage_perc", "Share of the limit that running requests hold, 0 to 1", share)
     }
 
+    fn coverage(&mut self, coverage: &Coverage) -> std::fmt::Result {
+        let uncovered = f64::from(coverage.uncovered);
+        self.gauge("experts_uncovered", "Pairs (layer, expert) without a live copy", uncovered)?;
+        let least = f64::from(coverage.min_live);
+        self.gauge("expert_min_live_copies", "Live copies of the pair that has the fewest", least)?;
+        let adopted = f64::from(coverage.adopted);
+        self.gauge("experts_adopted", "Copies held here for ranks that are lost", adopted)?;
+        let millis = coverage.uncovered_for.as_millis() as u64;
+        self.counter(
+            "experts_uncovered_milliseconds",
+            "Time in which some pair had no live copy, since this worker saw all of them",
+            millis,
+        )
+    }
+
     fn fabric(&mut self, stats: &StatsSnapshot, peers: &[PeerState]) -> std::fmt::Result {
         self.counter("fabric_routes", "Routes of exchanges, local ones included", stats.routes)?;
         self.counter("fabric_routes_served", "Routes computed for peers", stats.routes_served)?;
@@ -318,7 +335,8 @@ impl Writer<'_> {
         self.counter("fabric_sent_bytes", "Bytes of asks sent to peers", stats.bytes_sent)?;
         self.counter("fabric_received_bytes", "Bytes of results from peers", stats.bytes_received)?;
         self.counter("fabric_exchanges_failed", "Exchanges that failed", stats.failed)?;
-        let connected = peers.iter().map(|peer| (peer.worker.to_string(), f64::from(peer.connected)));
+        let connected =
+            peers.iter().map(|peer| (peer.worker.to_string(), f64::from(peer.health == Health::Live)));
         self.gauges("fabric_peer_connected", "1 if asks can be sent to a worker", &["worker"], connected)?;
         let latency = &stats.latency;
         let help = "Time of whole exchanges, dispatch to combine";
@@ -338,6 +356,9 @@ impl Collector for AtScrape {
         }
         if let Some(stats) = &reading.fabric {
             writer.fabric(stats, &reading.peers)?;
+        }
+        if let Some(coverage) = &reading.coverage {
+            writer.coverage(coverage)?;
         }
         Ok(())
     }

@@ -1,121 +1,120 @@
-//! A placement document against what this worker is. Pure.
+//! This worker's part in the group's placements: what it was told, and the documents in the fabric's terms.
 
-use belay_fabric::{Placement, Table, WorkerEntry};
-use belay_proto::admin::{self, ModelCard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What a placement must fit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// Group name.
-    pub group: String,
-    /// Revision.
-    pub revision: String,
-    /// Index of this worker.
-    pub worker: u32,
-    /// Workers of the group.
-    pub workers: u32,
-    /// UID of this pod.
-    pub uid: String,
-    /// Ranks of this worker.
-    pub ranks: u32,
+use belay_epoch::document::{Copy as GroupCopy, Refusal, Slot};
+use belay_epoch::member::Member;
+use belay_fabric::{Placement, PlacementError, Table, WorkerEntry};
+use belay_proto::admin::{self, ModelCard, SetPlacementRequest};
+use tokio::sync::watch;
+
+use crate::config::ServeConfig;
+use crate::ranks::Copy;
+
+/// The worker's side of the epoch protocol, shared by the admin service (which takes requests) and the life cycle
+/// (which carries them out).
+#[derive(Debug)]
+pub struct Membership {
+    /// `None` until the model card is known.
+    member: Mutex<Option<Member>>,
+    /// Counts what was taken.
+    taken: watch::Sender<u64>,
 }
 
-/// Why a placement is not taken.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum PlacementRefusal {
-    /// It is for somebody else, or of the past.
-    #[error("{0}")]
-    NotForThisWorker(String),
-    /// It contradicts itself or the model.
-    #[error("{0}")]
-    Malformed(String),
+impl Default for Membership {
+    fn default() -> Self {
+        Self { member: Mutex::default(), taken: watch::Sender::new(0) }
+    }
 }
 
-fn other<T>(message: String) -> Result<T, PlacementRefusal> {
-    Err(PlacementRefusal::NotForThisWorker(message))
+impl Membership {
+    fn lock(&self) -> MutexGuard<'_, Option<Member>> {
+        // a request that panicked half-way has changed nothing: `accept` checks before it writes
+        self.member.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to take requests.
+    pub fn begin(&self, slot: Slot) {
+        *self.lock() = Some(Member::new(slot));
+    }
+
+    /// Takes a request; `None` while there is no model card.
+    pub fn accept(&self, request: &SetPlacementRequest) -> Option<Result<(), Refusal>> {
+        let change = self.lock().as_mut()?.accept(request);
+        if change.as_ref().is_ok_and(|change| change.any()) {
+            self.taken.send_modify(|count| *count += 1);
+        }
+        Some(change.map(drop))
+    }
+
+    /// Follows what is taken.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.taken.subscribe()
+    }
+
+    /// Reads or tells something; `None` while there is no model card.
+    pub fn with<T>(&self, work: impl FnOnce(&mut Member) -> T) -> Option<T> {
+        self.lock().as_mut().map(work)
+    }
 }
 
-/// Checks a document and turns it into a table.
+/// What a placement must fit; `None` for a worker that stands alone.
+#[must_use]
+pub fn slot(config: &ServeConfig, uid: &str, card: &ModelCard) -> Option<Slot> {
+    Some(Slot {
+        group: config.group_name()?.to_owned(),
+        revision: config.revision.clone(),
+        worker: config.worker_index,
+        workers: config.group_workers,
+        uid: uid.to_owned(),
+        ranks: config.devices_per_worker,
+        layers: card.layers,
+        experts: card.experts,
+    })
+}
+
+/// A document in the fabric's terms.
 ///
 /// # Errors
-/// [`PlacementRefusal`] naming the field.
-pub fn accept(document: &admin::Placement, slot: &Slot, card: &ModelCard) -> Result<Table, PlacementRefusal> {
-    let differs = |what: &str, theirs: &str, ours: &str| {
-        other(format!("{what}: the placement is for {theirs:?}, this worker is of {ours:?}"))
-    };
-    if document.group != slot.group {
-        return differs("group", &document.group, &slot.group);
-    }
-    if document.revision != slot.revision {
-        return differs("revision", &document.revision, &slot.revision);
-    }
-    if document.epoch == 0 {
-        return Err(PlacementRefusal::Malformed("epoch: must be at least 1".into()));
-    }
-    if document.ranks_per_worker != slot.ranks {
-        return other(format!(
-            "ranks_per_worker: the placement has {}, this worker {}",
-            document.ranks_per_worker, slot.ranks
-        ));
-    }
-    if document.workers.len() != slot.workers as usize {
-        return other(format!(
-            "workers: the placement has {}, the group {}",
-            document.workers.len(),
-            slot.workers
-        ));
-    }
-    let shape = (document.layers.len(), document.layers.first().map_or(0, |layer| layer.experts.len()));
-    let uneven = document.layers.iter().any(|layer| layer.experts.len() != shape.1);
-    if shape != (card.layers as usize, card.experts as usize) || uneven {
-        return Err(PlacementRefusal::Malformed(format!(
-            "layers: the placement has {} of {} experts{}, the checkpoint {} of {}",
-            shape.0,
-            shape.1,
-            if uneven { " (not in each)" } else { "" },
-            card.layers,
-            card.experts
-        )));
-    }
-    let table = Table::new(from_document(document))
-        .map_err(|error| PlacementRefusal::Malformed(error.to_string()))?;
-    let mine = &table.workers()[slot.worker as usize];
-    if mine.uid != slot.uid {
-        return differs(&format!("workers[{}].uid", slot.worker), &mine.uid, &slot.uid);
-    }
-    Ok(table)
-}
-
-/// Whether `new` may follow `current`: a later epoch, or the same document again.
-///
-/// # Errors
-/// [`PlacementRefusal::NotForThisWorker`] if it is older or another one of the same epoch.
-pub fn follows(new: &admin::Placement, current: Option<&admin::Placement>) -> Result<(), PlacementRefusal> {
-    match current {
-        Some(current) if new.epoch < current.epoch => {
-            other(format!("epoch: {} is older than {}, which is in force", new.epoch, current.epoch))
-        }
-        Some(current) if new.epoch == current.epoch && new != current => {
-            other(format!("epoch: another placement of epoch {} is in force", current.epoch))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn from_document(document: &admin::Placement) -> Placement {
+/// If it contradicts itself.
+pub fn table(document: &admin::Placement) -> Result<Table, PlacementError> {
     let worker = |worker: &admin::GroupWorker| WorkerEntry {
         index: worker.index,
         address: worker.fabric_address.clone(),
         uid: worker.uid.clone(),
+        expert_bytes_limit: worker.expert_bytes_limit,
     };
     let layer =
         |layer: &admin::LayerPlacement| layer.experts.iter().map(|copies| copies.ranks.clone()).collect();
-    Placement {
+    Table::new(Placement {
         epoch: document.epoch,
         ranks_per_worker: document.ranks_per_worker,
         workers: document.workers.iter().map(worker).collect(),
         layers: document.layers.iter().map(layer).collect(),
+        expert_bytes: document.expert_bytes,
+    })
+}
+
+/// Copies of the group's ranks as copies by own rank.
+#[must_use]
+pub fn by_own_rank(copies: impl IntoIterator<Item = GroupCopy>, slot: &Slot) -> Vec<Vec<Copy>> {
+    let mut lists = vec![Vec::new(); slot.ranks as usize];
+    for copy in copies {
+        let own = copy.rank.checked_sub(slot.worker * slot.ranks);
+        if let Some(list) = own.and_then(|own| lists.get_mut(own as usize)) {
+            list.push((copy.layer, copy.expert));
+        }
     }
+    lists
+}
+
+/// The other way round.
+pub fn of_group<'a>(copies: &'a [Vec<Copy>], slot: &Slot) -> impl Iterator<Item = GroupCopy> + 'a {
+    let first = slot.worker * slot.ranks;
+    (first..).zip(copies).flat_map(|(rank, copies)| {
+        copies.iter().map(move |&(layer, expert)| GroupCopy { rank, layer, expert })
+    })
 }
 
 #[cfg(test)]
@@ -124,11 +123,16 @@ mod tests {
     use belay_proto::admin::{ExpertCopies, GroupWorker, LayerPlacement};
 
     fn slot() -> Slot {
-        Slot { group: "g".into(), revision: "r".into(), worker: 1, workers: 2, uid: "u1".into(), ranks: 2 }
-    }
-
-    fn card() -> ModelCard {
-        ModelCard { layers: 2, experts: 4, ..ModelCard::default() }
+        Slot {
+            group: "g".into(),
+            revision: "r".into(),
+            worker: 1,
+            workers: 2,
+            uid: "u1".into(),
+            ranks: 2,
+            layers: 2,
+            experts: 4,
+        }
     }
 
     fn document() -> admin::Placement {
@@ -136,6 +140,7 @@ mod tests {
             index,
             fabric_address: format!("h{index}:1"),
             uid: format!("u{index}"),
+            expert_bytes_limit: 100,
         };
         let layer =
             LayerPlacement { experts: (0..4).map(|rank| ExpertCopies { ranks: vec![rank] }).collect() };
@@ -146,56 +151,35 @@ mod tests {
             ranks_per_worker: 2,
             workers: (0..2).map(worker).collect(),
             layers: vec![layer; 2],
+            expert_bytes: 7,
         }
     }
 
     #[test]
-    fn a_fitting_document_becomes_a_table() {
-        let table = accept(&document(), &slot(), &card()).unwrap();
-        assert_eq!(table.epoch(), 3);
+    fn a_document_becomes_a_table() {
+        let table = table(&document()).unwrap();
+        assert_eq!((table.epoch(), table.expert_bytes()), (3, 7));
         assert_eq!(table.of_rank(3).collect::<Vec<_>>(), [(0, 3), (1, 3)]);
-        assert_eq!(table.workers()[0].address, "h0:1");
+        assert_eq!(
+            (table.workers()[0].address.as_str(), table.workers()[0].expert_bytes_limit),
+            ("h0:1", 100)
+        );
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_its_field() {
-        type Change = fn(&mut admin::Placement);
-        let cases: [(&str, bool, Change); 9] = [
-            ("group", true, |d| d.group = "x".into()),
-            ("revision", true, |d| d.revision = "x".into()),
-            ("workers[1].uid", true, |d| d.workers[1].uid = "old".into()),
-            ("ranks_per_worker", true, |d| d.ranks_per_worker = 3),
-            ("workers", true, |d| d.workers.truncate(1)),
-            ("epoch", false, |d| d.epoch = 0),
-            ("layers", false, |d| d.layers.truncate(1)),
-            ("not in each", false, |d| d.layers[1].experts.truncate(3)),
-            ("layers[0].experts[2]", false, |d| d.layers[0].experts[2].ranks.clear()),
-        ];
-        for (field, is_for_another, change) in cases {
-            let mut changed = document();
-            change(&mut changed);
-            let refusal = accept(&changed, &slot(), &card()).map(|_| ()).unwrap_err();
-            assert!(refusal.to_string().contains(field), "{field}: {refusal}");
-            assert_eq!(matches!(refusal, PlacementRefusal::NotForThisWorker(_)), is_for_another, "{field}");
-        }
-    }
-
-    #[test]
-    fn epochs_only_go_forward() {
-        let current = document();
-        let mut newer = document();
-        newer.epoch = 4;
-        assert!(follows(&newer, None).is_ok() && follows(&newer, Some(&current)).is_ok());
-        assert!(follows(&current, Some(&current)).is_ok(), "the same again is fine");
-        assert!(follows(&current, Some(&newer)).unwrap_err().to_string().contains("older"));
-        let mut changed = document();
-        changed.workers[0].uid = "other".into();
-        assert!(follows(&changed, Some(&current)).unwrap_err().to_string().contains("another placement"));
+    fn copies_of_own_ranks_keep_their_place() {
+        let mine = belay_epoch::document::copies(&document(), 1);
+        let lists = by_own_rank(mine.iter().copied(), &slot());
+        assert_eq!(lists, [vec![(0, 2), (1, 2)], vec![(0, 3), (1, 3)]]);
+        assert!(of_group(&lists, &slot()).all(|copy| mine.contains(&copy)));
+        let theirs = belay_epoch::document::copies(&document(), 0);
+        assert_eq!(by_own_rank(theirs, &slot()), [vec![], vec![]], "ranks of others are not ours");
     }
 
     #[test]
     fn a_document_survives_the_config_map() {
         let json = serde_json::to_string(&document()).unwrap();
+        assert!(json.contains("[[0],[1],[2],[3]]"), "short enough for large models: {json}");
         assert_eq!(serde_json::from_str::<admin::Placement>(&json).unwrap(), document());
     }
 }

@@ -17,8 +17,14 @@ pub struct State {
     pub reason: &'static str,
     /// Known once the checkpoint's headers were read.
     pub card: Option<ModelCard>,
-    /// Epoch in force; 0 for none.
+    /// Epoch in use; 0 for none.
     pub epoch: u64,
+    /// Epoch of the newest placement whose copies are all here; 0 for none.
+    pub prepared: u64,
+    /// Epoch of the newest placement that nothing but its copies is held for; 0 for none.
+    pub retired: u64,
+    /// Why the target can't be prepared; empty if it can.
+    pub prepare_error: String,
     /// Whether new requests are refused.
     pub draining: bool,
     /// What each rank of this worker holds.
@@ -33,6 +39,9 @@ impl Default for State {
             reason: "",
             card: None,
             epoch: 0,
+            prepared: 0,
+            retired: 0,
+            prepare_error: String::new(),
             draining: false,
             ranks: Vec::new(),
         }
@@ -91,8 +100,26 @@ pub fn phase_name(phase: Phase) -> &'static str {
 pub struct Shared {
     state: watch::Sender<State>,
     in_flight: watch::Sender<usize>,
-    load_done: AtomicU64,
-    load_total: AtomicU64,
+    load: Progress,
+    prepare: Progress,
+}
+
+/// Bytes done and to do.
+#[derive(Debug, Default)]
+struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    fn set(&self, done: u64, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+        self.done.store(done, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
 }
 
 impl Default for Shared {
@@ -100,8 +127,8 @@ impl Default for Shared {
         Self {
             state: watch::Sender::new(State::default()),
             in_flight: watch::Sender::new(0),
-            load_done: AtomicU64::new(0),
-            load_total: AtomicU64::new(0),
+            load: Progress::default(),
+            prepare: Progress::default(),
         }
     }
 }
@@ -160,14 +187,24 @@ impl Shared {
 
     /// Sets how far loading is; cheap enough for every tensor.
     pub fn load_progress(&self, done: u64, total: u64) {
-        self.load_total.store(total, Ordering::Relaxed);
-        self.load_done.store(done, Ordering::Relaxed);
+        self.load.set(done, total);
     }
 
     /// `(done, total)` bytes of the load.
     #[must_use]
     pub fn loaded(&self) -> (u64, u64) {
-        (self.load_done.load(Ordering::Relaxed), self.load_total.load(Ordering::Relaxed))
+        self.load.get()
+    }
+
+    /// Sets how far the target is prepared.
+    pub fn prepare_progress(&self, done: u64, total: u64) {
+        self.prepare.set(done, total);
+    }
+
+    /// `(done, total)` bytes of preparing the target.
+    #[must_use]
+    pub fn prepared(&self) -> (u64, u64) {
+        self.prepare.get()
     }
 
     /// Requests in flight.

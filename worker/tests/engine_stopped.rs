@@ -133,18 +133,24 @@ async fn in_a_group_no_placement_makes_it_ready_again() {
     let addresses = worker.addresses();
     let mut operator = admin(addresses.admin).await;
     wait_phase(&mut operator, Phase::WaitingForPlacement).await;
-    let me =
-        GroupWorker { index: 0, fabric_address: addresses.fabric.unwrap().to_string(), uid: "life".into() };
+    let me = GroupWorker {
+        index: 0,
+        fabric_address: addresses.fabric.unwrap().to_string(),
+        uid: "life".into(),
+        ..GroupWorker::default()
+    };
     let layer = LayerPlacement { experts: vec![ExpertCopies { ranks: vec![0] }; 16] };
     let placement = |epoch| SetPlacementRequest {
-        placement: Some(Placement {
+        in_force: Some(Placement {
             epoch,
             group: "g-0".into(),
             revision: "r".into(),
             ranks_per_worker: 1,
             workers: vec![me.clone()],
             layers: vec![layer.clone(); 5],
+            expert_bytes: 0,
         }),
+        ..SetPlacementRequest::default()
     };
     operator.set_placement(placement(1)).await.unwrap();
     wait_phase(&mut operator, Phase::Ready).await;

@@ -335,7 +335,7 @@ async fn options_that_the_model_can_not_fill_fail_with_numbers() {
 async fn a_stand_alone_worker_refuses_a_placement() {
     let worker = stand_alone(&[]).await;
     let mut operator = admin(worker.addresses().admin).await;
-    let request = SetPlacementRequest { placement: Some(Default::default()) };
+    let request = SetPlacementRequest { in_force: Some(Default::default()), ..Default::default() };
     let refused = operator.set_placement(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     let card = status(&mut operator).await.card.unwrap();

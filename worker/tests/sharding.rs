@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use belay_backend::{ExpertCompute, Fabric};
 use belay_cpu::CpuBackend;
-use belay_fabric::{Group, Identity, InProcess, Placement, Table, Timeouts, WorkerEntry};
+use belay_fabric::{Group, Health, Identity, InProcess, Options, Placement, RowFormat, Table, WorkerEntry};
 use belay_model::{
     CacheOptions, Checkpoint, Draft, Drafting, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch,
     Segment,
@@ -87,28 +87,31 @@ fn two_workers(nano: &Nano) -> Vec<Group> {
                 worker,
                 uid: format!("life-{worker}"),
                 hidden: hidden as u32,
+                format: RowFormat::F32,
             };
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            Group::start(identity, listener, Timeouts::default(), || {}).unwrap()
+            Group::start(identity, listener, Options::default(), || {}).unwrap()
         })
         .collect();
     let entry = |(index, group): (usize, &Group)| WorkerEntry {
         index: index as u32,
         address: group.local_addr().to_string(),
         uid: format!("life-{index}"),
+        expert_bytes_limit: 0,
     };
     let table = Table::new(Placement {
         epoch: 1,
         ranks_per_worker: 2,
         workers: groups.iter().enumerate().map(entry).collect(),
         layers: vec![(0..experts).map(|expert| vec![expert as u32 % 4]).collect(); layers],
+        expert_bytes: 0,
     })
     .unwrap();
     for (worker, group) in groups.iter().enumerate() {
-        group.update(table.clone(), nano.ranks(&table, worker as u32)).unwrap();
+        group.update(Some(table.clone()), None, nano.ranks(&table, worker as u32)).unwrap();
     }
     let deadline = Instant::now() + Duration::from_secs(20);
-    while groups.iter().any(|group| group.peers().iter().any(|peer| !peer.connected)) {
+    while groups.iter().any(|group| group.peers().iter().any(|peer| peer.health != Health::Live)) {
         assert!(Instant::now() < deadline, "the workers connect");
         std::thread::sleep(Duration::from_millis(5));
     }

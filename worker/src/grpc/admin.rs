@@ -1,18 +1,22 @@
 //! `belay.admin.v1.Admin`, for the operator.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use belay_epoch::document::Refusal;
+use belay_fabric::{Fault, Health, Loads, PeerState};
 use belay_proto::admin::admin_server::Admin;
 use belay_proto::admin::{
-    GetStatusRequest, ModelCard, PeerStatus, Phase, SetDrainRequest, SetDrainResponse, SetPlacementRequest,
-    SetPlacementResponse, WorkerStatus,
+    Coverage, ExpertLoad, Fault as WireFault, GetExpertLoadRequest, GetExpertsRequest, GetStatusRequest,
+    InjectRequest, InjectResponse, LayerLoad, PeerHealth, PeerStatus, Phase, ResidentExperts,
+    SetDrainRequest, SetDrainResponse, SetPlacementRequest, SetPlacementResponse, WorkerStatus,
 };
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
+use crate::config::Switch;
 use crate::context::Context;
-use crate::placement::{self, PlacementRefusal};
 use crate::state::State;
 
 /// How long SetPlacement waits for a worker that is still reading the checkpoint's headers.
@@ -25,9 +29,13 @@ pub struct AdminService(pub Arc<Context>);
 impl AdminService {
     fn status(&self) -> WorkerStatus {
         let context = &self.0;
-        let State { phase, message, reason, card, epoch, draining, ranks } = context.shared.get();
+        let state = context.shared.get();
+        let State { phase, message, reason, card, epoch, prepared, retired, prepare_error, draining, ranks } =
+            state;
         let (load_bytes_done, load_bytes_total) = context.shared.loaded();
-        let peers = context.group.load().as_ref().map_or_else(Vec::new, |group| group.peers());
+        let (prepare_bytes_done, prepare_bytes_total) = context.shared.prepared();
+        let group = context.group.load();
+        let limit = context.ranks.load().as_ref().and_then(|ranks| ranks.limit());
         WorkerStatus {
             group: context.config.group_name().unwrap_or_default().into(),
             revision: context.config.revision.clone(),
@@ -43,54 +51,122 @@ impl AdminService {
             requests_in_flight: context.shared.in_flight() as u32,
             draining,
             ranks,
-            peers: peers
+            peers: group
+                .as_ref()
+                .map_or_else(Vec::new, |group| group.peers())
                 .into_iter()
-                .map(|peer| PeerStatus {
-                    worker: peer.worker,
-                    connected: peer.connected,
-                    message: peer.message,
-                })
+                .map(peer)
                 .collect(),
+            prepared_epoch: prepared,
+            retired_epoch: retired,
+            prepare_bytes_done,
+            prepare_bytes_total,
+            prepare_error,
+            expert_bytes_limit: limit.unwrap_or(0),
+            coverage: group.as_ref().map(|group| coverage(group.coverage())),
+            known_epoch: context.membership.with(|member| member.known_epoch()).unwrap_or(0),
         }
     }
 
-    /// The card, which comes a moment after the start: a placement may be quicker.
-    async fn card(&self) -> Result<ModelCard, Status> {
-        let mut states = self.0.shared.watch();
-        let opened = states.wait_for(|state| state.card.is_some() || state.phase == Phase::Failed);
-        match timeout(HEADERS_WAIT, opened).await {
-            Ok(Ok(state)) => state
-                .card
-                .clone()
-                .ok_or_else(|| Status::failed_precondition(format!("{}: {}", state.reason, state.message))),
-            _ => Err(Status::unavailable("the checkpoint's headers are not read yet")),
-        }
-    }
-
-    async fn place(&self, document: belay_proto::admin::Placement) -> Result<(), Status> {
+    /// Takes an intent. The card comes a moment after the start: an operator may be quicker.
+    async fn place(&self, request: &SetPlacementRequest) -> Result<(), Status> {
         let context = &self.0;
-        let Some(slot) = context.slot() else {
+        if context.config.group_name().is_none() {
             return Err(Status::failed_precondition("this worker stands alone and holds every expert"));
-        };
-        placement::accept(&document, &slot, &self.card().await?).map_err(refused)?;
-        let mut outcome = Ok(());
-        // decided under the lock of the watch: of two calls at once, the older one can't win
-        context.placement.send_if_modified(|current| {
-            outcome = placement::follows(&document, current.as_deref());
-            let is_new = outcome.is_ok() && current.as_deref() != Some(&document);
-            if is_new {
-                *current = Some(Arc::new(document));
+        }
+        let mut states = context.shared.watch();
+        let begun = states.wait_for(|state| state.phase != Phase::Starting);
+        let began = matches!(timeout(HEADERS_WAIT, begun).await, Ok(Ok(_)));
+        match context.membership.accept(request) {
+            Some(outcome) => outcome.map_err(refused),
+            None if began => {
+                let state = context.shared.get();
+                Err(Status::failed_precondition(format!("{}: {}", state.reason, state.message)))
             }
-            is_new
-        });
-        outcome.map_err(refused)
+            None => Err(Status::unavailable("the checkpoint's headers are not read yet")),
+        }
+    }
+
+    fn inject(&self, request: &InjectRequest) -> Result<(), Status> {
+        let context = &self.0;
+        if context.config.fault_injection != Switch::On {
+            return Err(Status::permission_denied(
+                "this worker was not started with fault injection (BELAY_FAULT_INJECTION=on)",
+            ));
+        }
+        let fault = match request.fault() {
+            WireFault::Exit => {
+                tracing::warn!("fault injection: exit");
+                // as if killed: nothing is drained, nothing is closed
+                std::process::abort();
+            }
+            WireFault::None => Fault::None,
+            WireFault::Slow => {
+                Fault::Slow(Duration::from_millis(u64::from(request.delay_milliseconds.max(1))))
+            }
+            WireFault::Partition => Fault::Partition(request.workers.clone()),
+        };
+        let group = context.group.load_full();
+        let group = group.ok_or_else(|| Status::failed_precondition("this worker has no peers"))?;
+        tracing::warn!(?fault, seconds = request.seconds, "fault injection");
+        let ends = fault != Fault::None && request.seconds > 0;
+        let number = context.faults.fetch_add(1, Ordering::Relaxed) + 1;
+        group.inject(fault);
+        if ends {
+            let seconds = Duration::from_secs(u64::from(request.seconds));
+            let context = Arc::clone(context);
+            tokio::spawn(async move {
+                tokio::time::sleep(seconds).await;
+                // a later fault has a time of its own
+                if context.faults.load(Ordering::Relaxed) == number {
+                    group.inject(Fault::None);
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn load(&self) -> ExpertLoad {
+        let (group, alone) = (self.0.group.load(), self.0.alone.load());
+        let loads = group.as_ref().map(|group| group.loads());
+        let Some(Loads { half_life, layers }) = loads.or_else(|| alone.as_ref().map(|alone| alone.loads()))
+        else {
+            return ExpertLoad::default();
+        };
+        let layers = layers.into_iter().map(|millitokens| LayerLoad { millitokens }).collect();
+        ExpertLoad { layers, half_life_seconds: half_life.as_secs_f64() }
     }
 }
 
-fn refused(refusal: PlacementRefusal) -> Status {
+fn peer(peer: PeerState) -> PeerStatus {
+    let health = match peer.health {
+        Health::Live => PeerHealth::Live,
+        Health::Suspect => PeerHealth::Suspect,
+        Health::Lost => PeerHealth::Lost,
+    };
+    PeerStatus {
+        worker: peer.worker,
+        connected: peer.health == Health::Live,
+        message: peer.message,
+        health: health.into(),
+    }
+}
+
+fn coverage(coverage: belay_fabric::Coverage) -> Coverage {
+    Coverage {
+        epoch: coverage.epoch,
+        experts: coverage.experts,
+        uncovered: coverage.uncovered,
+        min_live_copies: coverage.min_live,
+        adopted: coverage.adopted,
+        uncovered_milliseconds: coverage.uncovered_for.as_millis() as u64,
+    }
+}
+
+fn refused(refusal: Refusal) -> Status {
     match refusal {
-        PlacementRefusal::NotForThisWorker(why) => Status::failed_precondition(why),
-        PlacementRefusal::Malformed(why) => Status::invalid_argument(why),
+        Refusal::Malformed(why) => Status::invalid_argument(why),
+        other => Status::failed_precondition(other.to_string()),
     }
 }
 
@@ -107,13 +183,32 @@ impl Admin for AdminService {
         &self,
         request: Request<SetPlacementRequest>,
     ) -> Result<Response<SetPlacementResponse>, Status> {
-        let document =
-            request.into_inner().placement.ok_or_else(|| Status::invalid_argument("placement: missing"))?;
-        let (epoch, outcome) = (document.epoch, self.place(document).await);
+        let request = request.into_inner();
+        let epoch = request.in_force.as_ref().map_or(0, |document| document.epoch);
+        let outcome = self.place(&request).await;
         if let Err(status) = &outcome {
             tracing::warn!(epoch, reason = status.message(), "refused a placement");
         }
         outcome.map(|()| Response::new(SetPlacementResponse {}))
+    }
+
+    async fn get_expert_load(
+        &self,
+        _request: Request<GetExpertLoadRequest>,
+    ) -> Result<Response<ExpertLoad>, Status> {
+        Ok(Response::new(self.load()))
+    }
+
+    async fn get_experts(
+        &self,
+        _request: Request<GetExpertsRequest>,
+    ) -> Result<Response<ResidentExperts>, Status> {
+        let ranks = self.0.ranks.load().as_ref().map_or_else(Vec::new, |ranks| ranks.bits());
+        Ok(Response::new(ResidentExperts { ranks }))
+    }
+
+    async fn inject(&self, request: Request<InjectRequest>) -> Result<Response<InjectResponse>, Status> {
+        self.inject(request.get_ref()).map(|()| Response::new(InjectResponse {}))
     }
 
     async fn set_drain(
