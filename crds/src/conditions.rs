@@ -35,6 +35,8 @@ pub enum Reason {
     // Available, Progressing, ExpertsCovered: how things go
     /// Groups serve.
     GroupsReady,
+    /// No group is complete, but workers take requests and every expert has a live copy.
+    GroupsIncomplete,
     /// No group is ready.
     NoGroupReady,
     /// `spec.replicas` is 0.
@@ -47,6 +49,8 @@ pub enum Reason {
     Draining,
     /// A group that was ready gets a lost worker back.
     Recovering,
+    /// Copies of experts move.
+    MovingExperts,
     /// Nothing is under way.
     Settled,
     /// Every expert has a live copy.
@@ -93,6 +97,12 @@ pub enum Reason {
     PodNotStarting,
     /// A node with workers does not respond.
     NodeLost,
+    /// Experts must move to other workers, but there is no room for them.
+    NoRoom,
+    /// A worker of the placement is lost; the message says what that leaves.
+    RankLost,
+    /// Experts have fewer copies than the spec asks for.
+    CopiesMissing,
 
     // events only
     /// A group was created.
@@ -105,6 +115,20 @@ pub enum Reason {
     PodReplaced,
     /// A new revision was recorded.
     RevisionCreated,
+    /// A lost worker's ranks are back.
+    RankReturned,
+    /// Workers loaded experts of lost ranks.
+    ExpertsAdopted,
+    /// Copies are loaded for a new placement.
+    PlacementPreparing,
+    /// A new placement is in force.
+    PlacementCommitted,
+    /// Load was spread anew.
+    Rebalanced,
+    /// What a rebalance has brought, measured.
+    RebalanceGained,
+    /// A rebalance was asked for, and nothing was to be gained.
+    RebalanceNotNeeded,
 }
 
 impl Reason {
@@ -112,12 +136,14 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::GroupsReady => "GroupsReady",
+            Self::GroupsIncomplete => "GroupsIncomplete",
             Self::NoGroupReady => "NoGroupReady",
             Self::ScaledToZero => "ScaledToZero",
             Self::GroupsStarting => "GroupsStarting",
             Self::RollingOut => "RollingOut",
             Self::Draining => "Draining",
             Self::Recovering => "Recovering",
+            Self::MovingExperts => "MovingExperts",
             Self::Settled => "Settled",
             Self::AllExpertsLive => "AllExpertsLive",
             Self::NotLoaded => "NotLoaded",
@@ -140,11 +166,21 @@ impl Reason {
             Self::PodCrashing => "PodCrashing",
             Self::PodNotStarting => "PodNotStarting",
             Self::NodeLost => "NodeLost",
+            Self::NoRoom => "NoRoom",
+            Self::RankLost => "RankLost",
+            Self::CopiesMissing => "CopiesMissing",
             Self::GroupCreated => "GroupCreated",
             Self::GroupReady => "GroupReady",
             Self::GroupRemoved => "GroupRemoved",
             Self::PodReplaced => "PodReplaced",
             Self::RevisionCreated => "RevisionCreated",
+            Self::RankReturned => "RankReturned",
+            Self::ExpertsAdopted => "ExpertsAdopted",
+            Self::PlacementPreparing => "PlacementPreparing",
+            Self::PlacementCommitted => "PlacementCommitted",
+            Self::Rebalanced => "Rebalanced",
+            Self::RebalanceGained => "RebalanceGained",
+            Self::RebalanceNotNeeded => "RebalanceNotNeeded",
         }
     }
 

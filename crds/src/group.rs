@@ -6,10 +6,10 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheSpec, PullPolicy, SpeculationSpec};
+use crate::{CacheSpec, FabricSpec, PullPolicy, SpeculationSpec};
 
 /// Environment variables of the worker that the operator sets, and that a template therefore must not.
-pub const RESERVED_ENV: [&str; 18] = [
+pub const RESERVED_ENV: [&str; 21] = [
     "BELAY_MODEL_DIR",
     "BELAY_MODEL_NAME",
     "BELAY_MAX_CONTEXT_TOKENS",
@@ -28,6 +28,9 @@ pub const RESERVED_ENV: [&str; 18] = [
     "BELAY_DRAFT_TOKENS",
     "BELAY_CHAT_ENCODING",
     "BELAY_DEFAULT_THINKING",
+    "BELAY_EXPERT_MEMORY",
+    "BELAY_FABRIC_FORMAT",
+    "BELAY_FABRIC_KEY_FILE",
 ];
 
 /// What one group is made of: one full copy of the model.
@@ -60,6 +63,17 @@ pub struct GroupSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speculation: Option<SpeculationSpec>,
 
+    /// Bytes that the ranks of a worker hold of experts together at most, as a whole number with an optional suffix such
+    /// as Gi. While copies move, old and new ones count. Default: the memory limit of template.resources, less what
+    /// every worker holds besides experts; without a limit, whatever they need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[1-9][0-9]{0,17}(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
+    pub expert_memory: Option<String>,
+
+    /// What passes between the workers of a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fabric: Option<FabricSpec>,
+
     /// What the worker pods look like.
     #[serde(default)]
     pub template: PodTemplate,
@@ -86,8 +100,8 @@ impl Device {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("!has(self.env) || self.env.all(e, !(e.name in ['BELAY_MODEL_DIR', 'BELAY_MODEL_NAME', 'BELAY_MAX_CONTEXT_TOKENS', 'BELAY_DEVICE', 'BELAY_DEVICES_PER_WORKER', 'BELAY_GROUP', 'BELAY_REVISION', 'BELAY_WORKER_INDEX', 'BELAY_GROUP_WORKERS', 'BELAY_POD_UID', 'BELAY_PLACEMENT_FILE', 'BELAY_DRAIN_SECONDS', 'BELAY_KV_MEMORY', 'BELAY_KV_FORMAT', 'BELAY_PREFIX_CACHE', 'BELAY_DRAFT_TOKENS', 'BELAY_CHAT_ENCODING', 'BELAY_DEFAULT_THINKING']))")
-        .message("env must not set a variable that the operator sets (BELAY_MODEL_*, BELAY_MAX_CONTEXT_TOKENS, BELAY_DEVICE*, BELAY_GROUP*, BELAY_REVISION, BELAY_WORKER_INDEX, BELAY_POD_UID, BELAY_PLACEMENT_FILE, BELAY_DRAIN_SECONDS, BELAY_KV_*, BELAY_PREFIX_CACHE, BELAY_DRAFT_TOKENS, BELAY_CHAT_ENCODING, BELAY_DEFAULT_THINKING)").field_path(".env")
+    validation = Rule::new("!has(self.env) || self.env.all(e, !(e.name in ['BELAY_MODEL_DIR', 'BELAY_MODEL_NAME', 'BELAY_MAX_CONTEXT_TOKENS', 'BELAY_DEVICE', 'BELAY_DEVICES_PER_WORKER', 'BELAY_GROUP', 'BELAY_REVISION', 'BELAY_WORKER_INDEX', 'BELAY_GROUP_WORKERS', 'BELAY_POD_UID', 'BELAY_PLACEMENT_FILE', 'BELAY_DRAIN_SECONDS', 'BELAY_KV_MEMORY', 'BELAY_KV_FORMAT', 'BELAY_PREFIX_CACHE', 'BELAY_DRAFT_TOKENS', 'BELAY_CHAT_ENCODING', 'BELAY_DEFAULT_THINKING', 'BELAY_EXPERT_MEMORY', 'BELAY_FABRIC_FORMAT', 'BELAY_FABRIC_KEY_FILE']))")
+        .message("env must not set a variable that the operator sets (BELAY_MODEL_*, BELAY_MAX_CONTEXT_TOKENS, BELAY_DEVICE*, BELAY_GROUP*, BELAY_REVISION, BELAY_WORKER_INDEX, BELAY_POD_UID, BELAY_PLACEMENT_FILE, BELAY_DRAIN_SECONDS, BELAY_KV_*, BELAY_PREFIX_CACHE, BELAY_DRAFT_TOKENS, BELAY_CHAT_ENCODING, BELAY_DEFAULT_THINKING, BELAY_EXPERT_MEMORY, BELAY_FABRIC_FORMAT, BELAY_FABRIC_KEY_FILE)").field_path(".env")
 )]
 pub struct PodTemplate {
     /// Image of the worker. Default: the image that the operator was configured with when the revision was

@@ -23,11 +23,25 @@ pub const DRAINING_SINCE: &str = "serving.belay.dev/draining-since";
 /// Annotation on a group's Service: when the group was first ready (RFC 3339). Tells a group that starts from one
 /// that lost a worker.
 pub const FIRST_READY: &str = "serving.belay.dev/first-ready";
+/// Annotation on a ModelDeployment: whenever its value changes, load is spread anew once, if that helps.
+pub const REBALANCE: &str = "serving.belay.dev/rebalance";
+/// Annotation on a group's ConfigMap: what was done about load so far, as JSON. Written together with the operation, so
+/// that another leader neither forgets nor repeats a rebalance.
+pub const REBALANCES: &str = "serving.belay.dev/rebalances";
+/// Label on pods: `"true"` while the pod may be evicted, since every expert has a live copy without it.
+pub const MAY_LEAVE: &str = "serving.belay.dev/may-leave";
+
+/// Label of nodes: the zone.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+/// Label of nodes: the superpod of an Ascend node, whose devices are connected much faster than those of two superpods.
+pub const SUPERPOD: &str = "huawei.com/topotree.superpodid";
 
 /// Value of [`NAME`].
 pub const NAME_VALUE: &str = "belay-worker";
 /// Value of [`MANAGED_BY`], and the field manager of server-side apply.
 pub const OPERATOR: &str = "belay-operator";
+/// Field manager of [`MAY_LEAVE`] alone: it comes and goes without regard to what else is applied to a pod.
+pub const LEAVE_MANAGER: &str = "belay-operator-leave";
 
 /// Selects everything of one ModelDeployment.
 pub fn selector(deployment: &str) -> String {
@@ -52,6 +66,14 @@ pub fn pod_name(group: &str, worker: u32) -> String {
 /// Name of a group's placement ConfigMap.
 pub fn placement_name(group: &str) -> String {
     format!("{group}-placement")
+}
+
+/// Name of the Secret with the key that the workers of a group know each other by. The end of the owner's UID is in it: a
+/// deployment that was deleted and created again never gets hold of an old key that is about to vanish, and so the
+/// operator needs no right to read Secrets.
+pub fn fabric_key_name(group: &str, owner_uid: &str) -> String {
+    let life = owner_uid.get(owner_uid.len().saturating_sub(8)..).unwrap_or_default();
+    format!("{group}-fabric-{life}")
 }
 
 /// Name of the ControllerRevision of a revision.

@@ -6,6 +6,8 @@
 
 mod cache;
 mod conditions;
+mod experts;
+mod fabric;
 mod group;
 pub mod labels;
 mod model;
@@ -16,6 +18,8 @@ mod status;
 pub use self::{
     cache::{CacheFormat, CacheSpec, SpeculationSpec, Switch},
     conditions::{ConditionType, Reason, set_condition},
+    experts::{ExpertsSpec, RebalancePolicy, RebalanceSpec},
+    fabric::{FabricSpec, RowFormat},
     group::{Device, GroupSpec, ImagePullSecret, PodTemplate, RESERVED_ENV},
     model::{
         ChatEncoding, ChatSpec, HostPathSource, ImageSource, ModelSource, ModelSpec,
@@ -23,5 +27,8 @@ pub use self::{
     },
     model_deployment::{MAX_NAME_LENGTH, MAX_REPLICAS, ModelDeployment, ModelDeploymentSpec},
     rollout::{RolloutSpec, RolloutStrategy},
-    status::{ExpertsStatus, GroupStatus, LoadingStatus, ModelDeploymentStatus},
+    status::{
+        ExpertsStatus, GroupExpertsStatus, GroupStatus, LastRebalance, LoadingStatus, ModelDeploymentStatus,
+        OperationStatus, RankStatus,
+    },
 };

@@ -2,7 +2,7 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::{GroupSpec, ModelDeploymentStatus, ModelSpec, RolloutSpec};
+use crate::{ExpertsSpec, GroupSpec, ModelDeploymentStatus, ModelSpec, RolloutSpec};
 
 /// Most characters of a ModelDeployment's name. A pod is called
 /// `<name>-<revision: 8>-<ordinal: up to 4>-<worker: up to 3>` and that is also its hostname, of at most 63.
@@ -61,9 +61,17 @@ pub const MAX_REPLICAS: i32 = 1000;
         json_path = ".status.conditions[?(@.type=='ExpertsCovered')].status",
         description = "Whether every expert has a live copy."
     ),
+    printcolumn(
+        name = "Copies",
+        type_ = "integer",
+        json_path = ".status.experts.minLiveCopies",
+        description = "Live copies of the expert that has the fewest, over all groups."
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("size(self.metadata.name) <= 45 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name must be at most 45 characters: lower-case letters, digits and '-', starting with a letter (pods and Services are named after it)")
+        .message("metadata.name must be at most 45 characters: lower-case letters, digits and '-', starting with a letter (pods and Services are named after it)"),
+    validation = Rule::new("self.spec.experts.minCopies <= self.spec.group.workers")
+        .message("experts.minCopies must be at most group.workers: each copy of an expert is on another worker").field_path(".spec.experts.minCopies")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelDeploymentSpec {
@@ -78,6 +86,10 @@ pub struct ModelDeploymentSpec {
 
     /// What one group is made of.
     pub group: GroupSpec,
+
+    /// Copies of the experts, and when they move.
+    #[serde(default)]
+    pub experts: ExpertsSpec,
 
     /// How a changed spec reaches the groups that run.
     #[serde(default)]

@@ -16,7 +16,8 @@ pub struct ModelDeploymentStatus {
     #[serde(default)]
     pub replicas: i32,
 
-    /// Groups that take requests: every worker is ready and the group does not drain.
+    /// Complete groups: every worker is ready and the group does not drain. Further groups may take requests: Available
+    /// tells.
     #[serde(default)]
     pub ready_replicas: i32,
 
@@ -63,10 +64,19 @@ pub struct ExpertsStatus {
 
     /// Live copies of the expert that has the fewest, over all groups.
     pub min_live_copies: i64,
+
+    /// Imbalance of the group that is farthest from even, in percent: what the busiest rank of each layer has to do,
+    /// compared with the mean rank. 100 is even. Absent while too few tokens were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imbalance_percent: Option<i64>,
+
+    /// Highest epoch of a placement in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement_epoch: Option<i64>,
 }
 
 /// One group.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupStatus {
     /// Name of the group; its pods are called <name>-<worker>.
@@ -93,6 +103,28 @@ pub struct GroupStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement_epoch: Option<i64>,
 
+    /// Copies of the experts in this group. Absent until the first placement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<GroupExpertsStatus>,
+
+    /// Workers of the placement that are lost: by index. Their ranks are the devicesPerWorker ones from index times
+    /// devicesPerWorker on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_workers: Vec<i32>,
+
+    /// The change of placement that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationStatus>,
+
+    /// The last time that load was spread anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_rebalance: Option<LastRebalance>,
+
+    /// What each rank holds, as its worker says. Left out for groups of more than 64 ranks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["rank".into()]))]
+    pub ranks: Vec<RankStatus>,
+
     /// Progress of reading the checkpoint, summed over the workers. Absent once every worker is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loading: Option<LoadingStatus>,
@@ -100,6 +132,108 @@ pub struct GroupStatus {
     /// What the group waits for, or why it fails. Absent when all is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// Copies of the experts in a group.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupExpertsStatus {
+    /// Experts (of all layers) with a live copy.
+    pub covered: i64,
+
+    /// Experts of the model: layers times experts in a layer.
+    pub total: i64,
+
+    /// Live copies of the expert that has the fewest.
+    pub min_live_copies: i64,
+
+    /// Copies that workers hold for lost ranks, beyond the placement.
+    #[serde(default)]
+    pub adopted: i64,
+
+    /// Copies that spec.experts asks for and that the placement does not have, because workers or room are missing.
+    #[serde(default)]
+    pub missing_copies: i64,
+
+    /// What the busiest rank of each layer has to do, compared with the mean rank, in percent. Absent while too few
+    /// tokens were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imbalance_percent: Option<i64>,
+}
+
+/// A change of placement that is under way.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct OperationStatus {
+    /// Recover, Rebalance, Evacuate or Respecify.
+    pub kind: String,
+
+    /// Prepare: copies are loaded. Commit: workers take the new placement over. Retire: copies go.
+    pub phase: String,
+
+    /// Epoch that it leads to.
+    pub epoch: i64,
+
+    /// Why.
+    pub reason: String,
+
+    /// When it began (RFC 3339).
+    pub started: String,
+
+    /// Bytes of experts that were loaded for it.
+    pub bytes_done: i64,
+
+    /// Bytes of experts to load for it.
+    pub bytes_total: i64,
+
+    /// Seconds until everything is loaded, at the rate so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_seconds: Option<i64>,
+
+    /// Whom it waits for, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
+}
+
+/// The last time that load was spread anew over the ranks of a group.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct LastRebalance {
+    /// When the new placement came into force (RFC 3339).
+    pub time: String,
+
+    /// Imbalance before, in percent.
+    pub before_percent: i64,
+
+    /// Imbalance after, as expected from the load before, in percent.
+    pub after_percent: i64,
+
+    /// Imbalance that was measured some minutes later, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_percent: Option<i64>,
+
+    /// Bytes of experts that were loaded for it.
+    pub moved_bytes: i64,
+
+    /// OnImbalance, or the value of the annotation that asked for it.
+    pub reason: String,
+}
+
+/// What one rank holds.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RankStatus {
+    /// Its number in the group.
+    pub rank: i32,
+
+    /// Index of its worker.
+    pub worker: i32,
+
+    /// Copies of experts.
+    pub experts: i64,
+
+    /// Their bytes.
+    pub expert_bytes: i64,
 }
 
 /// Progress of reading the checkpoint.

@@ -139,6 +139,39 @@ fn surge_and_unavailable_must_not_both_be_zero() {
 }
 
 #[test]
+fn copies_of_experts_are_on_different_workers() {
+    let experts = |copies: i32| with("/spec/experts", json!({ "minCopies": copies, "redundant": 4 }));
+    check(experts(2)).unwrap();
+    refused(experts(3), "experts.minCopies must be at most group.workers");
+    let mut alone = good();
+    alone["spec"]["group"] = json!({ "device": "CPU" });
+    check(alone.clone()).unwrap();
+    alone["spec"]["experts"] = json!({ "minCopies": 2 });
+    refused(alone, "experts.minCopies must be at most group.workers");
+}
+
+#[test]
+fn settings_of_experts_are_bounded_by_the_schema() {
+    let group = json!({ "device": "CPU", "expertMemory": "64Gi", "fabric": { "rowFormat": "BF16" } });
+    check(with("/spec/group", group)).unwrap();
+    let crd = serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap();
+    let spec = crd.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").unwrap();
+    let field = |path: &str| spec.pointer(path).unwrap_or_else(|| panic!("no {path}"));
+    let bounds =
+        |path: &str| (field(path)["minimum"].as_f64().unwrap(), field(path)["maximum"].as_f64().unwrap());
+    assert_eq!(bounds("/experts/properties/minCopies"), (1.0, 256.0));
+    assert_eq!(bounds("/experts/properties/redundant"), (0.0, 4096.0));
+    let rebalance = "/experts/properties/rebalance/properties";
+    assert_eq!(bounds(&format!("{rebalance}/thresholdPercent")), (101.0, 10000.0));
+    assert_eq!(bounds(&format!("{rebalance}/minIntervalSeconds")), (5.0, 86400.0));
+    assert_eq!(field(&format!("{rebalance}/policy/enum")), &json!(["Off", "OnImbalance", "Manual"]));
+    let pattern = field("/group/properties/expertMemory/pattern");
+    assert_eq!(pattern, &json!("^[1-9][0-9]{0,17}(k|M|G|T|Ki|Mi|Gi|Ti)?$"));
+    let format = field("/group/properties/fabric/properties/rowFormat/enum");
+    assert_eq!(format, &json!(["F32", "BF16", "FP8"]));
+}
+
+#[test]
 fn defaults_of_the_schema_are_those_of_the_types() {
     let deployment: ModelDeployment = serde_json::from_value(good()).unwrap();
     let crd = serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap();
@@ -148,6 +181,11 @@ fn defaults_of_the_schema_are_those_of_the_types() {
         schema.pointer("/rollout/default"),
         Some(&serde_json::to_value(&deployment.spec.rollout).unwrap())
     );
+    let experts = serde_json::to_value(&deployment.spec.experts).unwrap();
+    assert_eq!(schema.pointer("/experts/default"), Some(&experts));
+    let documented = json!({ "minCopies": 1, "redundant": 0,
+        "rebalance": { "policy": "OnImbalance", "thresholdPercent": 130, "minIntervalSeconds": 300 } });
+    assert_eq!(experts, documented);
 }
 
 /// `kubectl explain` prints the descriptions: a field without one is not finished.

@@ -5,7 +5,9 @@ use kube::{
     runtime::{events::Recorder, reflector::Store},
 };
 
-use crate::{backoff::Backoff, metrics::Metrics, worker_client::WorkerClient};
+use crate::{
+    attendance::Attendance, backoff::Backoff, loads::Loads, metrics::Metrics, worker_client::WorkerClient,
+};
 
 /// Decisions of whoever runs the operator.
 #[derive(Clone, Debug)]
@@ -24,6 +26,10 @@ pub struct Context {
     pub nodes: Store<Node>,
     /// The workers' admin service.
     pub workers: WorkerClient,
+    /// Since when slots have a worker or lack one.
+    pub attendance: Attendance,
+    /// Load of the experts, as last asked for.
+    pub loads: Loads,
     /// Settings.
     pub settings: Settings,
     /// Publishes events.

@@ -19,7 +19,7 @@ use kube::{
     Api, Client, Resource, ResourceExt as _,
     core::DeserializeGuard,
     runtime::{
-        Controller, PredicateConfig, WatchStreamExt as _,
+        Controller, Predicate as _, PredicateConfig, WatchStreamExt as _,
         controller::{Action, Config},
         predicates, reflector,
         reflector::store::Writer,
@@ -69,8 +69,11 @@ pub async fn run(
     let roots = reflector(writer, watcher(api::<Guarded>(client, namespace), watcher::Config::default()))
         .default_backoff()
         .applied_objects()
-        // our own status writes are no news
-        .predicate_filter(predicates::generation, PredicateConfig::default());
+        // our own status writes are no news; an annotation may ask for something
+        .predicate_filter(
+            predicates::generation.combine(predicates::annotations),
+            PredicateConfig::default(),
+        );
     Controller::for_stream(roots, reader)
         .with_config(Config::default().concurrency(CONCURRENCY).debounce(GATHER))
         .owns(api::<Pod>(client, namespace), children.clone())
@@ -163,7 +166,7 @@ pub async fn watch_nodes(
             }
             Some(Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node))) => {
                 let state = NodeState::of(&node);
-                known.insert(node.name_any(), state) != Some(state)
+                known.insert(node.name_any(), state.clone()) != Some(state)
             }
             Some(Ok(watcher::Event::Delete(node))) => known.remove(&node.name_any()).is_some(),
             Some(Ok(watcher::Event::InitDone)) => true,

@@ -1,9 +1,12 @@
 //! A group as it was observed: facts only, no wishes.
+use std::sync::Arc;
+
 use belay_crds::Reason;
+use belay_epoch::{Intent, conductor::Member};
 use belay_proto::admin::{Phase, Placement, WorkerStatus};
 use k8s_openapi::jiff::Timestamp;
 
-use crate::rollout::Health;
+use crate::{attendance::Seat, loads::GroupLoad, recovery::Rebalances, rollout::Health};
 
 /// One copy of the model: `workers` slots, each with a pod or without.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,10 +23,18 @@ pub struct Group {
     pub draining_since: Option<Timestamp>,
     /// When it was ready for the first time.
     pub first_ready: Option<Timestamp>,
-    /// Where its experts are meant to be: what the ConfigMap says.
-    pub placement: Option<Placement>,
+    /// Where its experts are meant to be, and the change under way: what the ConfigMap says.
+    pub intent: Intent,
+    /// What was done about load so far: also in the ConfigMap.
+    pub rebalances: Rebalances,
+    /// Version of the ConfigMap that both were read from; `None`: there is none.
+    pub written: Option<String>,
     /// By worker index. The length is the number of workers of the group's revision.
     pub slots: Vec<Option<WorkerPod>>,
+    /// By worker index: since when a slot is as it is, as far as this process has seen.
+    pub seats: Vec<Seat>,
+    /// Load of the experts, if it was asked for.
+    pub load: Option<Arc<GroupLoad>>,
 }
 
 /// The pod in a slot.
@@ -37,6 +48,8 @@ pub struct WorkerPod {
     pub ip: Option<String>,
     /// Node, once it is scheduled.
     pub node: Option<String>,
+    /// Superpod or zone of that node.
+    pub domain: Option<String>,
     /// Whether that node takes no new pods: it is probably being emptied.
     pub node_leaving: bool,
     /// Whether that node does not respond, or is gone.
@@ -53,6 +66,8 @@ pub struct WorkerPod {
     pub ended: Option<String>,
     /// Whether it is marked as draining for gateways.
     pub marked_draining: bool,
+    /// Whether it has the label that lets it be evicted.
+    pub may_leave: bool,
     /// Why it does not run.
     pub trouble: Option<Trouble>,
     /// What its worker says; `None` if nobody was asked, because it does not run.
@@ -80,13 +95,26 @@ impl WorkerPod {
         self.ready && !self.terminating && !self.node_lost && agrees
     }
 
-    /// Whether it holds the experts that `placement` gives it.
+    /// Whether it can hold experts: it has an address, its worker answers and has not failed, and it is not about to end.
+    pub fn present(&self) -> bool {
+        let stays = !self.terminating && !self.node_lost && self.ended.is_none() && self.ip.is_some();
+        stays && self.status().is_some_and(|status| status.phase() != Phase::Failed)
+    }
+
+    /// Whether it holds the experts that `placement` gives it: it has prepared them, or is at work with them.
     pub fn holds_experts(&self, placement: &Placement) -> bool {
         let here = !self.node_lost && self.ended.is_none();
         here && self.status().is_some_and(|status| {
-            status.placement_epoch > 0
-                && matches!(status.phase(), Phase::Connecting | Phase::Ready)
-                && placement.workers.get(status.worker as usize).is_some_and(|worker| worker.uid == self.uid)
+            let named =
+                placement.workers.get(status.worker as usize).is_some_and(|worker| worker.uid == self.uid);
+            let has = match status.phase() {
+                Phase::Failed => false,
+                Phase::Connecting | Phase::Ready => {
+                    status.placement_epoch.max(status.prepared_epoch) >= placement.epoch
+                }
+                _ => status.prepared_epoch >= placement.epoch,
+            };
+            named && has
         })
     }
 
@@ -152,14 +180,22 @@ impl Group {
         !self.slots.is_empty() && self.slots.iter().all(|slot| slot.as_ref().is_some_and(WorkerPod::serves))
     }
 
-    /// How it does, for the rollout. A lost node is no lasting fault: its pods come back elsewhere.
+    /// Whether it takes requests, complete or not: a worker is ready, which says that every expert has a live copy.
+    pub fn serves(&self) -> bool {
+        self.pods().any(|(_, pod)| pod.serves())
+    }
+
+    /// How it does, for the rollout. A lost node is no lasting fault: its pods come back elsewhere. A group that serves
+    /// without some of its workers is not broken, whatever keeps those from coming back.
     pub fn health(&self) -> Health {
         let lasting = |trouble: &Trouble| {
             trouble.reason != Reason::NodeLost && trouble.reason != Reason::WorkerUnreachable
         };
         if self.ready() {
             Health::Ready
-        } else if self.pods().any(|(_, pod)| pod.problem().is_some_and(|trouble| lasting(&trouble))) {
+        } else if !(self.first_ready.is_some() && self.serves())
+            && self.pods().any(|(_, pod)| pod.problem().is_some_and(|trouble| lasting(&trouble)))
+        {
             Health::Broken
         } else {
             Health::Starting
@@ -171,9 +207,54 @@ impl Group {
         self.pods().filter(|(_, pod)| pod.serves()).count()
     }
 
+    /// The placement in force.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.intent.in_force.as_ref()
+    }
+
+    /// Whether the workers of the placement hold their share, by index.
+    pub fn live_workers(&self, placement: &Placement) -> Vec<bool> {
+        self.slots.iter().map(|slot| slot.as_ref().is_some_and(|pod| pod.holds_experts(placement))).collect()
+    }
+
+    /// Since when a slot is as it is. What nobody has watched yet has just begun.
+    pub fn seat(&self, index: u32, now: Timestamp) -> Seat {
+        let present = self.pod(index).is_some_and(WorkerPod::present);
+        let seen = self.seats.get(index as usize).filter(|seat| seat.present == present);
+        seen.cloned().unwrap_or(Seat { present, since: now, stays_since: Timestamp::UNIX_EPOCH })
+    }
+
+    /// The pod in a slot.
+    pub fn pod(&self, index: u32) -> Option<&WorkerPod> {
+        self.slots.get(index as usize)?.as_ref()
+    }
+
+    /// The pods as the epoch protocol sees them. One that neither answers nor is ready for longer than `grace_seconds` is
+    /// not waited for.
+    pub fn members(&self, grace_seconds: i64, now: Timestamp) -> Vec<Member> {
+        let member = |(index, pod): (u32, &WorkerPod)| {
+            let status = pod.status().filter(|status| status.phase() != Phase::Failed);
+            let seat = self.seat(index, now);
+            let silent = !seat.present && now.as_second() - seat.since.as_second() >= grace_seconds;
+            let ended = pod.node_lost || pod.ended.is_some();
+            Member {
+                index,
+                uid: pod.uid.clone(),
+                lives: !ended && (status.is_some() || pod.ready || !silent),
+                status: status.map(Into::into),
+            }
+        };
+        self.pods().map(member).collect()
+    }
+
     /// Highest placement epoch that anybody knows of.
     pub fn highest_epoch(&self) -> u64 {
-        let told = self.pods().filter_map(|(_, pod)| pod.status()).map(|status| status.placement_epoch);
-        told.chain(self.placement.as_ref().map(|placement| placement.epoch)).max().unwrap_or(0)
+        let epochs = |status: &WorkerStatus| {
+            [status.placement_epoch, status.prepared_epoch, status.retired_epoch, status.known_epoch]
+                .into_iter()
+                .max()
+        };
+        let told = self.pods().filter_map(|(_, pod)| pod.status()).filter_map(epochs).max();
+        self.intent.highest_epoch().max(told.unwrap_or(0))
     }
 }

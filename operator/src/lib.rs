@@ -1,20 +1,24 @@
 //! The operator: a ModelDeployment becomes groups of worker pods.
 #![forbid(unsafe_code)]
 
+pub mod attendance;
 pub mod backoff;
 pub mod context;
 pub mod controller;
+pub mod coverage;
 pub mod error;
 pub mod events;
 pub mod generate;
 pub mod group;
 pub mod http;
 pub mod lease;
+pub mod loads;
 pub mod metrics;
 pub mod nodes;
 pub mod placement;
 pub mod rbac;
 pub mod reconcile;
+pub mod recovery;
 pub mod revision;
 pub mod rollout;
 pub mod run;

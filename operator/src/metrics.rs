@@ -1,12 +1,19 @@
 //! What `/metrics` shows.
+mod experts;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use belay_crds::ModelDeploymentStatus;
+use belay_epoch::Operation;
+use k8s_openapi::jiff::Timestamp;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+
+use self::experts::ExpertMetrics;
+use crate::reconcile::plan::Experts;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ErrorLabels {
@@ -29,6 +36,7 @@ pub struct Metrics {
     seconds: Histogram,
     groups: Family<GroupLabels, Gauge>,
     leader: Gauge,
+    experts: ExpertMetrics,
 }
 
 impl Default for Metrics {
@@ -44,7 +52,8 @@ impl Default for Metrics {
         registry.register("reconcile_seconds", "Duration of a reconcile in seconds", seconds.clone());
         registry.register("groups", "Groups of a ModelDeployment, by state", groups.clone());
         registry.register("leader", "1 if this process leads, else 0", leader.clone());
-        Self { registry: Arc::new(registry), reconciles, errors, seconds, groups, leader }
+        let experts = ExpertMetrics::register(&mut registry);
+        Self { registry: Arc::new(registry), reconciles, errors, seconds, groups, leader, experts }
     }
 }
 
@@ -63,6 +72,17 @@ impl Metrics {
         for (state, count) in self.states(desired, status) {
             self.groups.get_or_create(&labels(namespace, name, state)).set(count);
         }
+        self.experts.observe(namespace, name, status);
+    }
+
+    /// The intent of a group was written: what was under way before, and what is intended now.
+    pub fn observe_operation(&self, before: Option<&Operation>, after: &Experts, now: Timestamp) {
+        self.experts.operation(before, after, now);
+    }
+
+    /// Something that must hold does not.
+    pub fn observe_violation(&self, invariant: &str) {
+        self.experts.violation(invariant);
     }
 
     /// A deployment is gone.
@@ -70,6 +90,7 @@ impl Metrics {
         for (state, _) in self.states(0, &ModelDeploymentStatus::default()) {
             self.groups.remove(&labels(namespace, name, state));
         }
+        self.experts.observe(namespace, name, &ModelDeploymentStatus::default());
     }
 
     /// Whether this process leads.
@@ -103,14 +124,23 @@ fn labels(namespace: &str, name: &str, state: &str) -> GroupLabels {
 
 #[cfg(test)]
 mod tests {
+    use belay_crds::GroupStatus;
+
     use super::*;
 
     #[test]
     fn groups_of_a_deleted_deployment_are_forgotten() {
         let metrics = Metrics::default();
-        let status = ModelDeploymentStatus { ready_replicas: 2, ..ModelDeploymentStatus::default() };
+        let mut status = ModelDeploymentStatus { ready_replicas: 2, ..ModelDeploymentStatus::default() };
+        status.groups.push(GroupStatus {
+            name: "nano-0".into(),
+            placement_epoch: Some(7),
+            ..GroupStatus::default()
+        });
         metrics.observe_status("ns", "nano", 3, &status);
         let line = r#"belay_operator_groups{namespace="ns",name="nano",state="ready"} 2"#;
+        assert!(metrics.text().unwrap().contains(line));
+        let line = r#"belay_operator_placement_epoch{namespace="ns",name="nano",group="nano-0"} 7"#;
         assert!(metrics.text().unwrap().contains(line));
         metrics.forget("ns", "nano");
         assert!(!metrics.text().unwrap().contains("nano"));

@@ -1,12 +1,16 @@
-//! What is known of the nodes: whether they answer, and whether they are being emptied.
+//! What is known of the nodes: whether they answer, whether they are being emptied, and what they are near to.
+use belay_crds::labels;
 use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
 use kube::{
     ResourceExt as _,
     runtime::reflector::{ObjectRef, Store},
 };
 
+/// Labels that say what a node is part of, the narrowest first.
+const DOMAINS: [&str; 2] = [labels::SUPERPOD, labels::ZONE];
+
 /// The state of a node that matters to its pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NodeState {
     /// Whether its kubelet reports that it is ready.
     pub ready: bool,
@@ -14,6 +18,8 @@ pub struct NodeState {
     pub since: Timestamp,
     /// Whether it takes no new pods.
     pub unschedulable: bool,
+    /// What is likely to be lost at once with it, beyond itself: its superpod, else its zone.
+    pub domain: Option<String>,
 }
 
 impl NodeState {
@@ -27,6 +33,7 @@ impl NodeState {
                 .and_then(|condition| condition.last_transition_time.as_ref())
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             unschedulable: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false),
+            domain: DOMAINS.iter().find_map(|key| node.labels().get(*key).cloned()),
         }
     }
 
@@ -52,6 +59,7 @@ impl Nodes for Store<Node> {
 pub fn strip(node: &mut Node) {
     node.metadata.managed_fields = None;
     node.annotations_mut().clear();
+    node.labels_mut().retain(|key, _| DOMAINS.contains(&key.as_str()));
     if let Some(status) = node.status.take() {
         let conditions = status.conditions.map(|conditions| {
             conditions.into_iter().filter(|condition| condition.type_ == "Ready").collect()
@@ -86,8 +94,20 @@ mod tests {
 
     #[test]
     fn stripping_keeps_the_state() {
-        let mut stripped = node("Unknown", 5);
+        let mut whole = node("Unknown", 5);
+        whole.labels_mut().insert(labels::ZONE.into(), "east".into());
+        let mut stripped = whole.clone();
         strip(&mut stripped);
-        assert_eq!(NodeState::of(&stripped), NodeState::of(&node("Unknown", 5)));
+        assert_eq!(NodeState::of(&stripped), NodeState::of(&whole));
+    }
+
+    #[test]
+    fn superpod_is_narrower_than_a_zone() {
+        let mut node = node("True", 5);
+        assert_eq!(NodeState::of(&node).domain, None);
+        node.labels_mut().insert(labels::ZONE.into(), "east".into());
+        assert_eq!(NodeState::of(&node).domain.as_deref(), Some("east"));
+        node.labels_mut().insert(labels::SUPERPOD.into(), "3".into());
+        assert_eq!(NodeState::of(&node).domain.as_deref(), Some("3"));
     }
 }

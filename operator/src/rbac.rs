@@ -26,6 +26,8 @@ pub fn namespaced_rules() -> Vec<PolicyRule> {
         // and the admission plugin OwnerReferencesPermissionEnforcement ask this verb for
         rule("serving.belay.dev", &["modeldeployments/finalizers"], &["update"]),
         rule("", &["pods", "services", "configmaps"], &manage),
+        // the key of a group's fabric: made and removed, never read
+        rule("", &["secrets"], &["create", "delete"]),
         rule("apps", &["controllerrevisions"], &manage),
         rule("policy", &["poddisruptionbudgets"], &manage),
         // why a pod does not start: the kubelet says it in events only

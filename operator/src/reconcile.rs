@@ -1,6 +1,8 @@
 //! One reconcile: observe → validate → plan → build → apply → status.
 pub mod apply;
 pub mod build;
+mod invariants;
+pub mod notes;
 pub mod observe;
 pub mod plan;
 pub mod status;
@@ -13,11 +15,24 @@ use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
 use thiserror::Error;
 
-use self::status::Problem;
-use crate::{context::Context, events, events::Note};
+use self::{
+    observe::Observed,
+    plan::{Experts, Plan},
+    status::Problem,
+};
+use crate::{context::Context, events, events::Note, group::Group};
 
 /// How soon to look again while something moves. Workers have no watch: their progress is asked for.
 const MOVING: Duration = Duration::from_secs(1);
+
+/// How soon to look again while placements change: each phase is a look.
+const OPERATING: Duration = Duration::from_millis(300);
+
+/// Copies that take longer than this to load are not looked at that often.
+const LONG_SECONDS: i64 = 10;
+
+/// Seconds between two questions for load at least, and at most.
+const LOAD_SECONDS: (i64, i64) = (2, 15);
 
 /// How soon to look again when nothing moved for [`PATIENCE_SECONDS`].
 const STUCK: Duration = Duration::from_secs(5);
@@ -58,15 +73,10 @@ pub async fn reconcile(context: &Context, deployment: &ModelDeployment) -> Resul
         Ok(wanted) => wanted,
         Err(invalid) => return refuse(context, deployment, Reason::InvalidSpec, &invalid.to_string()).await,
     };
-    let observed = observe::observe(
-        &context.client,
-        &context.workers,
-        &context.nodes,
-        context.settings.node_lost_seconds,
-        deployment,
-    )
-    .await
-    .map_err(ReconcileError::Observe)?;
+    let interval = i64::from(wanted.experts.min_interval_seconds) / 4;
+    let load_seconds = interval.clamp(LOAD_SECONDS.0, LOAD_SECONDS.1);
+    let observed =
+        observe::observe(context, deployment, load_seconds).await.map_err(ReconcileError::Observe)?;
     let image = context.settings.worker_image.as_deref();
     let plan = match plan::plan(&wanted, &observed.groups, &observed.revisions, image, observed.now) {
         Ok(plan) => plan,
@@ -77,14 +87,31 @@ pub async fn reconcile(context: &Context, deployment: &ModelDeployment) -> Resul
         apply::apply(&context.client, &context.workers, &wanted.namespace, &observed, prepared).await?;
 
     let previous = deployment.status.as_ref();
+    invariants::check(&observed, previous, &context.metrics);
     let (next, problems) = status::status(&wanted, &observed, &plan, &applied, previous);
-    let mut notes = applied.notes;
+    let mut notes = notes::notes(&observed, &plan, &applied, previous, &next);
+    notes.splice(..0, applied.notes);
     notes.extend(new_problems(previous, &next, &problems));
     let pause = pause(&next, applied.changed, observed.now);
     context.metrics.observe_status(&wanted.namespace, &wanted.name, wanted.budget.desired, &next);
+    for (group, experts) in applied.intents.iter().filter_map(|name| change(&observed, &plan, name)) {
+        context.metrics.observe_operation(group.intent.operation.as_ref(), experts, observed.now);
+    }
     status::write(&context.client, deployment, next).await.map_err(ReconcileError::Status)?;
     events::publish(&context.recorder, deployment, &notes).await;
     Ok(Action::requeue(pause))
+}
+
+/// A group whose intent was written, and what it was planned to be.
+fn change<'a>(observed: &'a Observed, plan: &'a Plan, name: &str) -> Option<(&'a Group, &'a Experts)> {
+    let group = observed.groups.iter().find(|group| group.name == name)?;
+    let plan = plan.groups.iter().find(|plan| plan.name == name)?;
+    Some((group, &plan.experts))
+}
+
+/// RFC 3339 in whole seconds: what annotations carry.
+pub(crate) fn seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }
 
 /// Says why nothing can be done. Only another spec helps, so there is nothing to come back for.
@@ -119,8 +146,8 @@ fn new_problems(
     }
     problems
         .iter()
-        // these are told when the pod is given up or created
-        .filter(|problem| !matches!(problem.reason, Reason::NodeLost | Reason::Recovering))
+        // these are told when the pod is given up, created or missed
+        .filter(|problem| !matches!(problem.reason, Reason::NodeLost | Reason::Recovering | Reason::RankLost))
         .map(|problem| {
             Note::warning(
                 problem.reason,
@@ -137,6 +164,10 @@ fn pause(status: &ModelDeploymentStatus, changed: bool, now: Timestamp) -> Durat
     let is = |kind: ConditionType| {
         status.conditions.iter().any(|c| c.type_ == kind.as_str() && c.status == "True")
     };
+    let operations = || status.groups.iter().filter_map(|group| group.operation.as_ref());
+    if operations().any(|operation| operation.eta_seconds.is_none_or(|seconds| seconds < LONG_SECONDS)) {
+        return OPERATING;
+    }
     if !changed && !is(ConditionType::Progressing) && !is(ConditionType::Degraded) {
         return SETTLED;
     }

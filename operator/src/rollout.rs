@@ -118,17 +118,28 @@ fn count<T>(items: impl Iterator<Item = T>) -> u32 {
     u32::try_from(items.count()).unwrap_or(u32::MAX)
 }
 
-/// Which ready groups voluntary disruptions (node drains) must leave alone: all but as many as may be missing, and
-/// at least one. A group on a node that is being emptied is given up first, so that the node can be emptied as long
-/// as another group serves.
-pub fn protected(budget: Budget, ready: &[(String, bool)]) -> Vec<String> {
+/// A group that takes requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serving {
+    /// Its name.
+    pub name: String,
+    /// Whether all its workers do.
+    pub complete: bool,
+    /// Whether one of its pods is on a node that is being emptied.
+    pub leaving: bool,
+}
+
+/// Which groups voluntary disruptions (node drains) must leave alone: all but as many as may be missing, and at least one.
+/// A group on a node that is being emptied is given up first, so that the node can be emptied as long as another group
+/// serves; but never a complete one for one that lacks a worker.
+pub fn protected(budget: Budget, serving: &[Serving]) -> Vec<String> {
     let keep = budget.desired.saturating_sub(budget.unavailable.max(1)).max(1);
-    let mut order: Vec<&(String, bool)> = ready.iter().collect();
-    order.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+    let mut order: Vec<&Serving> = serving.iter().collect();
+    order.sort_by_key(|group| (!group.complete, group.leaving, &group.name));
     let mut names: Vec<String> = order
         .into_iter()
         .take(usize::try_from(keep).unwrap_or(usize::MAX))
-        .map(|(name, _)| name.clone())
+        .map(|group| group.name.clone())
         .collect();
     names.sort();
     names
@@ -211,8 +222,9 @@ mod tests {
 
     #[test]
     fn node_drain_may_take_one_group_but_never_the_last() {
-        let ready = |names: &[(&str, bool)]| -> Vec<(String, bool)> {
-            names.iter().map(|(name, leaving)| ((*name).to_owned(), *leaving)).collect()
+        let serving = |name: &str, complete, leaving| Serving { name: name.to_owned(), complete, leaving };
+        let ready = |names: &[(&str, bool)]| -> Vec<Serving> {
+            names.iter().map(|(name, leaving)| serving(name, true, *leaving)).collect()
         };
         assert_eq!(protected(budget(1, 1, 0), &ready(&[("a", true)])), ["a"]);
         assert_eq!(protected(budget(2, 1, 0), &ready(&[("a", true), ("b", false)])), ["b"]);
@@ -221,6 +233,10 @@ mod tests {
             protected(budget(4, 1, 2), &ready(&[("a", false), ("b", true), ("c", false)])),
             ["a", "c"]
         );
+        // one that lacks a worker is no reason to give up a complete one
+        let mixed = [serving("a", false, false), serving("b", true, true)];
+        assert_eq!(protected(budget(2, 1, 0), &mixed), ["b"]);
+        assert_eq!(protected(budget(1, 1, 0), &mixed[..1]), ["a"], "nor is it anybody's spare");
     }
 
     fn health() -> impl Strategy<Value = Health> {

@@ -20,12 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    attendance::Attendance,
     backoff::Backoff,
     context::{Context, Settings},
     controller,
     error::describe,
     http,
     lease::{self, LeaseConfig},
+    loads::Loads,
     metrics::Metrics,
     telemetry::{self, LogFormat},
     worker_client::WorkerClient,
@@ -148,6 +150,8 @@ async fn work(
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         workers: WorkerClient::default(),
+        attendance: Attendance::default(),
+        loads: Loads::default(),
         settings: Settings {
             worker_image: args.worker_image.clone(),
             node_lost_seconds: args.node_lost_seconds,

@@ -1,9 +1,13 @@
 //! The admin service of workers.
-use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use belay_proto::admin::{
-    GetStatusRequest, Placement, SetDrainRequest, SetPlacementRequest, WorkerStatus,
-    admin_client::AdminClient,
+    ExpertLoad, GetExpertLoadRequest, GetStatusRequest, Placement, SetDrainRequest, SetPlacementRequest,
+    WorkerStatus, admin_client::AdminClient,
 };
 use thiserror::Error;
 use tonic::transport::{Channel, Endpoint};
@@ -41,10 +45,22 @@ pub enum WorkerError {
     },
 }
 
+/// How long a worker that took a placement is not told it again: it is at work on it, and placements are large.
+const TOLD_LIMIT: Duration = Duration::from_secs(2);
+
 /// Calls workers. Keeps one connection for each address.
 #[derive(Default)]
 pub struct WorkerClient {
     channels: Mutex<BTreeMap<String, Channel>>,
+    told: Mutex<BTreeMap<String, (Epochs, Instant)>>,
+}
+
+/// What tells one placement request of a group from another: in force, target, to retire.
+type Epochs = (u64, u64, u64);
+
+fn epochs(request: &SetPlacementRequest) -> Epochs {
+    let epoch = |placement: &Option<Placement>| placement.as_ref().map_or(0, |placement| placement.epoch);
+    (epoch(&request.in_force), epoch(&request.target), request.retire_epoch)
 }
 
 impl WorkerClient {
@@ -58,14 +74,35 @@ impl WorkerClient {
         self.settle(address, answer.map(tonic::Response::into_inner))
     }
 
-    /// Tells the worker where the experts of its group are.
+    /// Tells the worker where the experts of its group are, and where they will be; not again if it has just taken the same.
     ///
     /// # Errors
     /// When it does not answer in time, or refuses.
-    pub async fn set_placement(&self, ip: &str, placement: &Placement) -> Result<(), WorkerError> {
+    pub async fn set_placement(&self, ip: &str, request: SetPlacementRequest) -> Result<(), WorkerError> {
         let (address, mut client) = self.client(ip)?;
-        let answer = client.set_placement(SetPlacementRequest { placement: Some(placement.clone()) }).await;
+        let epochs = epochs(&request);
+        let fresh = |(told, at): &(Epochs, Instant)| *told == epochs && at.elapsed() < TOLD_LIMIT;
+        if self.told().get(&address).is_some_and(fresh) {
+            return Ok(());
+        }
+        self.told().remove(&address);
+        let answer = client.set_placement(request).await;
+        if answer.is_ok() {
+            let mut told = self.told();
+            told.retain(|_, (_, at)| at.elapsed() < TOLD_LIMIT);
+            told.insert(address.clone(), (epochs, Instant::now()));
+        }
         self.settle(address, answer.map(drop))
+    }
+
+    /// How many tokens the worker sent to each expert.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub async fn expert_load(&self, ip: &str) -> Result<ExpertLoad, WorkerError> {
+        let (address, mut client) = self.client(ip)?;
+        let answer = client.get_expert_load(GetExpertLoadRequest {}).await;
+        self.settle(address, answer.map(tonic::Response::into_inner))
     }
 
     /// Tells the worker to take no new request.
@@ -78,10 +115,14 @@ impl WorkerClient {
         self.settle(address, answer.map(drop))
     }
 
+    fn told(&self) -> MutexGuard<'_, BTreeMap<String, (Epochs, Instant)>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn client(&self, ip: &str) -> Result<(String, AdminClient<Channel>), WorkerError> {
         let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
         let address = format!("{host}:{ADMIN_PORT}");
-        let mut channels = self.channels.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = match channels.get(&address) {
             Some(channel) => channel.clone(),
             None => {
@@ -108,8 +149,7 @@ impl WorkerClient {
                 | Code::Internal => WorkerError::Refused { address, message },
                 _ => {
                     // a pod's address may belong to another pod next time: do not keep a connection that failed
-                    let mut channels =
-                        self.channels.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
                     channels.remove(&address);
                     WorkerError::Unreachable { address, message }
                 }

@@ -5,6 +5,10 @@
 
 #[path = "apiserver/control_plane.rs"]
 mod control_plane;
+#[path = "apiserver/crashes.rs"]
+mod crashes;
+#[path = "apiserver/experts.rs"]
+mod experts;
 #[path = "apiserver/played_nodes.rs"]
 mod played_nodes;
 #[path = "apiserver/scenarios.rs"]

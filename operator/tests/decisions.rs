@@ -4,39 +4,34 @@
 mod common;
 
 use belay_crds::Reason;
+use belay_epoch::Kind;
 use belay_operator::{
     group::{Group, Trouble},
-    reconcile::plan::{Cause, GroupPlan, Intent, Plan, plan},
+    reconcile::plan::{Cause, Course, GroupPlan, Plan, plan},
     revision::Record,
 };
 use belay_proto::admin::{Phase, Placement};
-use common::{IMAGE, at, card, group, pod, record, validated};
+use common::{IMAGE, at, card, group, pod, record, tell, validated};
 use proptest::prelude::*;
 
 fn decide(groups: &[Group], revisions: &[Record], now: i64) -> Plan {
     plan(&validated("harbour"), groups, revisions, Some(IMAGE), at(now)).unwrap()
 }
 
-fn run(plan: &GroupPlan) -> (&[u32], Option<&Placement>, &[u32]) {
-    match &plan.intent {
-        Intent::Run { create, placement, push, .. } => (create, placement.as_ref(), push),
+fn created(plan: &GroupPlan) -> &[u32] {
+    match &plan.course {
+        Course::Run { create, .. } => create,
         other => panic!("not to run: {other:?}"),
     }
 }
 
+fn pushed(plan: &GroupPlan) -> Vec<u32> {
+    plan.experts.pushes.iter().map(|push| push.worker).collect()
+}
+
 /// Two groups that serve, with the placements that they would have got.
 fn serving() -> (Record, Vec<Group>) {
-    let record = record("harbour");
-    let mut groups: Vec<Group> = (0..2).map(|n| group(&record, "harbour", n, Phase::Ready)).collect();
-    let plans = decide(&groups, std::slice::from_ref(&record), 0).groups;
-    for (group, plan) in groups.iter_mut().zip(&plans) {
-        group.placement = run(plan).1.cloned();
-        let epoch = group.placement.as_ref().unwrap().epoch;
-        for slot in group.slots.iter_mut().flatten() {
-            slot.worker.as_mut().unwrap().as_mut().unwrap().placement_epoch = epoch;
-        }
-    }
-    (record, groups)
+    common::serving("harbour", &validated("harbour"), 2)
 }
 
 #[test]
@@ -53,9 +48,9 @@ fn when_all_is_well_nothing_is_done() {
     let plan = decide(&groups, std::slice::from_ref(&record), 10);
     assert!(plan.create.is_empty() && !plan.record_target && plan.forget.is_empty());
     for (group, plan) in groups.iter().zip(&plan.groups) {
-        let (create, placement, push) = run(plan);
-        assert!(create.is_empty() && push.is_empty() && plan.remove.is_empty() && plan.problem.is_none());
-        assert_eq!(placement, group.placement.as_ref(), "the placement in force stays");
+        assert!(created(plan).is_empty() && pushed(plan).is_empty() && plan.remove.is_empty());
+        assert_eq!(plan.experts.problem, None);
+        assert_eq!(plan.experts.intent, group.intent, "the placement in force stays");
     }
     assert_eq!(plan.protected.len(), 1, "maxUnavailable is 1: one of two may be disrupted");
 }
@@ -65,7 +60,9 @@ fn placement_waits_until_every_slot_has_an_address_and_a_card_is_known() {
     let record = record("harbour");
     let mut waiting = group(&record, "harbour", 0, Phase::WaitingForPlacement);
     let revisions = std::slice::from_ref(&record);
-    let placed = |group: &Group| run(&decide(std::slice::from_ref(group), revisions, 0).groups[0]).1.cloned();
+    let placed = |group: &Group| -> Option<Placement> {
+        decide(std::slice::from_ref(group), revisions, 0).groups.remove(0).experts.intent.in_force
+    };
     let placement = placed(&waiting).expect("all is known");
     assert_eq!(placement.epoch, 1);
     assert_eq!(placement.workers[2].fabric_address, "10.0.2.7:50053");
@@ -84,30 +81,29 @@ fn placement_waits_until_every_slot_has_an_address_and_a_card_is_known() {
 }
 
 #[test]
-fn lost_pod_is_made_anew_and_its_peers_hear_of_it() {
+fn lost_pod_is_made_anew_and_gets_back_what_it_had() {
     let (record, mut groups) = serving();
     let revisions = std::slice::from_ref(&record);
     let name = groups[0].name.clone();
     groups[0].slots[1] = None;
     let plans = decide(&groups, revisions, 1).groups;
-    let (create, placement, push) = run(&plans[0]);
-    assert_eq!(create, [1]);
-    assert_eq!(placement, groups[0].placement.as_ref(), "the others keep their placement meanwhile");
-    assert!(push.is_empty());
-    assert_eq!(
-        run(&plans[1]),
-        (&[][..], groups[1].placement.as_ref(), &[][..]),
-        "the other group is left alone"
-    );
+    assert_eq!(created(&plans[0]), [1]);
+    assert_eq!(plans[0].experts.intent, groups[0].intent, "the others keep their placement meanwhile");
+    assert!(pushed(&plans[0]).is_empty());
+    assert_eq!(plans[1].experts.intent, groups[1].intent, "the other group is left alone");
 
     groups[0].slots[1] = Some(pod(&name, 1, "b", Phase::WaitingForPlacement, 0));
-    let plans = decide(&groups, revisions, 2).groups;
-    let (create, placement, push) = run(&plans[0]);
-    assert!(create.is_empty());
-    let (before, after) = (groups[0].placement.clone().unwrap(), placement.unwrap());
-    assert_eq!(after.epoch, before.epoch + 1);
-    assert_eq!(after.layers, before.layers, "experts stay where they are");
-    assert_eq!(push, [0, 1, 2]);
+    let plan = decide(&groups, revisions, 2).groups.remove(0);
+    assert!(created(&plan).is_empty());
+    let before = groups[0].placement().unwrap();
+    assert_eq!(plan.experts.intent.in_force.as_ref(), Some(before), "until the new pod has its experts");
+    let operation = plan.experts.intent.operation.clone().unwrap();
+    assert_eq!((operation.kind, operation.phase), (Kind::Recover, belay_epoch::Phase::Prepare));
+    let target = operation.target.unwrap();
+    assert_eq!(target.epoch, before.epoch + 1);
+    assert_eq!(target.layers, before.layers, "experts stay where they are");
+    assert_eq!(target.workers[1].uid, format!("{name}-1-b"));
+    assert_eq!(pushed(&plan), [0, 1, 2]);
 }
 
 #[test]
@@ -121,7 +117,7 @@ fn pods_of_a_lost_node_are_given_up_at_once() {
         let removal = &plan.groups[1].remove[0];
         assert_eq!((removal.grace_seconds, &removal.cause), (Some(0), &Cause::NodeLost("node-2".into())));
         assert_eq!(removal.uid, groups[1].slots[2].as_ref().unwrap().uid);
-        assert!(run(&plan.groups[1]).0.is_empty(), "its name is free only once it is gone");
+        assert!(created(&plan.groups[1]).is_empty(), "its name is free only once it is gone");
     }
 }
 
@@ -150,7 +146,7 @@ fn drain_waits_for_requests_but_not_forever() {
     };
     let plan_at = |groups: &[Group], now: i64| {
         let plan = decide(groups, std::slice::from_ref(&record), now).groups.remove(1);
-        let Intent::Drain { since, mark, tell } = plan.intent else { panic!("drains") };
+        let Course::Drain { since, mark, tell } = plan.course else { panic!("drains") };
         assert_eq!(since, at(0), "the clock does not start again");
         (mark, tell, plan.remove)
     };
@@ -183,7 +179,7 @@ fn drained_group_is_cleared_and_never_refilled() {
     groups[1].draining_since = Some(at(0));
     groups[1].slots = vec![None; 3];
     let plan = decide(&groups, std::slice::from_ref(&record), 1);
-    assert_eq!(plan.groups[1].intent, Intent::Clear);
+    assert_eq!(plan.groups[1].course, Course::Clear);
 }
 
 #[test]
@@ -197,7 +193,7 @@ fn group_of_an_old_revision_is_rebuilt_as_it_was() {
     let plan = plan(&wanted, &groups, revisions, Some(IMAGE), at(0)).unwrap();
     assert_ne!(plan.target.revision, old.revision);
     assert_eq!(plan.target.number, 2);
-    assert_eq!(run(&plan.groups[0]).0, [0]);
+    assert_eq!(created(&plan.groups[0]), [0]);
 }
 
 #[test]
@@ -207,21 +203,38 @@ fn workers_that_read_different_checkpoints_get_no_placement() {
     let status = group.slots[2].as_mut().unwrap().worker.as_mut().unwrap().as_mut().unwrap();
     status.card = Some(belay_proto::admin::ModelCard { digest: "d2".into(), ..card() });
     let plan = decide(&[group], std::slice::from_ref(&record), 0);
-    assert_eq!(run(&plan.groups[0]).1, None);
-    let Some(Trouble { reason, message }) = &plan.groups[0].problem else { panic!("a problem") };
+    assert_eq!(plan.groups[0].experts.intent.in_force, None);
+    let Some(Trouble { reason, message }) = &plan.groups[0].experts.problem else { panic!("a problem") };
     assert_eq!(*reason, Reason::CheckpointMismatch);
     assert!(message.contains("-0-0") && message.contains("-0-2"), "{message}");
 }
 
 #[test]
-fn failed_worker_is_not_pushed_to_and_breaks_its_group() {
+fn failed_worker_breaks_its_group_and_gets_no_experts() {
     let record = record("harbour");
     let mut group = group(&record, "harbour", 0, Phase::WaitingForPlacement);
-    let status = group.slots[0].as_mut().unwrap().worker.as_mut().unwrap().as_mut().unwrap();
-    status.set_phase(Phase::Failed);
+    tell(&mut group, 0, |status| status.set_phase(Phase::Failed));
     assert_eq!(group.health(), belay_operator::rollout::Health::Broken);
     let plan = decide(&[group], std::slice::from_ref(&record), 0);
-    assert_eq!(run(&plan.groups[0]).2, [1, 2]);
+    assert_eq!(plan.groups[0].experts.intent.in_force, None);
+    assert!(pushed(&plan.groups[0]).is_empty());
+}
+
+#[test]
+fn group_that_serves_without_a_worker_is_neither_complete_nor_broken() {
+    let (record, mut groups) = serving();
+    let victim = groups[0].slots[1].as_mut().unwrap();
+    (victim.ready, victim.running, victim.worker) = (false, false, None);
+    victim.trouble = Some(Trouble { reason: Reason::PodUnschedulable, message: "no node".into() });
+    assert_eq!(groups[0].health(), belay_operator::rollout::Health::Starting);
+    let plan = decide(&groups, std::slice::from_ref(&record), 1);
+    assert_eq!(plan.protected, [groups[1].name.clone()], "the complete one");
+    assert!(plan.groups.iter().all(|plan| matches!(plan.course, Course::Run { .. })));
+    let mut alone = validated("harbour");
+    alone.budget.desired = 1;
+    let plan =
+        belay_operator::reconcile::plan::plan(&alone, &groups[..1], &[record], Some(IMAGE), at(1)).unwrap();
+    assert_eq!(plan.protected, [groups[0].name.clone()], "nothing else serves");
 }
 
 #[test]
@@ -262,13 +275,13 @@ proptest! {
             uids.sort();
             uids.dedup();
             prop_assert_eq!(uids.len(), count);
-            if let Intent::Run { create, .. } = &plan.intent {
+            if let Course::Run { create, .. } = &plan.course {
                 prop_assert!(create.iter().all(|&index| group.slots[index as usize].is_none()));
                 prop_assert!(!group.ready() || plan.remove.is_empty());
             } else {
                 prop_assert!(group.draining() || !group.ready() || groups.len() > 2);
             }
         }
-        prop_assert!(plan.protected.iter().all(|name| groups.iter().any(|g| g.name == *name && g.ready())));
+        prop_assert!(plan.protected.iter().all(|name| groups.iter().any(|g| g.name == *name && g.serves())));
     }
 }

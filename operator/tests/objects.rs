@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test takes what it needs of the common part")]
 mod common;
 
+use belay_crds::{FabricSpec, RowFormat};
 use belay_operator::group::Group;
 use belay_operator::reconcile::{
     build::{Prepared, build},
@@ -28,6 +29,10 @@ fn first_objects_of_a_rich_spec() {
     insta::assert_yaml_snapshot!("harbour_revision", prepared.revision);
     insta::assert_yaml_snapshot!("harbour_service", prepared.services[1]);
     insta::assert_yaml_snapshot!("harbour_pod", prepared.pods[5].pod);
+    let keys: Vec<&Vec<u8>> = prepared.keys.iter().map(|key| &key.data.as_ref().unwrap()["key"].0).collect();
+    assert!(keys.len() == 2 && keys[0] != keys[1] && keys.iter().all(|key| key.len() == 32));
+    let mounted = &prepared.pods[5].pod.spec.as_ref().unwrap().volumes.as_ref().unwrap()[2];
+    assert_eq!(mounted.secret.as_ref().unwrap().secret_name, prepared.keys[1].metadata.name);
 }
 
 #[test]
@@ -51,17 +56,42 @@ fn settings_of_the_engine_are_variables_of_the_worker() {
     assert_eq!(found("BELAY_KV_FORMAT"), Some("fp8"));
     assert_eq!(found("BELAY_PREFIX_CACHE"), Some("off"));
     assert_eq!(found("BELAY_DRAFT_TOKENS"), Some("2"));
+    assert_eq!(found("BELAY_EXPERT_MEMORY"), None);
+    assert_eq!(found("BELAY_FABRIC_FORMAT"), None);
     assert_eq!(found("BELAY_MAX_CONTEXT_TOKENS"), None, "what is unset is the worker's default");
+}
+
+#[test]
+fn settings_of_experts_are_variables_of_the_worker() {
+    let mut deployment = common::fixture("skiff");
+    deployment.spec.group.expert_memory = Some("64Gi".into());
+    deployment.spec.group.fabric = Some(FabricSpec { row_format: Some(RowFormat::BF16) });
+    let wanted = belay_operator::reconcile::validate::validate(&deployment).unwrap();
+    let plan = plan(&wanted, &[], &[], Some(IMAGE), at(0)).unwrap();
+    let nothing = Observed { groups: vec![], revisions: vec![], objects: Objects::default(), now: at(0) };
+    let pod = build(&wanted, &nothing, &plan).unwrap().pods.remove(0).pod;
+    let env = pod.spec.unwrap().containers.remove(0).env.unwrap();
+    let found = |name: &str| env.iter().find(|variable| variable.name == name)?.value.as_deref();
+    assert_eq!(found("BELAY_EXPERT_MEMORY"), Some("64Gi"));
+    assert_eq!(found("BELAY_FABRIC_FORMAT"), Some("bf16"));
+    assert_eq!(found("BELAY_FABRIC_KEY_FILE"), Some("/etc/belay/fabric/key"));
 }
 
 #[test]
 fn objects_of_groups_that_serve() {
     let record = record("harbour");
-    let groups = (0..2).map(|ordinal| group(&record, "harbour", ordinal, Phase::Ready)).collect();
+    let groups: Vec<Group> = (0..2)
+        .map(|ordinal| {
+            let mut group = group(&record, "harbour", ordinal, Phase::Ready);
+            (0..3).for_each(|slot| common::tell(&mut group, slot, |status| common::use_epoch(status, 0)));
+            group
+        })
+        .collect();
     let prepared = prepared("harbour", groups);
     assert!(prepared.pods.is_empty() && prepared.removals.is_empty() && prepared.revision.is_none());
     insta::assert_yaml_snapshot!("harbour_budget", prepared.budget);
-    insta::assert_yaml_snapshot!("harbour_placement", prepared.placements[0].metadata);
+    insta::assert_yaml_snapshot!("harbour_placement", prepared.intents[0].config_map.metadata);
+    assert!(prepared.intents[0].is_new && prepared.intents[0].config_map.data.as_ref().unwrap().len() == 1);
     insta::assert_yaml_snapshot!("harbour_service_ready", prepared.services[0].metadata.annotations);
 }
 

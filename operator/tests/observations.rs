@@ -26,14 +26,15 @@ struct TestNodes(BTreeMap<&'static str, NodeState>);
 
 impl Nodes for TestNodes {
     fn state(&self, name: &str) -> Option<NodeState> {
-        self.0.get(name).copied()
+        self.0.get(name).cloned()
     }
 }
 
 fn nodes() -> TestNodes {
-    let up = NodeState { ready: true, since: at(-1000), unschedulable: false };
-    let silent = NodeState { ready: false, since: at(-20), unschedulable: false };
-    let leaving = NodeState { unschedulable: true, ..up };
+    let domain = Some("east".to_owned());
+    let up = NodeState { ready: true, since: at(-1000), unschedulable: false, domain };
+    let silent = NodeState { ready: false, since: at(-20), unschedulable: false, domain: None };
+    let leaving = NodeState { unschedulable: true, ..up.clone() };
     TestNodes(BTreeMap::from([("up", up), ("silent", silent), ("leaving", leaving)]))
 }
 

@@ -67,7 +67,8 @@ fn before(log: &[String], first: &str, then: &str) {
 #[tokio::test]
 async fn revision_then_records_of_groups_then_pods() {
     let (log, applied) = written(vec![]).await;
-    before(&log, "PATCH controllerrevisions/", "PATCH services/");
+    before(&log, "PATCH controllerrevisions/", "POST secrets");
+    before(&log, "POST secrets", "PATCH services/");
     before(&log, "PATCH services/", "POST pods");
     assert_eq!(log.iter().filter(|line| line.starts_with("POST pods")).count(), 6);
     assert_eq!(applied.created_groups.len(), 2);
@@ -91,5 +92,6 @@ async fn record_of_a_group_goes_last() {
     groups[2].slots = vec![None; 3];
     let (log, applied) = written(groups).await;
     before(&log, "DELETE configmaps/harbour-dcd10987-2-placement", "DELETE services/harbour-dcd10987-2");
+    before(&log, "DELETE secrets/harbour-dcd10987-2-fabric-", "DELETE services/harbour-dcd10987-2");
     assert_eq!(applied.cleared_groups, ["harbour-dcd10987-2"]);
 }

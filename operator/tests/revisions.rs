@@ -4,7 +4,8 @@
 mod common;
 
 use belay_crds::{
-    CacheFormat, CacheSpec, ChatEncoding, ChatSpec, ModelDeploymentSpec, SpeculationSpec, Switch,
+    CacheFormat, CacheSpec, ChatEncoding, ChatSpec, FabricSpec, ModelDeploymentSpec, RowFormat,
+    SpeculationSpec, Switch,
 };
 use belay_operator::revision::{Data, Record, choose};
 use common::{IMAGE, fixture, record, validated};
@@ -25,6 +26,8 @@ fn what_does_not_reach_pods_makes_no_revision() {
     let mut changed = fixture("harbour");
     changed.spec.replicas = 9;
     changed.spec.rollout.drain_seconds = 1;
+    changed.spec.experts.min_copies = 3;
+    changed.spec.experts.rebalance.threshold_percent = 150;
     changed.metadata.generation = Some(100);
     changed.metadata.annotations = Some([("a".to_owned(), "b".to_owned())].into());
     let content = belay_operator::reconcile::validate::validate(&changed).unwrap().content;
@@ -89,7 +92,7 @@ fn record_is_read_back_as_it_was_written() {
 #[test]
 fn each_setting_of_the_workers_makes_a_revision_of_its_own() {
     type Change = fn(&mut ModelDeploymentSpec);
-    let changes: [Change; 7] = [
+    let changes: [Change; 9] = [
         |_| {},
         |spec| {
             spec.model.chat = Some(ChatSpec { encoding: Some(ChatEncoding::V0731), default_thinking: None })
@@ -99,6 +102,8 @@ fn each_setting_of_the_workers_makes_a_revision_of_its_own() {
         |spec| spec.group.cache = Some(CacheSpec { format: Some(CacheFormat::FP8), ..CacheSpec::default() }),
         |spec| spec.group.cache = Some(CacheSpec { prefix: Some(Switch::Disabled), ..CacheSpec::default() }),
         |spec| spec.group.speculation = Some(SpeculationSpec { draft_tokens: Some(1) }),
+        |spec| spec.group.expert_memory = Some("8Gi".into()),
+        |spec| spec.group.fabric = Some(FabricSpec { row_format: Some(RowFormat::BF16) }),
     ];
     let hashes: std::collections::BTreeSet<String> = changes
         .iter()

@@ -9,11 +9,12 @@ use belay_operator::{
     reconcile::{
         apply::Applied,
         observe::{Objects, Observed},
-        plan::{Intent, plan},
+        plan::plan,
         status::{refused, status},
+        validate::Validated,
     },
 };
-use belay_proto::admin::Phase;
+use belay_proto::admin::{Coverage, Phase};
 use common::{IMAGE, at, group, record, validated};
 
 fn look(
@@ -21,22 +22,23 @@ fn look(
     applied: &Applied,
     previous: Option<&ModelDeploymentStatus>,
 ) -> ModelDeploymentStatus {
-    let wanted = validated("harbour");
+    look_at(&validated("harbour"), groups, applied, previous)
+}
+
+fn look_at(
+    wanted: &Validated,
+    groups: Vec<Group>,
+    applied: &Applied,
+    previous: Option<&ModelDeploymentStatus>,
+) -> ModelDeploymentStatus {
     let revisions = vec![record("harbour")];
-    let plan = plan(&wanted, &groups, &revisions, Some(IMAGE), at(0)).unwrap();
+    let plan = plan(wanted, &groups, &revisions, Some(IMAGE), at(0)).unwrap();
     let observed = Observed { groups, revisions, objects: Objects::default(), now: at(0) };
-    status(&wanted, &observed, &plan, applied, previous).0
+    status(wanted, &observed, &plan, applied, previous).0
 }
 
 fn serving() -> Vec<Group> {
-    let record = record("harbour");
-    let mut groups: Vec<Group> = (0..2).map(|n| group(&record, "harbour", n, Phase::Ready)).collect();
-    let plan = plan(&validated("harbour"), &groups, &[record], Some(IMAGE), at(0)).unwrap();
-    for (group, plan) in groups.iter_mut().zip(plan.groups) {
-        let Intent::Run { placement, .. } = plan.intent else { panic!("runs") };
-        group.placement = placement;
-    }
-    groups
+    common::serving("harbour", &validated("harbour"), 2).1
 }
 
 #[track_caller]
@@ -96,8 +98,105 @@ fn lost_worker_uncovers_experts_although_another_group_serves() {
     says(&status, "Available", "True", "GroupsReady", "1 of 2 groups take");
     says(&status, "ExpertsCovered", "False", "ExpertsLost", "16 of 48 experts");
     says(&status, "Progressing", "True", "Recovering", "-0");
-    says(&status, "Degraded", "True", "Recovering", "is being created");
+    says(&status, "Degraded", "True", "RankLost", "worker 1 is lost: ranks 4-7 (layers 0-1 experts 8-15)");
+    says(&status, "Degraded", "True", "RankLost", "16 experts have fewer copies than asked, 16 none");
+    says(&status, "Degraded", "True", "RankLost", "is being created");
+    assert_eq!(status.groups[0].lost_workers, [1]);
+    let experts = status.groups[0].experts.clone().unwrap();
+    assert_eq!((experts.covered, experts.total, experts.min_live_copies), (32, 48, 0));
     assert_eq!(status.experts.unwrap().min_live_copies, 1);
+}
+
+/// One group that is asked for, with a number of copies of each expert.
+fn alone(copies: u32) -> (Validated, Vec<Group>) {
+    let mut wanted = validated("harbour");
+    wanted.budget.desired = 1;
+    wanted.experts.copies.min = copies;
+    let (_, groups) = common::serving("harbour", &wanted, 1);
+    (wanted, groups)
+}
+
+#[test]
+fn group_without_a_worker_serves_while_every_expert_has_a_copy() {
+    let (wanted, mut groups) = alone(2);
+    groups[0].slots[1] = None;
+    let status = look_at(&wanted, groups.clone(), &Applied::default(), None);
+    says(&status, "Available", "True", "GroupsIncomplete", "-0 serves with 2 of 3 workers");
+    says(&status, "ExpertsCovered", "True", "AllExpertsLive", "");
+    says(&status, "Degraded", "True", "RankLost", "32 experts have fewer copies than asked, 0 none");
+    says(&status, "Progressing", "True", "Recovering", "");
+    assert_eq!((status.ready_replicas, status.groups[0].ready_workers), (0, 2));
+    assert_eq!(status.experts.unwrap().min_live_copies, 1);
+
+    // the others see what is missing, and do not take requests
+    for slot in [0, 2] {
+        groups[0].slots[slot].as_mut().unwrap().ready = false;
+    }
+    let status = look_at(&wanted, groups, &Applied::default(), None);
+    says(&status, "Available", "False", "NoGroupReady", "0 of 1");
+}
+
+#[test]
+fn adopted_copies_cover_experts() {
+    let (wanted, mut groups) = alone(1);
+    groups[0].slots[1] = None;
+    let report = |uncovered, adopted| Coverage {
+        epoch: 1,
+        experts: 48,
+        uncovered,
+        min_live_copies: u32::from(uncovered == 0),
+        adopted,
+        ..Coverage::default()
+    };
+    for slot in [0, 2] {
+        common::tell(&mut groups[0], slot, |status| status.coverage = Some(report(8, 4)));
+    }
+    let status = look_at(&wanted, groups.clone(), &Applied::default(), None);
+    says(&status, "ExpertsCovered", "False", "ExpertsLost", "8 of 48 experts");
+    for slot in [0, 2] {
+        common::tell(&mut groups[0], slot, |status| status.coverage = Some(report(0, 8)));
+    }
+    let status = look_at(&wanted, groups, &Applied::default(), None);
+    says(&status, "ExpertsCovered", "True", "AllExpertsLive", "");
+    says(&status, "Available", "True", "GroupsIncomplete", "");
+    let experts = status.groups[0].experts.as_ref().unwrap();
+    assert_eq!((experts.covered, experts.adopted, experts.min_live_copies), (48, 16, 1));
+    assert_eq!(status.experts.unwrap().copies, 48);
+}
+
+#[test]
+fn change_of_placement_is_shown_with_what_it_waits_for() {
+    let (wanted, mut groups) = alone(1);
+    let name = groups[0].name.clone();
+    groups[0].slots[1] = Some(common::pod(&name, 1, "b", Phase::WaitingForPlacement, 0));
+    let revisions = [record("harbour")];
+    let plan = plan(&wanted, &groups, &revisions, Some(IMAGE), at(0)).unwrap();
+    groups[0].intent = plan.groups[0].experts.intent.clone();
+    common::tell(&mut groups[0], 1, |status| status.prepare_bytes_done = 4000);
+    let status = look_at(&wanted, groups.clone(), &Applied::default(), None);
+    let operation = status.groups[0].operation.as_ref().unwrap();
+    assert_eq!(
+        (operation.kind.as_str(), operation.phase.as_str(), operation.epoch),
+        ("Recover", "Prepare", 2)
+    );
+    assert_eq!((operation.bytes_done, operation.bytes_total), (4000, 16_000));
+    assert!(
+        operation.reason.contains("worker 1 (pod harbour-dcd10987-0-1, ranks 4-7) is back"),
+        "{operation:?}"
+    );
+    assert!(
+        operation.waiting_for.as_ref().unwrap().contains("worker 1 loads: 4000 of 16000"),
+        "{operation:?}"
+    );
+    assert_eq!(operation.eta_seconds, Some(3), "a quarter took no more than a second");
+}
+
+#[test]
+fn missing_copies_are_told() {
+    let (mut wanted, groups) = alone(1);
+    wanted.experts.copies.redundant = 10_000;
+    let status = look_at(&wanted, groups, &Applied::default(), None);
+    says(&status, "Degraded", "True", "CopiesMissing", "copies that spec.experts asks for");
 }
 
 #[test]
@@ -122,7 +221,8 @@ fn pod_that_ends_is_not_called_unreachable() {
         "no answer",
     );
     groups[0].slots[1].as_mut().unwrap().terminating = true;
-    says(&look(groups, &Applied::default(), None), "Degraded", "True", "Recovering", "is ending");
+    groups[0].slots[1].as_mut().unwrap().ready = false;
+    says(&look(groups, &Applied::default(), None), "Degraded", "True", "RankLost", "is ending");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Carries prepared objects and calls out.
 //!
 //! Order matters where a crash in between must leave a state that the next leader understands: what is about to happen
-//! to a group is written on its Service first; a placement is in its ConfigMap before a worker hears of it; a group's
-//! Service goes last.
+//! to a group is written on its Service first (its key even before that: a group that exists is never given another one); an
+//! intent is in its ConfigMap before a worker hears of it, and pods that it relies on may not be evicted any more by then; a
+//! group's Service goes last.
 use std::fmt::Debug;
 
 use belay_crds::{Reason, labels};
@@ -11,7 +12,7 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::ControllerRevision,
-        core::v1::{ConfigMap, Pod, Service},
+        core::v1::{ConfigMap, Pod, Secret, Service},
         policy::v1::PodDisruptionBudget,
     },
 };
@@ -25,8 +26,8 @@ use thiserror::Error;
 use tracing::{debug, info, warn};
 
 use super::{
-    build::{NewPod, Prepared},
-    observe::Observed,
+    build::{IntentWrite, NewPod, Prepared},
+    observe::{OPERATION_KEY, Observed},
     plan::{Cause, Removal},
 };
 use crate::{
@@ -45,6 +46,8 @@ pub struct Applied {
     pub drained_groups: Vec<String>,
     /// Pods that the API server refused to create, and why.
     pub refused: Vec<(String, String)>,
+    /// Groups whose intent was written.
+    pub intents: Vec<String>,
     /// Workers that refused their placement, and why.
     pub push_failures: Vec<(String, String)>,
     /// What to tell people.
@@ -92,7 +95,10 @@ pub async fn apply(
     let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
 
+    // nothing that follows may rely on a pod that may be evicted
+    try_join_all(prepared.hold.iter().map(|(name, uid)| set_may_leave(&pods, name, uid, false))).await?;
     if let Some(revision) = &prepared.revision
         && upsert(&revisions, &objects.revisions, revision).await?
     {
@@ -104,6 +110,9 @@ pub async fn apply(
             &name,
             format!("revision {name} is in force"),
         ));
+    }
+    for key in &prepared.keys {
+        create_key(&secrets, key).await?;
     }
     for service in &prepared.services {
         applied.changed |= upsert(&services, &objects.services, service).await?;
@@ -128,28 +137,32 @@ pub async fn apply(
         }
     }
 
-    for placement in &prepared.placements {
-        applied.changed |= upsert(&config_maps, &objects.config_maps, placement).await?;
+    for write in &prepared.intents {
+        write_intent(&config_maps, write).await?;
+        applied.intents.push(write.group.clone());
+        applied.changed = true;
     }
-    let pushes = prepared.pushes.iter().map(async |(call, placement)| {
-        (call, placement.epoch, workers.set_placement(&call.ip, placement).await)
-    });
-    for (call, epoch, answer) in join_all(pushes).await {
+    let pushes = prepared
+        .pushes
+        .iter()
+        .map(async |(call, request)| (call, workers.set_placement(&call.ip, request.clone()).await));
+    for (call, answer) in join_all(pushes).await {
         match answer {
-            // a worker that loads is told again each round: it counts the epoch only once it has its experts
-            Ok(()) => debug!(pod = call.pod, epoch, "placement pushed"),
+            Ok(()) => debug!(pod = call.pod, "placement pushed"),
             Err(WorkerError::Refused { message, .. }) => {
                 applied.push_failures.push((call.pod.clone(), message))
             }
-            Err(error) => debug!(pod = call.pod, epoch, %error, "placement not pushed; it is tried again"),
+            Err(error) => debug!(pod = call.pod, %error, "placement not pushed; it is tried again"),
         }
         applied.changed = true;
     }
 
     applied.changed |= settle_budget(&budgets, &objects.budgets, prepared.budget.as_ref()).await?;
+    try_join_all(prepared.release.iter().map(|(name, uid)| set_may_leave(&pods, name, uid, true))).await?;
 
     for group in prepared.cleared_groups {
         delete(&config_maps, &labels::placement_name(&group)).await?;
+        delete(&secrets, &labels::fabric_key_name(&group, &prepared.owner_uid)).await?;
         delete(&services, &group).await?;
         applied.notes.push(Note::normal(
             Reason::GroupRemoved,
@@ -280,6 +293,51 @@ async fn mark_draining(api: &Api<Pod>, name: &str, uid: &str) -> Result<(), Appl
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         other => other.map(drop).or_context("mark pod", name),
     }
+}
+
+/// Says whether a pod may be evicted. A field manager of its own, so that nothing else that is applied to pods matters.
+async fn set_may_leave(api: &Api<Pod>, name: &str, uid: &str, may: bool) -> Result<(), ApplyError> {
+    let label = may.then(|| [(labels::MAY_LEAVE.to_owned(), "true".to_owned())].into());
+    let metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        uid: Some(uid.to_owned()),
+        labels: label,
+        ..ObjectMeta::default()
+    };
+    let pod = Pod { metadata, ..Pod::default() };
+    match api.patch(name, &PatchParams::apply(labels::LEAVE_MANAGER).force(), &Patch::Apply(&pod)).await {
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        other => other.map(drop).or_context("label pod", name),
+    }
+}
+
+/// The key of a group is there already if an earlier attempt to make the group got no further.
+async fn create_key(api: &Api<Secret>, key: &Secret) -> Result<(), ApplyError> {
+    let params = PostParams { field_manager: Some(labels::OPERATOR.to_owned()), ..PostParams::default() };
+    match api.create(&params, key).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => other.map(drop).or_context("create secret", &key.name_any()),
+    }
+}
+
+/// Writes an intent over the one that it was made from; somebody else's write in between is a conflict. Merged, not applied:
+/// what is not intended any more must go, whoever wrote it.
+async fn write_intent(api: &Api<ConfigMap>, write: &IntentWrite) -> Result<(), ApplyError> {
+    let name = write.config_map.name_any();
+    let field_manager = Some(labels::OPERATOR.to_owned());
+    let written = if write.is_new {
+        api.create(&PostParams { field_manager, ..PostParams::default() }, &write.config_map).await
+    } else {
+        let mut body = serde_json::to_value(&write.config_map).unwrap_or(Value::Null);
+        for (part, key) in [("/data", OPERATION_KEY), ("/metadata/annotations", labels::REBALANCES)] {
+            if let Some(Value::Object(part)) = body.pointer_mut(part) {
+                part.entry(key).or_insert(Value::Null);
+            }
+        }
+        let params = PatchParams { field_manager, ..PatchParams::default() };
+        api.patch(&name, &params, &Patch::Merge(&body)).await
+    };
+    written.map(drop).or_context("write intent", &name)
 }
 
 async fn settle_budget(

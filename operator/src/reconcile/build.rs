@@ -1,5 +1,7 @@
-//! Decisions become objects: pure, no client.
+//! Decisions become objects: pure but for the keys of new groups, no client.
 mod budget;
+mod intent;
+mod key;
 mod pod;
 mod revision;
 mod service;
@@ -7,21 +9,18 @@ mod service;
 use std::collections::BTreeMap;
 
 use belay_crds::labels;
-use belay_proto::admin::Placement;
-use k8s_openapi::{
-    api::{
-        apps::v1::ControllerRevision,
-        core::v1::{ConfigMap, Pod, Service},
-        policy::v1::PodDisruptionBudget,
-    },
-    jiff::Timestamp,
+use belay_proto::admin::SetPlacementRequest;
+use k8s_openapi::api::{
+    apps::v1::ControllerRevision,
+    core::v1::{ConfigMap, Pod, Secret, Service},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::api::ObjectMeta;
 use thiserror::Error;
 
 use super::{
-    observe::{Observed, PLACEMENT_KEY},
-    plan::{Intent, Plan, Removal},
+    observe::Observed,
+    plan::{Course, Experts, Plan, Removal},
     validate::Validated,
 };
 use crate::{group::Group, revision::Record};
@@ -31,8 +30,12 @@ pub use self::pod::pod;
 /// Objects and calls, ready to be carried out in the order of the fields.
 #[derive(Default)]
 pub struct Prepared {
+    /// UID of the deployment.
+    pub owner_uid: String,
     /// The revision, if it must be recorded.
     pub revision: Option<ControllerRevision>,
+    /// Keys of the groups that did not exist.
+    pub keys: Vec<Secret>,
     /// A record of each group, with what is under way for it.
     pub services: Vec<Service>,
     /// Groups that did not exist.
@@ -49,10 +52,14 @@ pub struct Prepared {
     pub marks: Vec<(String, String)>,
     /// Workers to tell that they drain.
     pub tells: Vec<Call>,
-    /// Placements.
-    pub placements: Vec<ConfigMap>,
+    /// Pods that may not be evicted any more, before anything relies on them: name and UID.
+    pub hold: Vec<(String, String)>,
+    /// Intents that change.
+    pub intents: Vec<IntentWrite>,
     /// Workers to tell their placement.
-    pub pushes: Vec<(Call, Placement)>,
+    pub pushes: Vec<(Call, SetPlacementRequest)>,
+    /// Pods that may be evicted from now on: name and UID.
+    pub release: Vec<(String, String)>,
     /// The disruption budget; `None`: there must be none.
     pub budget: Option<PodDisruptionBudget>,
     /// Groups whose objects go.
@@ -61,6 +68,16 @@ pub struct Prepared {
     pub stray_config_maps: Vec<String>,
     /// Revisions to forget.
     pub forget: Vec<String>,
+}
+
+/// An intent to write: only over the one that it was made from.
+pub struct IntentWrite {
+    /// Its group.
+    pub group: String,
+    /// The whole of it.
+    pub config_map: ConfigMap,
+    /// Whether there is none yet.
+    pub is_new: bool,
 }
 
 /// A pod to create.
@@ -99,12 +116,14 @@ pub enum BuildError {
 /// # Errors
 /// When something cannot be written as JSON.
 pub fn build(wanted: &Validated, observed: &Observed, plan: &Plan) -> Result<Prepared, BuildError> {
-    let mut prepared = Prepared { forget: plan.forget.clone(), ..Prepared::default() };
+    let mut prepared =
+        Prepared { owner_uid: wanted.owner.uid.clone(), forget: plan.forget.clone(), ..Prepared::default() };
     if plan.record_target {
         prepared.revision = Some(revision::revision(wanted, &plan.target)?);
     }
     for name in plan.created_groups(&wanted.name) {
         let group = Group { name: name.clone(), revision: plan.target.revision.clone(), ..Group::default() };
+        prepared.keys.push(key::key(wanted, &group));
         prepared.services.push(service::service(wanted, &group, None, None));
         let workers = u32::try_from(plan.target.data.content.group.workers).unwrap_or(0);
         for worker in 0..workers {
@@ -121,7 +140,8 @@ pub fn build(wanted: &Validated, observed: &Observed, plan: &Plan) -> Result<Pre
                 .find(|record| record.revision == group.revision);
             let removals = group_plan.remove.iter().cloned().map(|removal| (group.name.clone(), removal));
             prepared.removals.extend(removals);
-            intent(&mut prepared, wanted, group, record, &group_plan.intent)?;
+            course(&mut prepared, wanted, group, record, &group_plan.course);
+            experts(&mut prepared, wanted, group, &group_plan.experts)?;
         }
     }
     prepared.budget = budget::budget(wanted, &observed.groups, &plan.protected);
@@ -138,15 +158,15 @@ pub fn build(wanted: &Validated, observed: &Observed, plan: &Plan) -> Result<Pre
     Ok(prepared)
 }
 
-fn intent(
+fn course(
     prepared: &mut Prepared,
     wanted: &Validated,
     group: &Group,
     record: Option<&Record>,
-    intent: &Intent,
-) -> Result<(), BuildError> {
-    match intent {
-        Intent::Run { create, placement, push, first_ready } => {
+    course: &Course,
+) {
+    match course {
+        Course::Run { create, first_ready } => {
             prepared.services.push(service::service(wanted, group, None, group.first_ready.or(*first_ready)));
             if first_ready.is_some() {
                 prepared.ready_groups.push(group.name.clone());
@@ -154,15 +174,11 @@ fn intent(
             if let Some(record) = record {
                 for &worker in create {
                     let pod = Box::new(pod(wanted, record, &group.name, worker));
-                    prepared.pods.push(NewPod { pod, replaces: group.placement.is_some() });
+                    prepared.pods.push(NewPod { pod, replaces: group.placement().is_some() });
                 }
             }
-            if let Some(placement) = placement {
-                prepared.placements.push(placement_config_map(wanted, group, placement)?);
-                prepared.pushes.extend(calls(group, push).map(|call| (call, placement.clone())));
-            }
         }
-        Intent::Drain { since, mark, tell } => {
+        Course::Drain { since, mark, tell } => {
             prepared.services.push(service::service(wanted, group, Some(*since), group.first_ready));
             if group.draining_since.is_none() {
                 prepared.drained_groups.push(group.name.clone());
@@ -171,12 +187,34 @@ fn intent(
             prepared.marks.extend(marked.map(|(_, pod)| (pod.name.clone(), pod.uid.clone())));
             prepared.tells.extend(calls(group, tell));
         }
-        Intent::Clear => prepared.cleared_groups.push(group.name.clone()),
+        Course::Clear => prepared.cleared_groups.push(group.name.clone()),
+    }
+}
+
+fn experts(
+    prepared: &mut Prepared,
+    wanted: &Validated,
+    group: &Group,
+    experts: &Experts,
+) -> Result<(), BuildError> {
+    if experts.intent != group.intent || experts.rebalances != group.rebalances {
+        prepared.intents.push(intent::write(wanted, group, experts)?);
+    }
+    for push in &experts.pushes {
+        let call = calls(group, &[push.worker]).next();
+        prepared.pushes.extend(call.map(|call| (call, push.request.clone())));
+    }
+    for (index, pod) in group.pods().filter(|(_, pod)| !pod.terminating) {
+        let may_leave = experts.may_leave.contains(&index);
+        if may_leave != pod.may_leave {
+            let list = if may_leave { &mut prepared.release } else { &mut prepared.hold };
+            list.push((pod.name.clone(), pod.uid.clone()));
+        }
     }
     Ok(())
 }
 
-fn calls<'a>(group: &'a Group, workers: &'a [u32]) -> impl Iterator<Item = Call> + 'a {
+fn calls(group: &Group, workers: &[u32]) -> impl Iterator<Item = Call> {
     group
         .pods()
         .filter(|(index, _)| workers.contains(index))
@@ -203,24 +241,4 @@ fn metadata(wanted: &Validated, name: String, revision: Option<&str>, group: Opt
         owner_references: Some(vec![wanted.owner.clone()]),
         ..ObjectMeta::default()
     }
-}
-
-fn placement_config_map(
-    wanted: &Validated,
-    group: &Group,
-    placement: &Placement,
-) -> Result<ConfigMap, BuildError> {
-    let text = serde_json::to_string(placement)
-        .map_err(|source| BuildError::Json { what: format!("placement of {}", group.name), source })?;
-    let name = labels::placement_name(&group.name);
-    Ok(ConfigMap {
-        metadata: metadata(wanted, name, Some(&group.revision), Some(&group.name)),
-        data: Some(BTreeMap::from([(PLACEMENT_KEY.to_owned(), text)])),
-        ..ConfigMap::default()
-    })
-}
-
-/// RFC 3339 in whole seconds: what annotations carry.
-fn seconds(time: Timestamp) -> String {
-    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }

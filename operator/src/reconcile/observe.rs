@@ -2,7 +2,8 @@
 use std::collections::BTreeMap;
 
 use belay_crds::{ModelDeployment, labels};
-use belay_proto::admin::{Placement, WorkerStatus};
+use belay_epoch::Intent;
+use belay_proto::admin::WorkerStatus;
 use futures::future::join_all;
 use k8s_openapi::{
     api::{
@@ -16,18 +17,24 @@ use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{ListParams, ObjectList},
 };
+use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use crate::{
+    context::Context,
     group::{Group, WorkerPod},
     nodes::Nodes,
+    recovery::Rebalances,
     revision::{Data, Record},
     trouble,
     worker_client::WorkerClient,
 };
 
-/// Key of the placement in its ConfigMap.
+/// Key of the placement in force in its ConfigMap.
 pub const PLACEMENT_KEY: &str = "placement.json";
+
+/// Key of the change under way, in the same ConfigMap.
+pub const OPERATION_KEY: &str = "operation.json";
 
 /// The objects as the API server has them.
 #[derive(Default)]
@@ -65,17 +72,16 @@ pub struct Observed {
     pub now: Timestamp,
 }
 
-/// Looks at everything.
+/// Looks at everything. Load is asked for if it is older than `load_seconds`.
 ///
 /// # Errors
 /// When the API server does not answer. A worker that does not answer is an observation, not an error.
 pub async fn observe(
-    client: &Client,
-    workers: &WorkerClient,
-    nodes: &dyn Nodes,
-    node_lost_seconds: i64,
+    context: &Context,
     deployment: &ModelDeployment,
+    load_seconds: i64,
 ) -> Result<Observed, kube::Error> {
+    let client = &context.client;
     let name = deployment.name_any();
     let namespace = deployment.namespace().unwrap_or_default();
     let uid = deployment.uid().unwrap_or_default();
@@ -102,9 +108,13 @@ pub async fn observe(
         budgets: owned(budgets, &uid),
     };
     let now = Timestamp::now();
-    let answers = ask(client, workers, &namespace, &objects.pods).await?;
+    let answers = ask(client, &context.workers, &namespace, &objects.pods).await?;
     let revisions: Vec<Record> = objects.revisions.iter().filter_map(record).collect();
-    let groups = assemble(&name, &objects, &revisions, &answers, nodes, node_lost_seconds, now);
+    let lost_after = context.settings.node_lost_seconds;
+    let mut groups = assemble(&name, &objects, &revisions, &answers, &context.nodes, lost_after, now);
+    context.attendance.note(&namespace, &name, &mut groups, now);
+    let asked = deployment.annotations().get(labels::REBALANCE).map(String::as_str);
+    context.loads.refresh(&context.workers, &namespace, &mut groups, load_seconds, asked, now).await;
     Ok(Observed { groups, revisions, objects, now })
 }
 
@@ -183,7 +193,12 @@ pub fn assemble(
         // without Service and pods it is a left-over, not a group
         let name = config_map.labels().get(labels::GROUP);
         if let Some(group) = name.and_then(|name| groups.get_mut(name)) {
-            group.placement = placement(config_map);
+            group.intent = Intent {
+                in_force: document(config_map, PLACEMENT_KEY),
+                operation: document(config_map, OPERATION_KEY),
+            };
+            group.rebalances = rebalances(config_map);
+            group.written = config_map.resource_version();
         }
     }
     for group in groups.values_mut() {
@@ -225,14 +240,13 @@ fn worker_pod(
     let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
     let node_silent = on_silent_node(pod, nodes, node_lost_seconds, now);
     let worker = answers.workers.get(&uid).cloned();
+    let node_state = node.as_deref().and_then(|node| nodes.state(node));
     let why = || [status.reason, status.message].into_iter().flatten().collect::<Vec<_>>().join(": ");
     WorkerPod {
         name: pod.name_any(),
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
-        node_leaving: node
-            .as_deref()
-            .and_then(|node| nodes.state(node))
-            .is_some_and(|state| state.unschedulable),
+        node_leaving: node_state.as_ref().is_some_and(|state| state.unschedulable),
+        domain: node_state.and_then(|state| state.domain),
         node_silent,
         // a kubelet may be away while its pods go on: who answers is alive
         node_lost: node_silent && !matches!(worker, Some(Ok(_))),
@@ -242,6 +256,7 @@ fn worker_pod(
         terminating: pod.metadata.deletion_timestamp.is_some(),
         ended: ended.then(why),
         marked_draining: pod.annotations().get(labels::DRAINING).is_some_and(|value| value == "true"),
+        may_leave: pod.labels().get(labels::MAY_LEAVE).is_some_and(|value| value == "true"),
         trouble: trouble::of_pod(pod, events, now),
         worker,
         uid,
@@ -270,15 +285,18 @@ fn time<K: Resource>(object: &K, annotation: &str) -> Option<Timestamp> {
     object.annotations().get(annotation)?.parse().ok()
 }
 
-fn placement(config_map: &ConfigMap) -> Option<Placement> {
-    let text = config_map.data.as_ref()?.get(PLACEMENT_KEY)?;
-    match serde_json::from_str(text) {
-        Ok(placement) => Some(placement),
-        Err(error) => {
-            warn!(config_map = config_map.name_any(), %error, "placement is not readable; it is made anew");
-            None
-        }
-    }
+fn document<T: DeserializeOwned>(config_map: &ConfigMap, key: &str) -> Option<T> {
+    let text = config_map.data.as_ref()?.get(key)?;
+    let read = serde_json::from_str(text);
+    read.inspect_err(
+        |error| warn!(config_map = config_map.name_any(), key, %error, "not readable; it is made anew"),
+    )
+    .ok()
+}
+
+fn rebalances(config_map: &ConfigMap) -> Rebalances {
+    let text = config_map.annotations().get(labels::REBALANCES);
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 fn record(object: &ControllerRevision) -> Option<Record> {

@@ -1,19 +1,17 @@
 //! What to do next: pure. Wishes and observations in, decisions out.
-use belay_crds::{Reason, labels};
-use belay_proto::admin::{ModelCard, Phase, Placement};
+mod experts;
+
+use belay_crds::labels;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 
+pub use self::experts::{Experts, Push};
 use super::validate::Validated;
 use crate::{
     group::{Group, Trouble, WorkerPod},
-    placement,
     revision::{self, Record, RevisionError},
-    rollout::{self, Health},
+    rollout::{self, Health, Serving},
 };
-
-/// Port of the fabric in every worker pod.
-pub const FABRIC_PORT: u16 = 50053;
 
 /// Revisions that are kept although no group has them, to go back to.
 const HISTORY: usize = 10;
@@ -32,7 +30,7 @@ pub struct Plan {
     pub create: Vec<u32>,
     /// What to do with each group that exists.
     pub groups: Vec<GroupPlan>,
-    /// Ready groups that evictions must leave alone.
+    /// Groups that evictions must leave alone, but for pods that may leave.
     pub protected: Vec<String>,
     /// Revisions to forget.
     pub forget: Vec<String>,
@@ -46,22 +44,18 @@ pub struct GroupPlan {
     /// Pods to delete.
     pub remove: Vec<Removal>,
     /// The rest, by what becomes of the group.
-    pub intent: Intent,
-    /// What keeps the group as a whole from working.
-    pub problem: Option<Trouble>,
+    pub course: Course,
+    /// Where its experts should be; of a group that drains, what was intended before.
+    pub experts: Experts,
 }
 
 /// What becomes of a group.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Intent {
+pub enum Course {
     /// It is to serve.
     Run {
         /// Slots that need a pod.
         create: Vec<u32>,
-        /// Where its experts should be.
-        placement: Option<Placement>,
-        /// Workers that do not know that yet.
-        push: Vec<u32>,
         /// It is ready for the first time: remember it.
         first_ready: Option<Timestamp>,
     },
@@ -124,17 +118,18 @@ pub fn plan(
     now: Timestamp,
 ) -> Result<Plan, PlanError> {
     let target = revision::choose(&wanted.content, revisions, default_image)?;
-    let placements: Vec<Placing> =
-        groups.iter().map(|group| place(group, record_of(group, &target, revisions))).collect();
+    let record = |group: &Group| record_of(group, &target, revisions);
 
+    let obstacles: Vec<Option<Trouble>> =
+        groups.iter().map(|group| experts::obstacle(wanted, group, record(group), now)).collect();
     let views: Vec<rollout::Group> = groups
         .iter()
-        .zip(&placements)
-        .map(|(group, placing)| rollout::Group {
+        .zip(&obstacles)
+        .map(|(group, obstacle)| rollout::Group {
             name: group.name.clone(),
             ordinal: group.ordinal,
             updated: group.revision == target.revision,
-            health: if placing.problem.is_some() { Health::Broken } else { group.health() },
+            health: if obstacle.is_some() && !group.serves() { Health::Broken } else { group.health() },
             draining: group.draining(),
         })
         .collect();
@@ -142,21 +137,28 @@ pub fn plan(
 
     let drain_since =
         |group: &Group| group.draining_since.or_else(|| step.drain.contains(&group.name).then_some(now));
-    let plans = groups
+    let serving: Vec<Serving> = groups
         .iter()
-        .zip(placements)
-        .map(|(group, placing)| match drain_since(group) {
-            Some(since) => drain(group, since, wanted.drain_seconds, now),
-            None => run(group, placing, now),
+        .filter(|group| group.serves() && drain_since(group).is_none())
+        .map(|group| Serving {
+            name: group.name.clone(),
+            complete: group.ready(),
+            leaving: group.pods().any(|(_, pod)| pod.node_leaving),
         })
         .collect();
+    let protected = if serving.is_empty() { vec![] } else { rollout::protected(wanted.budget, &serving) };
 
-    let ready: Vec<(String, bool)> = groups
+    let plans = groups
         .iter()
-        .filter(|group| group.ready() && drain_since(group).is_none())
-        .map(|group| (group.name.clone(), group.pods().any(|(_, pod)| pod.node_leaving)))
+        .map(|group| match drain_since(group) {
+            Some(since) => drain(group, since, wanted.drain_seconds, now),
+            None => run(
+                group,
+                experts::plan(wanted, group, record(group), protected.contains(&group.name), now),
+                now,
+            ),
+        })
         .collect();
-    let protected = if ready.is_empty() { vec![] } else { rollout::protected(wanted.budget, &ready) };
 
     Ok(Plan {
         record_target: !revisions.contains(&target),
@@ -173,79 +175,16 @@ fn record_of<'a>(group: &Group, target: &'a Record, revisions: &'a [Record]) -> 
     std::iter::once(target).chain(revisions).find(|record| record.revision == group.revision)
 }
 
-/// What should become of a group's placement.
-struct Placing {
-    placement: Option<Placement>,
-    problem: Option<Trouble>,
-}
-
-/// The placement of a group: changed only when every slot has a pod with an address, and the workers agree on the
-/// model. Until then the one in force stays.
-fn place(group: &Group, record: Option<&Record>) -> Placing {
-    let keep = |problem| Placing { placement: group.placement.clone(), problem };
-    let devices = record.and_then(|record| u32::try_from(record.data.content.group.devices_per_worker).ok());
-    let (Some(devices), false) = (devices, group.draining()) else { return keep(None) };
-
-    let cards: Vec<(&WorkerPod, &ModelCard)> =
-        group.pods().filter_map(|(_, pod)| Some((pod, pod.status()?.card.as_ref()?))).collect();
-    let Some(&(first, card)) = cards.first() else { return keep(None) };
-    if let Some((other, _)) = cards.iter().find(|(_, other)| other.digest != card.digest) {
-        let message = format!("{} and {} read different checkpoints", first.name, other.name);
-        return keep(Some(Trouble { reason: Reason::CheckpointMismatch, message }));
-    }
-    let workers = u32::try_from(group.slots.len()).unwrap_or(u32::MAX);
-    let layers = match placement::layout(card, workers, devices) {
-        Ok(layers) => layers,
-        Err(error) => {
-            return keep(Some(Trouble { reason: Reason::MoreRanksThanExperts, message: error.to_string() }));
-        }
-    };
-    let seats: Option<Vec<_>> = (0u32..)
-        .zip(&group.slots)
-        .map(|(index, slot)| {
-            let pod =
-                slot.as_ref().filter(|pod| !pod.terminating && !pod.node_lost && pod.ended.is_none())?;
-            Some(placement::worker(index, pod.ip.as_deref()?, FABRIC_PORT, &pod.uid))
-        })
-        .collect();
-    let Some(workers) = seats else { return keep(None) };
-    let wanted = Placement {
-        epoch: 0,
-        group: group.name.clone(),
-        revision: group.revision.clone(),
-        ranks_per_worker: devices,
-        workers,
-        layers,
-    };
-    let next = placement::advance(group.placement.as_ref(), wanted, group.highest_epoch());
-    Placing { placement: Some(next), problem: None }
-}
-
-fn run(group: &Group, placing: Placing, now: Timestamp) -> GroupPlan {
+fn run(group: &Group, experts: Experts, now: Timestamp) -> GroupPlan {
     let create =
         (0u32..).zip(&group.slots).filter(|(_, slot)| slot.is_none()).map(|(index, _)| index).collect();
-    let push = match &placing.placement {
-        Some(placement) => {
-            group.pods().filter(|(index, pod)| behind(*index, pod, placement)).map(|(i, _)| i).collect()
-        }
-        None => vec![],
-    };
     let first_ready = (group.first_ready.is_none() && group.ready()).then_some(now);
     GroupPlan {
         name: group.name.clone(),
         remove: lost(group),
-        intent: Intent::Run { create, placement: placing.placement, push, first_ready },
-        problem: placing.problem,
+        course: Course::Run { create, first_ready },
+        experts,
     }
-}
-
-/// Whether a worker lacks the placement. One that failed does not take it any more: it waits to be replaced.
-fn behind(index: u32, pod: &WorkerPod, placement: &Placement) -> bool {
-    let meant = placement.workers.get(index as usize).is_some_and(|worker| worker.uid == pod.uid);
-    let asks = |status: &belay_proto::admin::WorkerStatus| {
-        status.placement_epoch < placement.epoch && status.phase() != Phase::Failed
-    };
-    meant && !pod.terminating && pod.status().is_some_and(asks)
 }
 
 /// Pods that will never work again and that nobody else removes.
@@ -264,9 +203,14 @@ fn lost(group: &Group) -> Vec<Removal> {
 }
 
 fn drain(group: &Group, since: Timestamp, drain_seconds: u32, now: Timestamp) -> GroupPlan {
-    let plan = |remove, intent| GroupPlan { name: group.name.clone(), remove, intent, problem: None };
+    let plan = |remove, course| GroupPlan {
+        name: group.name.clone(),
+        remove,
+        course,
+        experts: Experts::unchanged(group),
+    };
     if group.pods().next().is_none() {
-        return plan(vec![], Intent::Clear);
+        return plan(vec![], Course::Clear);
     }
     let mark =
         group.pods().filter(|(_, pod)| !pod.marked_draining && !pod.terminating).map(|(i, _)| i).collect();
@@ -296,7 +240,7 @@ fn drain(group: &Group, since: Timestamp, drain_seconds: u32, now: Timestamp) ->
             cause: cause.clone(),
         }));
     }
-    plan(remove, Intent::Drain { since, mark, tell })
+    plan(remove, Course::Drain { since, mark, tell })
 }
 
 /// Revisions that no group has, but for the newest few.

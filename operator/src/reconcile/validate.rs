@@ -2,12 +2,12 @@
 //!
 //! Admission refuses nearly all of this already (schema and CEL rules). It is checked again because objects may have
 //! been stored under an older definition.
-use belay_crds::{ModelDeployment, RolloutStrategy};
+use belay_crds::{ModelDeployment, RebalancePolicy, RolloutStrategy, labels};
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::OwnerReference, util::intstr::IntOrString};
 use kube::{Resource as _, ResourceExt as _};
 use thiserror::Error;
 
-use crate::{revision::Content, rollout::Budget};
+use crate::{placement::Copies, revision::Content, rollout::Budget};
 
 /// A spec that makes sense.
 #[derive(Clone, Debug)]
@@ -24,8 +24,25 @@ pub struct Validated {
     pub budget: Budget,
     /// How long requests get to finish, in seconds.
     pub drain_seconds: u32,
+    /// Copies of experts, and when they move.
+    pub experts: Experts,
     /// The part of the spec that reaches pods.
     pub content: Content,
+}
+
+/// `spec.experts`, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Copies that are asked for.
+    pub copies: Copies,
+    /// When load is spread anew.
+    pub policy: RebalancePolicy,
+    /// Imbalance from which a move is considered, in percent.
+    pub threshold_percent: u32,
+    /// Between two rebalances of a group.
+    pub min_interval_seconds: u32,
+    /// Value of the annotation that asks for a rebalance.
+    pub asked: Option<String>,
 }
 
 /// What is wrong with a spec.
@@ -75,6 +92,7 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
     let Ok(drain_seconds) = u32::try_from(spec.rollout.drain_seconds) else {
         return invalid("spec.rollout.drainSeconds", "must not be negative");
     };
+    let experts = experts(deployment)?;
     let RolloutStrategy::RollingUpdate = spec.rollout.strategy;
     let surge = groups(&spec.rollout.max_surge, desired, Rounding::Up, "spec.rollout.maxSurge")?;
     let mut unavailable =
@@ -91,8 +109,39 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
         generation: deployment.metadata.generation,
         budget: Budget { desired, surge, unavailable },
         drain_seconds,
+        experts,
         content: Content::new(&name, &spec.model, &spec.group),
         name,
+    })
+}
+
+fn experts(deployment: &ModelDeployment) -> Result<Experts, Invalid> {
+    let spec = &deployment.spec.experts;
+    let rebalance = &spec.rebalance;
+    let number = |field, value: i32, least: i32| match u32::try_from(value) {
+        Ok(number) if value >= least => Ok(number),
+        _ => invalid(field, format!("must be at least {least}")),
+    };
+    if spec.min_copies > deployment.spec.group.workers {
+        return invalid("spec.experts.minCopies", "must be at most spec.group.workers");
+    }
+    Ok(Experts {
+        copies: Copies {
+            min: number("spec.experts.minCopies", spec.min_copies, 1)?,
+            redundant: number("spec.experts.redundant", spec.redundant, 0)?,
+        },
+        policy: rebalance.policy,
+        threshold_percent: number(
+            "spec.experts.rebalance.thresholdPercent",
+            rebalance.threshold_percent,
+            101,
+        )?,
+        min_interval_seconds: number(
+            "spec.experts.rebalance.minIntervalSeconds",
+            rebalance.min_interval_seconds,
+            1,
+        )?,
+        asked: deployment.annotations().get(labels::REBALANCE).cloned(),
     })
 }
 

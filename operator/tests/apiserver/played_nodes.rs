@@ -1,5 +1,6 @@
 //! Plays the scheduler, the kubelets and the workers: pods get a node, an address on loopback, and a real gRPC server
-//! of the admin service behind it. What a worker does is reduced to what the operator can see of it.
+//! of the admin service behind it. What a worker does is reduced to what the operator can see of it; its side of the epoch
+//! protocol is the real one. What must hold whatever happens is checked over all workers, round by round.
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -7,14 +8,20 @@ use std::{
     time::Duration,
 };
 
+use belay_epoch::{
+    document::{Copy, Refusal, Slot},
+    invariants::{self, Snapshot},
+    member::Member,
+};
 use belay_operator::worker_client::ADMIN_PORT;
 use belay_proto::admin::{
-    GetStatusRequest, ModelCard, Phase, Placement, RankStatus, SetDrainRequest, SetDrainResponse,
+    ExpertLoad, GetExpertLoadRequest, GetExpertsRequest, GetStatusRequest, InjectRequest, InjectResponse,
+    LayerLoad, ModelCard, Phase, Placement, RankStatus, ResidentExperts, SetDrainRequest, SetDrainResponse,
     SetPlacementRequest, SetPlacementResponse, WorkerStatus,
     admin_server::{Admin, AdminServer},
 };
 use k8s_openapi::{
-    api::core::v1::{Binding, Node, ObjectReference, Pod},
+    api::core::v1::{Binding, ConfigMap, Node, ObjectReference, Pod},
     jiff::Timestamp,
 };
 use kube::{
@@ -26,11 +33,52 @@ use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status};
 
 /// What tests set and see of a worker.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Worker {
     pub node: String,
     pub status: WorkerStatus,
-    pub placement: Option<Placement>,
+    pub member: Member,
+}
+
+impl Worker {
+    /// Loads and drops what the protocol asks for, a few copies at a time, and says how far it is.
+    fn work(&mut self, copies: usize) {
+        if self.status.phase() == Phase::Failed {
+            return;
+        }
+        let first = self.status.worker * self.member.slot().ranks;
+        let to_load: Vec<Copy> = (first..)
+            .zip(self.member.to_load())
+            .flat_map(|(rank, list)| {
+                list.into_iter().map(move |(layer, expert)| Copy { rank, layer, expert })
+            })
+            .collect();
+        let (bytes, left) = (self.status.card.as_ref().unwrap().expert_bytes, to_load.len());
+        self.member.loaded(to_load.into_iter().take(copies));
+        let gone = self.member.to_drop();
+        self.member.dropped(gone);
+        let status = &mut self.status;
+        status.placement_epoch = self.member.in_use().map_or(0, |placement| placement.epoch);
+        status.prepared_epoch = self.member.prepared_epoch();
+        status.retired_epoch = self.member.retired_epoch();
+        status.known_epoch = self.member.known_epoch();
+        status.prepare_bytes_total = status.prepare_bytes_total.max(left as u64 * bytes);
+        let still = self.member.to_load().iter().map(Vec::len).sum::<usize>() as u64 * bytes;
+        status.prepare_bytes_done = status.prepare_bytes_total - still;
+        let held = |rank| self.member.resident().iter().filter(|copy| copy.rank == rank).count();
+        status.ranks = (first..first + self.member.slot().ranks)
+            .map(|rank| RankStatus {
+                rank,
+                experts: held(rank) as u32,
+                expert_bytes: held(rank) as u64 * bytes,
+            })
+            .collect();
+        if status.placement_epoch > 0 {
+            status.set_phase(Phase::Ready);
+        } else if status.phase() == Phase::Ready {
+            status.set_phase(Phase::WaitingForPlacement);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -38,8 +86,15 @@ struct State {
     /// By pod UID.
     workers: BTreeMap<String, Worker>,
     lost_nodes: BTreeSet<String>,
+    cordoned: BTreeSet<String>,
     card: ModelCard,
     failure: Option<(String, String)>,
+    /// Copies that a worker loads in a round.
+    pace: usize,
+    /// By expert, the same in all layers: what every worker says that it sent there.
+    load: Vec<u64>,
+    /// What was found that must not be.
+    faults: Vec<String>,
 }
 
 /// The played part of the cluster.
@@ -78,21 +133,39 @@ impl Admin for Server {
         request: Request<SetPlacementRequest>,
     ) -> Result<Response<SetPlacementResponse>, Status> {
         self.unless_lost().await;
-        let placement = request.into_inner().placement.unwrap();
         let mut state = self.state.lock().unwrap();
         let worker = state.workers.get_mut(&self.uid).unwrap();
-        let status = &mut worker.status;
-        if placement.epoch < status.placement_epoch || placement.group != status.group {
-            return Err(Status::failed_precondition("older or not ours"));
+        match worker.member.accept(&request.into_inner()) {
+            Ok(change) if change.target || change.in_force => {
+                (worker.status.prepare_bytes_done, worker.status.prepare_bytes_total) = (0, 0);
+            }
+            Ok(_) => {}
+            Err(refusal) => {
+                if matches!(refusal, Refusal::Conflict(_) | Refusal::Malformed(_)) {
+                    state.faults.push(format!("{}: {refusal}", self.uid));
+                }
+                return Err(Status::failed_precondition(refusal.to_string()));
+            }
         }
-        if placement.workers[status.worker as usize].uid != self.uid {
-            return Err(Status::failed_precondition("for another life of this slot"));
-        }
-        status.placement_epoch = placement.epoch;
-        status.ranks = vec![RankStatus::default(); placement.ranks_per_worker as usize];
-        status.set_phase(Phase::Ready);
-        worker.placement = Some(placement);
         Ok(Response::new(SetPlacementResponse {}))
+    }
+
+    async fn get_expert_load(
+        &self,
+        _: Request<GetExpertLoadRequest>,
+    ) -> Result<Response<ExpertLoad>, Status> {
+        let state = self.state.lock().unwrap();
+        let layer = LayerLoad { millitokens: state.load.clone() };
+        let layers = if state.load.is_empty() { vec![] } else { vec![layer; state.card.layers as usize] };
+        Ok(Response::new(ExpertLoad { layers, half_life_seconds: 1.0 }))
+    }
+
+    async fn get_experts(&self, _: Request<GetExpertsRequest>) -> Result<Response<ResidentExperts>, Status> {
+        Err(Status::unimplemented("nobody asks here"))
+    }
+
+    async fn inject(&self, _: Request<InjectRequest>) -> Result<Response<InjectResponse>, Status> {
+        Err(Status::permission_denied("nothing is broken on purpose here"))
     }
 
     async fn set_drain(
@@ -114,9 +187,11 @@ impl PlayedNodes {
             layers: 2,
             experts: 8,
             experts_per_token: 2,
+            expert_bytes: 100,
             digest: "d".into(),
             ..ModelCard::default()
         };
+        this.state.lock().unwrap().pace = usize::MAX;
         let api: Api<Node> = Api::all(client.clone());
         for name in nodes {
             let node = Node {
@@ -143,6 +218,70 @@ impl PlayedNodes {
         self.state.lock().unwrap().failure = failure.map(|(reason, message)| (reason.into(), message.into()));
     }
 
+    /// A node takes no pods any more, or takes them again.
+    pub async fn cordon(&self, client: &Client, name: &str, cordoned: bool) {
+        let api: Api<Node> = Api::all(client.clone());
+        let patch = Patch::Merge(json!({ "spec": { "unschedulable": cordoned } }));
+        api.patch(name, &PatchParams::default(), &patch).await.unwrap();
+        let mut state = self.state.lock().unwrap();
+        if cordoned {
+            state.cordoned.insert(name.to_owned());
+        } else {
+            state.cordoned.remove(name);
+        }
+    }
+
+    /// How many copies a worker loads in a round of 100 ms.
+    pub fn set_pace(&self, copies: usize) {
+        self.state.lock().unwrap().pace = copies;
+    }
+
+    /// What every worker says that it sent to each expert of a layer, in thousandths of a token.
+    pub fn set_load(&self, load: Vec<u64>) {
+        self.state.lock().unwrap().load = load;
+    }
+
+    /// What was found that must not be.
+    pub fn faults(&self) -> Vec<String> {
+        self.state.lock().unwrap().faults.clone()
+    }
+
+    /// Lets every worker work for a round, then checks the invariants of the protocol.
+    async fn work(&self, client: &Client, pods: &[Pod]) {
+        let mut groups: BTreeMap<String, Vec<(String, Member, bool)>> = BTreeMap::new();
+        {
+            let mut state = self.state.lock().unwrap();
+            let pace = state.pace;
+            let lost = state.lost_nodes.clone();
+            for pod in pods {
+                let uid = pod.uid().unwrap();
+                let terminating = pod.metadata.deletion_timestamp.is_some();
+                if let Some(worker) = state.workers.get_mut(&uid) {
+                    let lives = !lost.contains(&worker.node) && !terminating;
+                    if lives {
+                        worker.work(pace);
+                    }
+                    let group = groups.entry(worker.status.group.clone()).or_default();
+                    group.push((uid, worker.member.clone(), lives));
+                }
+            }
+        }
+        for (group, members) in groups {
+            // read after the workers were: it is never behind them
+            let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
+            let Ok(Some(config_map)) = api.get_opt(&format!("{group}-placement")).await else { continue };
+            let text = config_map.data.unwrap_or_default().remove("placement.json").unwrap_or_default();
+            let Ok(placement) = serde_json::from_str::<Placement>(&text) else { continue };
+            let workers = members.iter().map(|(_, member, lives)| invariants::Worker::of(member, *lives));
+            let snapshot = Snapshot { in_force: Some(&placement), workers: workers.collect() };
+            let found: Vec<String> = invariants::check(&snapshot)
+                .iter()
+                .map(|violation| format!("{group}: {violation}"))
+                .collect();
+            self.state.lock().unwrap().faults.extend(found);
+        }
+    }
+
     /// Sets and reads what a worker is.
     pub fn worker<T>(&self, uid: &str, look: impl FnOnce(&mut Worker) -> T) -> T {
         look(self.state.lock().unwrap().workers.get_mut(uid).unwrap())
@@ -150,7 +289,7 @@ impl PlayedNodes {
 
     async fn play(self, client: Client, nodes: Vec<String>) {
         let mut servers: BTreeMap<String, JoinHandle<()>> = BTreeMap::new();
-        let mut next_ip = 1u8;
+        let mut next_ip = 1u16;
         loop {
             let pods: Api<Pod> = Api::all(client.clone());
             let Ok(list) =
@@ -167,6 +306,7 @@ impl PlayedNodes {
                 }
                 stays
             });
+            self.work(&client, &list.items).await;
             for pod in list {
                 // objects may vanish in between: the next round sees
                 let _ = self.step(&client, &nodes, &pod, &mut servers, &mut next_ip).await;
@@ -181,14 +321,20 @@ impl PlayedNodes {
         nodes: &[String],
         pod: &Pod,
         servers: &mut BTreeMap<String, JoinHandle<()>>,
-        next_ip: &mut u8,
+        next_ip: &mut u16,
     ) -> kube::Result<()> {
         let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap());
         let (name, uid) = (pod.name_any(), pod.uid().unwrap());
         let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else {
             let index: usize = pod.labels()["serving.belay.dev/worker"].parse().unwrap();
-            let lost = self.state.lock().unwrap().lost_nodes.clone();
-            let up: Vec<&String> = nodes.iter().filter(|node| !lost.contains(*node)).collect();
+            let down: BTreeSet<String> = {
+                let state = self.state.lock().unwrap();
+                state.lost_nodes.union(&state.cordoned).cloned().collect()
+            };
+            let up: Vec<&String> = nodes.iter().filter(|node| !down.contains(*node)).collect();
+            if up.is_empty() {
+                return Ok(());
+            }
             let binding = Binding {
                 metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
                 target: ObjectReference {
@@ -219,7 +365,7 @@ impl PlayedNodes {
         let ip = match present {
             Some(ip) => ip,
             None => {
-                let ip = Ipv4Addr::new(127, 0, 1, *next_ip);
+                let ip = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 1, 0)) + u32::from(*next_ip));
                 *next_ip += 1;
                 self.begin(pod, ip, servers);
                 ip.to_string()
@@ -255,7 +401,22 @@ impl PlayedNodes {
             status.reason.clone_from(reason);
             status.message.clone_from(message);
         }
-        state.workers.insert(uid.clone(), Worker { node, status, placement: None });
+        let spec = &pod.spec.as_ref().unwrap().containers[0];
+        let number = |name: &str| -> u32 {
+            let variable = spec.env.iter().flatten().find(|variable| variable.name == name).unwrap();
+            variable.value.as_ref().unwrap().parse().unwrap()
+        };
+        let member = Member::new(Slot {
+            group: status.group.clone(),
+            revision: status.revision.clone(),
+            worker: status.worker,
+            workers: number("BELAY_GROUP_WORKERS"),
+            uid: uid.clone(),
+            ranks: number("BELAY_DEVICES_PER_WORKER"),
+            layers: state.card.layers,
+            experts: state.card.experts,
+        });
+        state.workers.insert(uid.clone(), Worker { node, status, member });
         let service = AdminServer::new(Server { uid: uid.clone(), state: self.state.clone() });
         let address = SocketAddr::new(IpAddr::V4(ip), ADMIN_PORT);
         let serving = tonic::transport::Server::builder().add_service(service).serve(address);

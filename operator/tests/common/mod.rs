@@ -2,7 +2,10 @@
 use belay_crds::ModelDeployment;
 use belay_operator::{
     group::{Group, WorkerPod},
-    reconcile::validate::{Validated, validate},
+    reconcile::{
+        plan::plan,
+        validate::{Validated, validate},
+    },
     revision::{self, Record},
 };
 use belay_proto::admin::{ModelCard, Phase, WorkerStatus};
@@ -28,7 +31,7 @@ pub fn at(seconds: i64) -> Timestamp {
 }
 
 pub fn card() -> ModelCard {
-    ModelCard { layers: 2, experts: 24, digest: "d1".into(), ..ModelCard::default() }
+    ModelCard { layers: 2, experts: 24, expert_bytes: 1000, digest: "d1".into(), ..ModelCard::default() }
 }
 
 /// A pod whose worker is in a phase.
@@ -39,10 +42,10 @@ pub fn pod(group: &str, worker: u32, life: &str, phase: Phase, epoch: u64) -> Wo
         worker,
         uid: uid.clone(),
         card: Some(card()),
-        placement_epoch: epoch,
         ..WorkerStatus::default()
     };
     status.set_phase(phase);
+    use_epoch(&mut status, epoch);
     WorkerPod {
         name: format!("{group}-{worker}"),
         ip: Some(format!("10.0.{worker}.7")),
@@ -53,6 +56,38 @@ pub fn pod(group: &str, worker: u32, life: &str, phase: Phase, epoch: u64) -> Wo
         uid,
         ..WorkerPod::default()
     }
+}
+
+/// A worker that uses an epoch and holds nothing else.
+pub fn use_epoch(status: &mut WorkerStatus, epoch: u64) {
+    (status.placement_epoch, status.prepared_epoch, status.retired_epoch) = (epoch, epoch, epoch);
+}
+
+/// Changes what the worker of a slot says.
+pub fn tell(group: &mut Group, slot: usize, change: impl FnOnce(&mut WorkerStatus)) {
+    change(group.slots[slot].as_mut().unwrap().worker.as_mut().unwrap().as_mut().unwrap());
+}
+
+/// Groups that serve, with the placements that they would have got.
+pub fn serving(name: &str, deployment: &Validated, groups: u32) -> (Record, Vec<Group>) {
+    let record = record(name);
+    let mut groups: Vec<Group> = (0..groups).map(|n| group(&record, name, n, Phase::Ready)).collect();
+    for group in &mut groups {
+        for slot in 0..group.slots.len() {
+            tell(group, slot, |status| use_epoch(status, 0));
+        }
+    }
+    let plans = plan(deployment, &groups, std::slice::from_ref(&record), Some(IMAGE), at(0)).unwrap().groups;
+    for (group, plan) in groups.iter_mut().zip(plans) {
+        group.intent = plan.experts.intent;
+        group.rebalances = plan.experts.rebalances;
+        group.written = Some("1".into());
+        let epoch = group.intent.in_force.as_ref().unwrap().epoch;
+        for slot in 0..group.slots.len() {
+            tell(group, slot, |status| use_epoch(status, epoch));
+        }
+    }
+    (record, groups)
 }
 
 /// A group of a revision with a pod in every slot.

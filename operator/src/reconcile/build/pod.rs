@@ -10,13 +10,13 @@ use k8s_openapi::{
         Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
         HTTPGetAction, HostPathVolumeSource, ImageVolumeSource, ObjectFieldSelector,
         PersistentVolumeClaimVolumeSource, Pod, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
-        PodSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
-        WeightedPodAffinityTerm,
+        PodSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume,
+        VolumeMount, WeightedPodAffinityTerm,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 
-use super::metadata;
+use super::{key::KEY, metadata};
 use crate::{
     reconcile::observe::PLACEMENT_KEY,
     reconcile::validate::Validated,
@@ -28,6 +28,7 @@ pub const PORTS: [(&str, i32); 4] = [("grpc", 50051), ("admin", 50052), ("fabric
 
 const MODEL_DIR: &str = "/model";
 const PLACEMENT_DIR: &str = "/etc/belay/placement";
+const FABRIC_DIR: &str = "/etc/belay/fabric";
 
 /// Seconds between the end of the drain time and the kill: the worker closes what is left.
 const GRACE_MARGIN: u32 = 30;
@@ -52,7 +53,7 @@ pub fn pod(wanted: &Validated, record: &Record, group: &str, worker: u32) -> Pod
             subdomain: Some(group.to_owned()),
             restart_policy: Some("Always".to_owned()),
             containers: vec![container(wanted, record, group, worker)],
-            volumes: Some(volumes(&content.model.source, group)),
+            volumes: Some(volumes(wanted, &content.model.source, group)),
             security_context: Some(PodSecurityContext {
                 run_as_non_root: Some(true),
                 run_as_user: Some(NONROOT),
@@ -101,7 +102,11 @@ fn container(wanted: &Validated, record: &Record, group: &str, worker: u32) -> C
         env: Some(environment(wanted, record, group, worker)),
         ports: Some(ports.to_vec()),
         resources: Some(template.resources.clone().unwrap_or_else(small_request)),
-        volume_mounts: Some(vec![mount("model", MODEL_DIR), mount("placement", PLACEMENT_DIR)]),
+        volume_mounts: Some(vec![
+            mount("model", MODEL_DIR),
+            mount("placement", PLACEMENT_DIR),
+            mount("fabric", FABRIC_DIR),
+        ]),
         readiness_probe: Some(probe("/readyz", 2, 2)),
         liveness_probe: Some(probe("/healthz", 10, 6)),
         security_context: Some(SecurityContext {
@@ -143,6 +148,7 @@ fn environment(wanted: &Validated, record: &Record, group: &str, worker: u32) ->
         value("BELAY_GROUP_WORKERS", content.group.workers.to_string()),
         pod_uid,
         value("BELAY_PLACEMENT_FILE", format!("{PLACEMENT_DIR}/{PLACEMENT_KEY}")),
+        value("BELAY_FABRIC_KEY_FILE", format!("{FABRIC_DIR}/{KEY}")),
         value("BELAY_DRAIN_SECONDS", wanted.drain_seconds.to_string()),
     ];
     env.extend(settings(content).into_iter().map(|(name, text)| value(name, text)));
@@ -156,6 +162,7 @@ fn settings(content: &Content) -> Vec<(&'static str, String)> {
     let chat = content.model.chat.clone().unwrap_or_default();
     let cache = content.group.cache.clone().unwrap_or_default();
     let speculation = content.group.speculation.clone().unwrap_or_default();
+    let fabric = content.group.fabric.clone().unwrap_or_default();
     let settings = [
         ("BELAY_MAX_CONTEXT_TOKENS", tokens),
         ("BELAY_CHAT_ENCODING", chat.encoding.map(|encoding| encoding.as_str().to_owned())),
@@ -164,6 +171,8 @@ fn settings(content: &Content) -> Vec<(&'static str, String)> {
         ("BELAY_KV_FORMAT", cache.format.map(|format| format.as_str().to_owned())),
         ("BELAY_PREFIX_CACHE", cache.prefix.map(|switch| switch.as_str().to_owned())),
         ("BELAY_DRAFT_TOKENS", speculation.draft_tokens.map(|tokens| tokens.to_string())),
+        ("BELAY_EXPERT_MEMORY", content.group.expert_memory.clone()),
+        ("BELAY_FABRIC_FORMAT", fabric.row_format.map(|format| format.as_str().to_owned())),
     ];
     settings.into_iter().filter_map(|(name, text)| Some((name, text?))).collect()
 }
@@ -179,7 +188,7 @@ fn model_dir(source: &ModelSource) -> String {
     }
 }
 
-fn volumes(source: &ModelSource, group: &str) -> Vec<Volume> {
+fn volumes(wanted: &Validated, source: &ModelSource, group: &str) -> Vec<Volume> {
     let model = Volume {
         name: "model".to_owned(),
         persistent_volume_claim: source.persistent_volume_claim.as_ref().map(|claim| {
@@ -206,7 +215,17 @@ fn volumes(source: &ModelSource, group: &str) -> Vec<Volume> {
         }),
         ..Volume::default()
     };
-    vec![model, placement]
+    let fabric = Volume {
+        name: "fabric".to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(labels::fabric_key_name(group, &wanted.owner.uid)),
+            // a group that is older than keys goes on without
+            optional: Some(true),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    };
+    vec![model, placement, fabric]
 }
 
 fn probe(path: &str, period_seconds: i32, failures: i32) -> Probe {

@@ -8,8 +8,11 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::{metadata, pod, seconds};
-use crate::{group::Group, reconcile::validate::Validated};
+use super::{metadata, pod};
+use crate::{
+    group::Group,
+    reconcile::{seconds, validate::Validated},
+};
 
 /// The Service of a group. What is under way for the group is written on it.
 pub fn service(
