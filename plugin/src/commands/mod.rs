@@ -1,0 +1,46 @@
+//! The subcommands, one file each.
+
+pub mod experts;
+pub mod inject;
+pub mod rebalance;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::cli::{Access, Outcome};
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show where the experts are, how much load each copy has, and what moves
+    ///
+    /// A row for each rank, a column for each expert; where the terminal is too narrow, a column for several. A cell says
+    /// what the rank holds, and by colour or digit how much load goes to that copy; the legend below the picture explains
+    /// the signs.
+    ///
+    /// With --watch: q quits, arrows scroll, [ and ] choose a layer, a shows all layers together.
+    Experts(experts::ExpertsArgs),
+    /// Break a worker on purpose, or end that
+    ///
+    /// Says first what will happen, and asks. The workers must have been started with fault injection: the variable
+    /// BELAY_FAULT_INJECTION=on in spec.group.template.env.
+    Inject(inject::InjectArgs),
+    /// Ask the operator to spread the load anew, once
+    ///
+    /// Sets the annotation serving.belay.dev/rebalance to the present time. What moves, `experts --watch` shows.
+    Rebalance(rebalance::RebalanceArgs),
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Whatever stopped it.
+    pub async fn run(self, access: &Access) -> Result<Outcome> {
+        match self {
+            Self::Experts(args) => experts::run(&args, access).await,
+            Self::Inject(args) => inject::run(&args, access).await,
+            Self::Rebalance(args) => rebalance::run(&args, access).await,
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests of `kubectl belay`.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "test code")]
+
+mod commands;
+mod picture;
+mod properties;
+mod support;
+mod workers;

@@ -1,0 +1,5 @@
+//! What the tests share.
+
+pub mod api_server;
+pub mod group;
+pub mod worker;
