@@ -52,7 +52,7 @@ pub struct Config {
     pub connect_seconds: Duration,
 
     /// Interval of HTTP/2 pings to workers, in seconds; a worker that stays silent as long again is lost
-    #[arg(long, env = "BELAY_KEEP_ALIVE_SECONDS", default_value = "5", value_parser = seconds)]
+    #[arg(long, env = "BELAY_KEEP_ALIVE_SECONDS", default_value = "1", value_parser = seconds)]
     pub keep_alive_seconds: Duration,
 
     /// After SIGTERM: how long new connections are still taken, so that load balancers can notice
