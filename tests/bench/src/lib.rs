@@ -1,8 +1,9 @@
-//! Serving benchmark, soak test, and the random models they run on.
+//! Benchmarks of serving and of the fabric, soak test, and the random models they run on.
 #![forbid(unsafe_code)]
 
 pub mod bare;
 pub mod commands;
+pub mod fabric;
 pub mod load;
 pub mod model;
 pub mod process;

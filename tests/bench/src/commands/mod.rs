@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub mod fabric;
 pub mod make_model;
 pub mod report;
 pub mod serve;
@@ -9,7 +10,7 @@ pub mod with_servers;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::model::{self, Preset};
@@ -29,6 +30,8 @@ pub struct Cli {
 pub enum Command {
     /// Make a model with random weights, and print its directory
     MakeModel(make_model::MakeModelArgs),
+    /// Measure exchanges between two processes against bare TCP
+    Fabric(fabric::FabricArgs),
     /// Measure serving against the bare forward
     Serving(Box<serving::ServingArgs>),
     /// Send thousands of requests of every kind, and see what they leave behind
@@ -69,6 +72,7 @@ impl Command {
     pub fn run(self) -> Result<()> {
         match self {
             Self::MakeModel(args) => make_model::run(&args),
+            Self::Fabric(args) => fabric::run(&args),
             Self::Serving(args) => serving::run(&args),
             Self::Soak(args) => soak::run(&args),
             Self::WithServers(args) => with_servers::run(&args),
@@ -97,4 +101,16 @@ fn model_directory(name: &str, cache: &Path) -> Result<PathBuf> {
 fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here)
+}
+
+/// The commit that is checked out.
+fn commit() -> Result<String> {
+    let git = |args: &[&str]| -> Result<String> {
+        let output = std::process::Command::new("git").args(args).current_dir(root()).output()?;
+        ensure!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short=10", "HEAD"])?;
+    let differs = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+    Ok(if differs { commit + "-dirty" } else { commit })
 }

@@ -1,12 +1,11 @@
 //! `belay-bench serving`.
 
 use std::path::PathBuf;
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, builder::PossibleValuesParser};
 
-use super::{MODELS, Servers, root};
+use super::{MODELS, Servers, commit, root};
 use crate::report;
 use crate::serving::{self, Plan, Variant};
 
@@ -108,16 +107,4 @@ impl Size {
     fn requests(&self, clients: usize) -> usize {
         (self.each * clients.max(2)).next_multiple_of(8)
     }
-}
-
-/// The commit that is checked out.
-fn commit() -> Result<String> {
-    let git = |args: &[&str]| -> Result<String> {
-        let output = Command::new("git").args(args).current_dir(root()).output()?;
-        ensure!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-    };
-    let commit = git(&["rev-parse", "--short=10", "HEAD"])?;
-    let differs = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
-    Ok(if differs { commit + "-dirty" } else { commit })
 }
