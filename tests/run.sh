@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh PART...: lint, unit, cluster.  Every part runs, whatever happened to the ones before; the last line counts.
+# run.sh PART...: lint, unit, cluster, chaos.  Every part runs, whatever happened to the ones before; the last line counts.
 set -uo pipefail
 . "$(dirname "$0")/cluster/env.sh"
 cd "$checkout"
@@ -84,11 +84,17 @@ unit() {
   counted unit cargo test --quiet --locked --workspace --no-fail-fast
 }
 
-cluster() {
+# prepare PART: a cluster for it, and the environment that it needs in $environment, if that went well
+prepare() {
   alone "tests-$BELAY_CLUSTER"
-  local environment=$logs/test-environment
+  environment=$logs/test-environment
   rm -f "$environment"
-  check "cluster: prepare" tests/cluster/prepare.sh "$environment"
+  check "$1: prepare" tests/cluster/prepare.sh "$environment"
+}
+
+cluster() {
+  local environment
+  prepare cluster
   if [ -f "$environment" ]; then
     # shellcheck disable=SC2016 # expanded by the inner shell
     counted cluster bash -c '. "$0" && exec "$@"' "$environment" \
@@ -100,11 +106,23 @@ cluster() {
   fi
 }
 
-[ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster ..."
+# The long campaign: no part of `make test`.  It goes on where an earlier one was cut off; what it takes is in
+# tests/e2e/tests/chaos/main.rs.
+chaos() {
+  local environment
+  prepare chaos
+  if [ -f "$environment" ]; then
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    check "chaos: trials" bash -c '. "$0" && exec "$@"' "$environment" \
+      cargo test --locked -p belay-e2e --features cluster --test chaos
+  fi
+}
+
+[ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster | chaos ..."
 tests/cluster/install-tools.sh build || exit 1
 for part in "$@"; do
   case $part in
-  lint | unit | cluster) "$part" ;;
+  lint | unit | cluster | chaos) "$part" ;;
   *) die "no part is called $part" ;;
   esac
 done

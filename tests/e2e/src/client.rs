@@ -1,4 +1,6 @@
-//! One request through the gateway, to its last piece.
+//! One request through the gateway by gRPC, to its last piece.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use belay_proto::inference::{
@@ -18,6 +20,65 @@ pub struct Answer {
     pub finish: FinishReason,
     /// Number of stream messages.
     pub pieces: usize,
+    /// When they came.
+    pub pace: Pace,
+}
+
+/// How the pieces of one stream came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// From the request to the first piece.
+    pub first: Duration,
+    /// The longest time between two pieces.
+    pub gap: Duration,
+}
+
+impl Pace {
+    /// The worse of the two, each by itself.
+    #[must_use]
+    pub fn worst(self, other: Self) -> Self {
+        Self { first: self.first.max(other.first), gap: self.gap.max(other.gap) }
+    }
+}
+
+/// Times the pieces of one stream.
+#[derive(Debug)]
+pub struct Stopwatch {
+    last: Instant,
+    pieces: usize,
+    pace: Pace,
+}
+
+impl Stopwatch {
+    /// At the request.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { last: Instant::now(), pieces: 0, pace: Pace::default() }
+    }
+
+    /// At each piece.
+    pub fn piece(&mut self) {
+        let now = Instant::now();
+        let waited = now - std::mem::replace(&mut self.last, now);
+        if self.pieces == 0 {
+            self.pace.first = waited;
+        } else {
+            self.pace.gap = self.pace.gap.max(waited);
+        }
+        self.pieces += 1;
+    }
+
+    /// Pieces so far.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.pieces
+    }
+
+    /// What it has measured.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        self.pace
+    }
 }
 
 /// Greedy, streamed, by gRPC.
@@ -25,6 +86,20 @@ pub struct Answer {
 /// # Errors
 /// On any gRPC status, and when the stream ends without a finish reason.
 pub async fn generate(channel: &Channel, model: &str, prompt: &[u32], length: Length) -> Result<Answer> {
+    generate_counted(channel, model, prompt, length, |_| {}).await
+}
+
+/// The same; `count` is told how many tokens came with each piece.
+///
+/// # Errors
+/// As [`generate`].
+pub async fn generate_counted(
+    channel: &Channel,
+    model: &str,
+    prompt: &[u32],
+    length: Length,
+    mut count: impl FnMut(usize),
+) -> Result<Answer> {
     let (max_tokens, ignore_eos) = match length {
         Length::ToEnd { at_most } => (at_most, false),
         Length::Exactly(count) => (count, true),
@@ -40,23 +115,22 @@ pub async fn generate(channel: &Channel, model: &str, prompt: &[u32], length: Le
         }),
         ..GenerateRequest::default()
     };
+    let mut watch = Stopwatch::start();
+    let (mut ids, mut text, mut finish) = (Vec::new(), String::new(), FinishReason::Unspecified);
     let mut stream = InferenceClient::new(channel.clone()).generate(request).await?.into_inner();
-    let mut answer =
-        Answer { ids: Vec::new(), text: String::new(), finish: FinishReason::Unspecified, pieces: 0 };
-    while let Some(piece) =
-        stream.message().await.with_context(|| format!("after {} tokens", answer.ids.len()))?
-    {
-        answer.ids.extend(&piece.ids);
-        answer.text.push_str(&piece.text);
-        answer.pieces += 1;
+    while let Some(piece) = stream.message().await.with_context(|| format!("after {} tokens", ids.len()))? {
+        watch.piece();
+        count(piece.ids.len());
+        ids.extend(&piece.ids);
+        text.push_str(&piece.text);
         if piece.finish_reason() != FinishReason::Unspecified {
-            answer.finish = piece.finish_reason();
+            finish = piece.finish_reason();
         }
     }
-    if answer.finish == FinishReason::Unspecified {
-        bail!("the stream ended after {} tokens without a finish reason", answer.ids.len());
+    if finish == FinishReason::Unspecified {
+        bail!("the stream ended after {} tokens without a finish reason", ids.len());
     }
-    Ok(answer)
+    Ok(Answer { ids, text, finish, pieces: watch.pieces(), pace: watch.pace() })
 }
 
 /// How many tokens to ask for.
@@ -69,39 +143,4 @@ pub enum Length {
     },
     /// Past the end of the answer, if need be: for long streams.
     Exactly(u32),
-}
-
-/// Text of a chat answer, streamed by HTTP as server-sent events.
-///
-/// # Errors
-/// On any status but 200, an error event, and when the stream ends without `[DONE]` or finish reason.
-pub async fn chat(url: &str, model: &str, question: &str, max_tokens: u32) -> Result<String> {
-    let body = serde_json::json!({
-        "model": model, "stream": true, "temperature": 0, "max_tokens": max_tokens,
-        "messages": [{"role": "user", "content": question}],
-    });
-    let response =
-        reqwest::Client::new().post(format!("{url}/v1/chat/completions")).json(&body).send().await?;
-    let status = response.status();
-    let text = response.text().await?;
-    if !status.is_success() {
-        bail!("{status}: {text}");
-    }
-    let (mut answer, mut finished, mut done) = (String::new(), false, false);
-    for data in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
-        if data == "[DONE]" {
-            done = true;
-            continue;
-        }
-        let event: serde_json::Value = serde_json::from_str(data)?;
-        if !event["error"].is_null() {
-            bail!("error in the stream: {}", event["error"]);
-        }
-        answer.push_str(event["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
-        finished |= event["choices"][0]["finish_reason"].is_string();
-    }
-    if !(finished && done) {
-        bail!("half an answer: finish reason {finished}, [DONE] {done}: {text}");
-    }
-    Ok(answer)
 }

@@ -67,6 +67,14 @@ impl Kubectl {
         &self.namespace
     }
 
+    /// A `kubectl` call that is yet to be started, for those that go on for long.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.env.tool("kubectl"));
+        command.args(["--namespace", &self.namespace]).args(args);
+        command
+    }
+
     /// Any `kubectl` call; the result says whether it succeeded.
     ///
     /// # Errors

@@ -1,13 +1,24 @@
 //! What the cluster tests share: the environment, `kubectl`, a way into the cluster, an oracle that knows the
-//! right tokens, and traffic that checks every answer.
+//! right tokens, traffic that checks every answer, faults, and what workers and operator say meanwhile.
 //!
 //! The tests use the cluster as a user does: through `kubectl`, `helm` and the gateway's address.
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod campaign;
 pub mod client;
+pub mod coverage;
 pub mod env;
+pub mod fixture;
+pub mod http;
 pub mod kubectl;
+pub mod ledger;
+pub mod node;
 pub mod oracle;
+pub mod routing;
+pub mod timeline;
 pub mod traffic;
 pub mod tunnel;
+pub mod variant;
 pub mod wait;
+pub mod watch;

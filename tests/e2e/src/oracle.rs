@@ -7,12 +7,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use belay_proto::admin::{GetExpertLoadRequest, admin_client::AdminClient};
 use serde::Deserialize;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     client::{self, Length},
     env::Env,
+    routing::Load,
     wait,
 };
 
@@ -57,6 +59,8 @@ pub struct Expected {
     pub prompt: Vec<u32>,
     /// Tokens of the stream.
     pub ids: Vec<u32>,
+    /// Its text.
+    pub text: String,
 }
 
 /// A lone worker process on this machine: one rank, every expert, no cluster.
@@ -64,6 +68,7 @@ pub struct Expected {
 pub struct LoneWorker {
     child: Child,
     channel: Channel,
+    admin: Channel,
 }
 
 impl LoneWorker {
@@ -72,18 +77,19 @@ impl LoneWorker {
     /// # Errors
     /// If it doesn't become ready within a minute.
     pub async fn start(env: &Env) -> Result<Self> {
-        let port = free_port()?;
+        let (port, admin) = (free_port()?, free_port()?);
         let listen = |port: u16| format!("127.0.0.1:{port}");
         let child = Command::new(&env.worker)
             .args(["serve", "--model-dir"])
             .arg(env.nano())
-            .args(["--grpc-listen", &listen(port), "--admin-listen", &listen(0)])
+            .args(["--grpc-listen", &listen(port), "--admin-listen", &listen(admin)])
             .args(["--fabric-listen", &listen(0), "--http-listen", &listen(0)])
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| env.worker.display().to_string())?;
-        let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}"))?.connect_lazy();
-        let worker = Self { child, channel };
+        let local = |port: u16| Endpoint::from_shared(format!("http://127.0.0.1:{port}"));
+        let worker =
+            Self { child, channel: local(port)?.connect_lazy(), admin: local(admin)?.connect_lazy() };
         for _ in 0..240 {
             let probe = client::generate(&worker.channel, "", &[0], Length::Exactly(1)).await;
             if probe.is_ok() {
@@ -103,9 +109,18 @@ impl LoneWorker {
         for case in prompts {
             let answer =
                 client::generate(&self.channel, "", &case.prompt_ids, Length::Exactly(count)).await?;
-            expected.push(Expected { prompt: case.prompt_ids.clone(), ids: answer.ids });
+            expected.push(Expected { prompt: case.prompt_ids.clone(), ids: answer.ids, text: answer.text });
         }
         Ok(expected)
+    }
+
+    /// Where the tokens went since the worker started, of late more than long ago.
+    ///
+    /// # Errors
+    /// If it does not say.
+    pub async fn load(&self) -> Result<Load> {
+        let answer = AdminClient::new(self.admin.clone()).get_expert_load(GetExpertLoadRequest {}).await?;
+        Ok(Load::of(&answer.into_inner()))
     }
 }
 

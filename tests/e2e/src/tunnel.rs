@@ -2,13 +2,13 @@
 
 use std::{
     io::{self, BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     thread::{self, JoinHandle},
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::{env::Env, kubectl::Kubectl};
+use crate::kubectl::Kubectl;
 
 /// An open tunnel; closed when dropped.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// If there is none, or the tunnel doesn't open.
-    pub fn to_gateway(env: &Env, kubectl: &Kubectl, avoid_node: Option<&str>) -> Result<Self> {
+    pub fn to_gateway(kubectl: &Kubectl, avoid_node: Option<&str>) -> Result<Self> {
         let pods = kubectl.list(&["pods", "-l", "app.kubernetes.io/component=gateway"])?;
         let pod = pods
             .iter()
@@ -36,18 +36,18 @@ impl Tunnel {
             .find(|pod| avoid_node.is_none_or(|node| pod["spec"]["nodeName"] != node))
             .and_then(|pod| pod["metadata"]["name"].as_str())
             .context("no gateway pod is ready")?;
-        Self::open(env, kubectl.namespace(), pod, 8080)
+        Self::open(kubectl, pod, 8080, Stdio::inherit())
     }
 
-    /// To any port of any pod.
+    /// To any port of any pod. `complaints` is where `kubectl` says what went wrong.
     ///
     /// # Errors
     /// If `kubectl` ends, or says something unexpected, before the tunnel is open.
-    pub fn open(env: &Env, namespace: &str, pod: &str, port: u16) -> Result<Self> {
-        let mut child = Command::new(env.tool("kubectl"))
-            .args(["--namespace", namespace, "port-forward", &format!("pod/{pod}"), &format!(":{port}")])
+    pub fn open(kubectl: &Kubectl, pod: &str, port: u16, complaints: Stdio) -> Result<Self> {
+        let mut child = kubectl
+            .command(&["port-forward", &format!("pod/{pod}"), &format!(":{port}")])
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(complaints)
             .stdin(Stdio::null())
             .spawn()?;
         let mut said = String::new();
@@ -61,8 +61,17 @@ impl Tunnel {
         let local = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
         match local {
             Some(local) => Ok(Self { child, reader: Some(reader), port: local, pod: pod.to_owned() }),
-            None => bail!("kubectl port-forward to {pod} said {said:?}"),
+            None => {
+                let _ = child.kill(); // it has ended, as a rule
+                let _ = child.wait();
+                bail!("kubectl port-forward to {pod} said {said:?}")
+            }
         }
+    }
+
+    /// Whether it is still open: it closes by itself when its pod goes, or a connection fails.
+    pub fn is_open(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// `http://127.0.0.1:<port>`.

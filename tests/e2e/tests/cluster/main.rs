@@ -2,7 +2,6 @@
 //! (`--test-threads=1`): the first installs the chart, the last uninstalls it.
 #![allow(clippy::expect_used, reason = "tests")]
 
-mod fixture;
 mod step10_install;
 mod step20_api;
 mod step30_answers;
@@ -10,5 +9,6 @@ mod step40_clients;
 mod step50_bad_requests;
 mod step60_scale_and_rollout;
 mod step70_faults;
+mod step72_rank_loss;
 mod step80_bad_sources;
 mod step90_removal;

@@ -1,8 +1,7 @@
 //! The chart installs, and what it installs is ready.
 
 use anyhow::{Result, ensure};
-
-use crate::fixture::fixture;
+use belay_e2e::fixture::fixture;
 
 #[test]
 fn t1_the_chart_is_sound() -> Result<()> {

@@ -1,8 +1,7 @@
 //! The resource as `kubectl` shows it, and what the API server refuses.
 
 use anyhow::{Result, ensure};
-
-use crate::fixture::fixture;
+use belay_e2e::fixture::fixture;
 
 #[test]
 fn t1_kubectl_explain_documents_every_field() -> Result<()> {
@@ -74,6 +73,17 @@ fn t3_nonsense_is_refused_at_admission_with_the_field_and_the_reason() -> Result
         for word in says {
             ensure!(said.contains(word), "{to}: the refusal does not say {word:?}:\n{said}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn t4_every_example_is_accepted() -> Result<()> {
+    let fixture = fixture()?;
+    for name in ["nano.yaml", "nano-image.yaml", "nano-copies.yaml"] {
+        let example = std::fs::read_to_string(fixture.env.root.join("examples").join(name))?;
+        let ran = fixture.models.try_run(&["apply", "--dry-run=server", "-f", "-"], Some(&example))?;
+        ensure!(ran.ok, "{name}: {}", ran.stderr);
     }
     Ok(())
 }

@@ -1,11 +1,16 @@
 //! Two pods with two ranks each give the reference's tokens, and each pod holds only its share.
 
 use anyhow::{Context, Result, ensure};
-use belay_e2e::{client, client::Length, kubectl::condition, oracle};
+use belay_e2e::{
+    client,
+    client::Length,
+    fixture::{MODELS, NANO, SYSTEM, fixture},
+    http,
+    kubectl::condition,
+    oracle,
+};
 use belay_proto::inference::FinishReason;
 use tonic::transport::Endpoint;
-
-use crate::fixture::{MODELS, NANO, SYSTEM, fixture};
 
 #[tokio::test]
 async fn t1_apply_leads_to_an_available_group() -> Result<()> {
@@ -59,7 +64,7 @@ async fn t4_a_chat_over_http_gives_the_reference_text() -> Result<()> {
     let tunnel = fixture.gateway()?;
     for case in fixture.cases(&["fact"], 8)? {
         let question = case.messages[0]["content"].as_str().context("content")?;
-        let answer = client::chat(&tunnel.url(), NANO, question, 128).await?;
+        let answer = http::chat(&tunnel.url(), NANO, question, 128).await?;
         ensure!(answer == case.greedy_text, "{}: {answer:?} for {:?}", case.id, case.greedy_text);
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! Real clients, unmodified: the packages `openai`, `anthropic`, `tritonclient` and `aiperf`, gRPC reflection.
 
 use anyhow::{Result, ensure};
-use belay_e2e::kubectl::run;
-
-use crate::fixture::{NANO, fixture};
+use belay_e2e::{
+    fixture::{NANO, fixture},
+    kubectl::run,
+};
 
 async fn python(script: &str) -> Result<()> {
     let fixture = fixture()?;

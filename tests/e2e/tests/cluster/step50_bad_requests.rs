@@ -1,10 +1,11 @@
 //! Bad requests get a clear answer in the API's own shape, and the next good request is served.
 
 use anyhow::{Result, ensure};
-use belay_e2e::client;
+use belay_e2e::{
+    fixture::{NANO, fixture},
+    http,
+};
 use serde_json::{Value, json};
-
-use crate::fixture::{NANO, fixture};
 
 #[tokio::test]
 async fn t1_each_kind_of_bad_request_is_answered_clearly() -> Result<()> {
@@ -50,7 +51,7 @@ async fn t1_each_kind_of_bad_request_is_answered_clearly() -> Result<()> {
         ensure!(message.contains(word), "{what}: the message does not say {word:?}: {text}");
         ensure!(error["error"]["type"].is_string(), "{what}: no error type: {text}");
     }
-    let answer = client::chat(&tunnel.url(), NANO, "What is a node?", 64).await?;
+    let answer = http::chat(&tunnel.url(), NANO, "What is a node?", 64).await?;
     ensure!(answer == "A node is a machine in the cluster that runs pods.", "{answer:?}");
     Ok(())
 }

@@ -1,9 +1,12 @@
 //! Scaling and rolling out under constant traffic: no request fails, no token differs.
 
 use anyhow::{Context, Result, ensure};
-use belay_e2e::{kubectl::run, traffic::Traffic, wait};
-
-use crate::fixture::{NANO, SOON, fixture, uids};
+use belay_e2e::{
+    fixture::{NANO, SOON, fixture, uids},
+    kubectl::run,
+    traffic::Traffic,
+    wait,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t1_scale_1_3_1_under_traffic() -> Result<()> {

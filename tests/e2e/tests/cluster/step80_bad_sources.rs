@@ -1,9 +1,10 @@
 //! Models that can't be loaded: the status says why, and no pod crash-loops.
 
 use anyhow::{Result, bail, ensure};
-use belay_e2e::wait;
-
-use crate::fixture::{Fixture, SOON, fixture};
+use belay_e2e::{
+    fixture::{Fixture, SOON, fixture},
+    wait,
+};
 
 fn manifest(name: &str, claim: &str, path: &str, workers: u32, devices: u32) -> String {
     format!(

@@ -1,9 +1,10 @@
 //! Deleting the resource leaves nothing behind; uninstalling the chart strands nothing.
 
 use anyhow::{Result, bail};
-use belay_e2e::wait;
-
-use crate::fixture::{NANO, SOON, fixture};
+use belay_e2e::{
+    fixture::{NANO, SOON, fixture},
+    wait,
+};
 
 #[tokio::test]
 async fn t1_deleting_the_resource_leaves_nothing_behind() -> Result<()> {

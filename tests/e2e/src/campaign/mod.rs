@@ -1,0 +1,8 @@
+//! The long campaign of faults: what is tried, what came of it, and how that is published.
+
+pub mod csv;
+pub mod load;
+pub mod page;
+pub mod provenance;
+pub mod row;
+pub mod scenario;
