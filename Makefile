@@ -35,16 +35,32 @@ unit: ## unit, golden and property tests
 test-cluster: ## the tests on a kind cluster of their own
 	@tests/run.sh cluster
 
+.PHONY: chaos
+chaos: ## every fault on every shape of a group, again and again: docs/reliability.md (hours; BELAY_CHAOS=words selects)
+	@tests/run.sh chaos
+
+.PHONY: e2e-rebalance
+e2e-rebalance: ## the part of it that skews a load and watches the experts move, and an even load (a quarter of an hour)
+	@BELAY_CHAOS=load/ tests/run.sh chaos
+
 .PHONY: bench
-bench: bench-serving bench-load soak ## all of the following: what they show is in docs/operations/benchmarks.md
+bench: bench-serving bench-fabric bench-load soak ## all of the following: what they show is in docs/operations/benchmarks.md
 
 .PHONY: bench-serving
 bench-serving: ## engine and gateway against the bare forward; CSV in docs/operations/bench (a quarter of an hour)
 	@tests/bench/run.sh serving
 
+.PHONY: bench-fabric
+bench-fabric: ## exchanges between two processes against bare TCP; CSV in docs/operations/bench (a minute)
+	@tests/bench/run.sh fabric
+
 .PHONY: bench-load
 bench-load: ## aiperf, a load generator that others wrote, against gateway and worker
 	@tests/bench/run.sh load
+
+.PHONY: bench-placement
+bench-placement: ## what a plan takes for a model of DeepSeek-V4-Pro's size on 128 ranks
+	@cargo bench --quiet --locked -p belay-operator --bench placement
 
 .PHONY: soak
 soak: ## 10,000 requests, good, bad and abandoned, and what they leave behind
