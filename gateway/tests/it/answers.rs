@@ -289,7 +289,8 @@ async fn a_client_that_half_closes_has_gone() {
 #[tokio::test]
 async fn slow_readers_hold_back_their_own_answers_and_no_others() {
     let worker = Worker::start().await;
-    let gateway = gateway(&[&worker], &[]).await;
+    // all of it runs on one thread, which has more to do than to answer pings
+    let gateway = gateway(&[&worker], &["--keep-alive-seconds", "60"]).await;
     worker.script.batch.store(50, Ordering::SeqCst);
     // some 80 MB each, far more than the sockets and windows in between hold
     let body = chat(json!({"max_tokens": 60_000, "stream": true, "logprobs": true, "top_logprobs": 20}));
