@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use belay_crds::Reason;
 use belay_epoch::{Intent, conductor::Member};
-use belay_proto::admin::{Phase, Placement, WorkerStatus};
+use belay_proto::admin::{PeerHealth, Phase, Placement, WorkerStatus};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::{attendance::Seat, loads::GroupLoad, recovery::Rebalances, rollout::Health};
@@ -72,6 +72,8 @@ pub struct WorkerPod {
     pub trouble: Option<Trouble>,
     /// What its worker says; `None` if nobody was asked, because it does not run.
     pub worker: Option<Result<WorkerStatus, String>>,
+    /// Whether its worker answers neither this operator nor any worker of its group.
+    pub unreached: bool,
 }
 
 /// Something that keeps a pod or group from working.
@@ -89,10 +91,11 @@ impl WorkerPod {
         self.worker.as_ref()?.as_ref().ok()
     }
 
-    /// Whether it takes requests. The kubelet's word counts; a worker that contradicts it is believed.
+    /// Whether it takes requests. The kubelet's word counts; a worker that contradicts it is believed, and so are the
+    /// others of its group: the kubelet of a node that stopped has said its last word, and it was "ready".
     pub fn serves(&self) -> bool {
         let agrees = self.status().is_none_or(|status| status.phase() == Phase::Ready);
-        self.ready && !self.terminating && !self.node_lost && agrees
+        self.ready && !self.terminating && !self.node_lost && !self.unreached && agrees
     }
 
     /// Whether it can hold experts: it has an address, its worker answers and has not failed, and it is not about to end.
@@ -173,6 +176,30 @@ impl Group {
     /// Whether it is about to be removed.
     pub fn draining(&self) -> bool {
         self.draining_since.is_some()
+    }
+
+    /// Takes note of the workers that nobody reaches. One that only this operator does not reach is not among them.
+    pub fn note_unreached(&mut self) {
+        let lost_to_all = |index: u32| {
+            let mut views = self
+                .pods()
+                .filter(|(other, _)| *other != index)
+                .filter_map(|(_, pod)| pod.status())
+                .filter_map(|status| status.peers.iter().find(|peer| peer.worker == index))
+                .map(|peer| peer.health() == PeerHealth::Lost)
+                .peekable();
+            views.peek().is_some() && views.all(|lost| lost)
+        };
+        let unreached: Vec<u32> = self
+            .pods()
+            .filter(|(index, pod)| matches!(pod.worker, Some(Err(_))) && lost_to_all(*index))
+            .map(|(index, _)| index)
+            .collect();
+        for (index, pod) in (0u32..).zip(&mut self.slots) {
+            if let Some(pod) = pod {
+                pod.unreached = unreached.contains(&index);
+            }
+        }
     }
 
     /// Whether every worker takes requests.

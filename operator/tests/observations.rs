@@ -17,7 +17,7 @@ use belay_operator::{
     },
     rollout::Budget,
 };
-use belay_proto::admin::Phase;
+use belay_proto::admin::{PeerHealth, PeerStatus, Phase, WorkerStatus};
 use common::{IMAGE, at, fixture, group, record, validated};
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::util::intstr::IntOrString};
 use serde_json::json;
@@ -120,6 +120,33 @@ fn pods_know_how_their_node_is() {
         [true, false, true],
         "a pod on a silent node does not serve, whatever its status says"
     );
+}
+
+#[test]
+fn worker_that_nobody_reaches_does_not_serve_whatever_its_pod_says() {
+    let mut objects = listed("harbour");
+    for pod in &mut objects.pods[..3] {
+        set_status(pod, "up", running());
+    }
+    let answer = |worker: u32, of_the_last: PeerHealth| {
+        let mut peer = PeerStatus { worker: 2, ..PeerStatus::default() };
+        peer.set_health(of_the_last);
+        let mut status = WorkerStatus { worker, peers: vec![peer], ..WorkerStatus::default() };
+        status.set_phase(Phase::Ready);
+        (format!("uid-{worker}"), Ok(status))
+    };
+    let serves = |first: PeerHealth, second: PeerHealth| {
+        let silent = ("uid-2".to_owned(), Err("no answer".to_owned()));
+        let workers = [answer(0, first), answer(1, second), silent].into();
+        seen(&objects, &Answers { workers, ..Answers::default() })[0].ready()
+    };
+    assert!(!serves(PeerHealth::Lost, PeerHealth::Lost));
+    assert!(serves(PeerHealth::Lost, PeerHealth::Live), "one that a peer reaches is not lost");
+    assert!(serves(PeerHealth::Live, PeerHealth::Live), "it may be the operator that is cut off");
+    let silent = |worker: u32| (format!("uid-{worker}"), Err("no answer".to_owned()));
+    let workers = (0..3).map(silent).collect();
+    let alone = seen(&objects, &Answers { workers, ..Answers::default() });
+    assert!(alone[0].ready(), "whom nobody answers knows nothing");
 }
 
 #[test]

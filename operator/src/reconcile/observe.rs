@@ -205,6 +205,7 @@ pub fn assemble(
         let record = revisions.iter().find(|record| record.revision == group.revision);
         let workers = record.and_then(|record| usize::try_from(record.data.content.group.workers).ok());
         group.slots.resize(workers.unwrap_or(0).max(group.slots.len()), None);
+        group.note_unreached();
     }
     groups.into_values().collect()
 }
@@ -259,6 +260,7 @@ fn worker_pod(
         may_leave: pod.labels().get(labels::MAY_LEAVE).is_some_and(|value| value == "true"),
         trouble: trouble::of_pod(pod, events, now),
         worker,
+        unreached: false,
         uid,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use belay_e2e::{
     client,
     client::Length,
@@ -117,11 +117,14 @@ async fn survive(fixture: &Fixture, lost: &str) -> Result<()> {
     let start = Instant::now();
     status_says_it_is_not_ready(fixture).await?;
     println!("the status says so {:.1} s after the node stopped", start.elapsed().as_secs_f64());
+    wait::until("every worker is elsewhere", Duration::from_secs(120), || {
+        let pods = fixture.models.workers(NANO)?;
+        let left: Vec<_> = pods.iter().filter(|pod| pod["spec"]["nodeName"] == lost).collect();
+        if left.is_empty() { Ok(Some(())) } else { bail!("{} pods are still on {lost}", left.len()) }
+    })
+    .await?;
     fixture.settled(NANO, 1).await?;
     println!("ready again after {:.1} s", start.elapsed().as_secs_f64());
-    for pod in fixture.models.workers(NANO)? {
-        ensure!(pod["spec"]["nodeName"] != lost, "{} is still on {lost}", pod["metadata"]["name"]);
-    }
     Ok(())
 }
 
