@@ -30,8 +30,8 @@ pub struct Worker<'a> {
     /// UID of its pod.
     pub uid: &'a str,
     /// It lives, as far as the operator can know, and has not gone back: not since its node was thought lost, nor since
-    /// its process began anew, has it to catch up with what it used before. Others may be admitted or not;
-    /// what counts must be.
+    /// its process began anew, has it to catch up with what it used before. Others may find what they look for
+    /// or be told that it is not here; what counts must find it.
     pub counts: bool,
     /// Epoch that it routes by; 0 for none.
     pub uses: u64,
@@ -125,8 +125,8 @@ pub fn check(snapshot: &Snapshot<'_>) -> Vec<Violation> {
     all
 }
 
-/// Every copy is where those who use a placement look for it: at a worker that admits them (and one that counts, and was
-/// there from that epoch on, admits all that count).
+/// Every copy is where those who use a placement look for it: at a worker that serves that placement (and one that counts,
+/// and was there from that epoch on, serves whatever those that count use).
 #[must_use]
 pub fn found(snapshot: &Snapshot<'_>) -> Vec<Violation> {
     let mut used: BTreeMap<u64, (&Placement, Vec<&Worker<'_>>)> = BTreeMap::new();

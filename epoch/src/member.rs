@@ -290,23 +290,6 @@ impl Member {
         let target = self.target.iter().filter(|part| part.is_complete(&self.resident));
         self.earlier.iter().chain(&self.used).chain(target).map(|part| &part.document)
     }
-
-    /// Whether a peer may ask: it is a member of the placement that it uses, and this worker serves that one. To be asked
-    /// when it connects, and of every connection when [`Self::serves`] has changed.
-    ///
-    /// # Errors
-    /// Why not, for its log.
-    pub fn admit(&self, worker: u32, uid: &str, uses: u64) -> Result<(), String> {
-        let Some(document) = self.serves().find(|document| document.epoch == uses) else {
-            let served: Vec<u64> = self.serves().map(|document| document.epoch).collect();
-            return Err(format!("worker {worker} uses epoch {uses}, this worker serves {served:?}"));
-        };
-        if document::is_member(document, worker, uid) {
-            return Ok(());
-        }
-        let named = document::uid(document, worker).unwrap_or_default();
-        Err(format!("worker {worker} has uid {uid:?}, in epoch {uses} it has {named:?}"))
-    }
 }
 
 /// A later epoch, or the same document again.

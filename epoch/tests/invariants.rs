@@ -74,7 +74,7 @@ fn a_copy_that_is_missing_where_it_is_looked_for() {
 }
 
 #[test]
-fn a_member_that_does_not_admit_another() {
+fn a_member_that_does_not_serve_what_another_uses() {
     let world = World::new();
     let mut refuses = world.snapshot();
     refuses.workers[1].serves = vec![4];

@@ -126,14 +126,6 @@ fn a_new_pod_prepares_and_one_that_is_left_out_stops() {
 }
 
 #[test]
-fn peers_are_admitted_by_the_epoch_that_they_use() {
-    let member = placed();
-    assert_eq!(member.admit(0, "a", 1), Ok(()));
-    assert!(member.admit(0, "a", 2).unwrap_err().contains("uses epoch 2"));
-    assert!(member.admit(0, "x", 1).unwrap_err().contains("has uid \"x\""));
-}
-
-#[test]
 fn what_is_of_the_past_or_means_something_else_is_refused() {
     let mut member = placed();
     member.accept(&request(placement(3, APART, UIDS), Some(placement(4, SWAPPED, UIDS)), 3)).unwrap();

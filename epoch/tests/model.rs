@@ -204,7 +204,7 @@ fn a_target_in_use_before_commit_is_noticed() {
 /// the target by a late request, would look for copies that are gone.
 #[test]
 fn admission_by_any_common_epoch_is_noticed() {
-    must_break(Fault::AdmitsByAny, "found", two(budget(1, 0, 1, 0)));
+    must_break(Fault::ServesAny, "found", two(budget(1, 0, 1, 0)));
 }
 
 #[test]

@@ -37,8 +37,8 @@ pub enum Fault {
     DropsEarly,
     /// A worker routes by its target once that is prepared.
     UsesTarget,
-    /// Peers are admitted if any epoch is common to both sides, in use or prepared.
-    AdmitsByAny,
+    /// One epoch in common, in use or prepared, is taken to mean that all copies are where either side looks for them.
+    ServesAny,
     /// The optimistic lock is missing.
     WritesBlindly,
 }

@@ -267,8 +267,8 @@ impl Setup {
         let zombies = state.zombies.iter().map(|pod| (pod, false));
         let mut workers: Vec<Worker<'a>> =
             alive.chain(zombies).map(|(pod, counts)| Worker::of(&pod.member, counts)).collect();
-        if self.fault == Some(Fault::AdmitsByAny) {
-            admit_by_any(&mut workers);
+        if self.fault == Some(Fault::ServesAny) {
+            serve_any(&mut workers);
         }
         Snapshot { in_force: state.intent().in_force.as_ref(), workers }
     }
@@ -314,8 +314,8 @@ impl Setup {
     }
 }
 
-/// Admission as if any common epoch were enough: who has one epoch in common with another is asked under all.
-fn admit_by_any(workers: &mut [Worker<'_>]) {
+/// As if any common epoch were enough: who has one epoch in common with another is asked under all.
+fn serve_any(workers: &mut [Worker<'_>]) {
     let known: Vec<BTreeSet<u64>> = workers
         .iter()
         .map(|worker| worker.serves.iter().copied().filter(|&epoch| epoch >= worker.uses).collect())

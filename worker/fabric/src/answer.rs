@@ -1,6 +1,7 @@
 //! Answers to asks: whatever any local rank holds, whichever placement says so.
 
 use std::io::{self, IoSlice, Write};
+use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,16 +9,19 @@ use std::time::Instant;
 use belay_backend::{ExpertCompute, FabricError, Route};
 
 use crate::RowFormat;
+use crate::landing::Landing;
 use crate::ranks::{RankScratch, compute_at};
 use crate::server::Connection;
 use crate::shared::Shared;
-use crate::socket::{is_tick, write_by};
+use crate::socket::{INBOX_BYTES, Inbox, is_tick, write_by};
 use crate::wire::{self, Ask, Failure, HEADER_BYTES, Header, WireError};
 
 /// Buffers of a connection's asks.
 #[derive(Default)]
 pub(crate) struct Answerer {
     ask: Ask,
+    /// Rows of the ask; the buffer may be larger.
+    rows: usize,
     y: Vec<f32>,
     by_rank: Vec<Vec<u32>>,
     missing: Vec<u32>,
@@ -42,7 +46,10 @@ impl Answerer {
             return Err(error);
         }
         connection.hold();
-        self.y.resize(self.ask.routes.len() * hidden, 0.0);
+        let results = self.ask.routes.len() * hidden;
+        if self.y.len() < results {
+            self.y.resize(results, 0.0);
+        }
         let failure = match catch_unwind(AssertUnwindSafe(|| self.compute(shared, hidden))) {
             Ok(Ok(())) => None,
             Ok(Err(failure)) => Some(failure),
@@ -74,14 +81,17 @@ impl Answerer {
         let shared = connection.shared;
         let until = Instant::now() + shared.timeouts.ask;
         let Connection { socket, inbox, .. } = connection;
-        let mut fill = |inbox: &mut crate::socket::Inbox, need: usize| match inbox.fill(socket, need) {
-            Err(error) if is_tick(&error) => {
-                if Instant::now() >= until || shared.connections.is_stopping() {
-                    return Err(io::Error::from(io::ErrorKind::TimedOut));
-                }
-                Ok(())
+        let wait = |error: io::Error| {
+            if !is_tick(&error) {
+                return Err(error);
             }
-            other => other,
+            if Instant::now() >= until || shared.connections.is_stopping() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Ok(())
+        };
+        let fill = |inbox: &mut Inbox, socket: &mut TcpStream, need: usize| {
+            inbox.fill_at_most(socket, need, format.read_ahead()).or_else(wait)
         };
         let ask = &mut self.ask;
         let start = HEADER_BYTES + wire::ASK_PREFIX;
@@ -89,7 +99,7 @@ impl Answerer {
             match inbox.peek(start) {
                 Some(frame) => break wire::parse_ask_head(header, &frame[HEADER_BYTES..], format, hidden)?,
                 None if (header.body as usize) < wire::ASK_PREFIX => return Err(header.unexpected()),
-                None => fill(inbox, start)?,
+                None => fill(inbox, socket, start)?,
             }
         };
         inbox.consume(start);
@@ -101,7 +111,7 @@ impl Answerer {
             let here = inbox.some(left);
             let whole = here.len() - here.len() % wire::ROUTE_BYTES;
             if whole == 0 {
-                fill(inbox, wire::ROUTE_BYTES)?;
+                fill(inbox, socket, wire::ROUTE_BYTES)?;
                 continue;
             }
             wire::read_ask_routes(header, &head, &here[..whole], ask)?;
@@ -109,28 +119,25 @@ impl Answerer {
             left -= whole;
         }
         let row_bytes = format.row_bytes(hidden);
-        let rows = head.rows as usize;
-        let mut done = 0;
-        while done < rows {
-            let here = inbox.some((rows - done) * row_bytes);
-            let whole = here.len() / row_bytes;
-            if whole == 0 {
-                fill(inbox, row_bytes)?;
+        let (mut done, end) = (0, head.rows as usize * row_bytes);
+        while done < end {
+            // grows by what has arrived, and a little: a length that lies costs the liar the bytes, not us the memory
+            let room = (done / row_bytes + INBOX_BYTES.div_ceil(row_bytes)).min(head.rows as usize);
+            if ask.x.len() < room * hidden {
+                ask.x.resize(room * hidden, 0.0);
+            }
+            let mut landing = Landing { format, hidden, to: &mut ask.x, places: None };
+            let piece = room * row_bytes;
+            done += landing.take(inbox, done, piece);
+            if done == piece {
                 continue;
             }
-            // grows by what has arrived: a length that lies costs the liar the bytes, not us the memory
-            let (first, end) = (done * hidden, (done + whole) * hidden);
-            if ask.x.len() < end {
-                ask.x.resize(end, 0.0);
+            match landing.read(inbox, socket, done, piece) {
+                Ok(count) => done += count,
+                Err(error) => wait(error)?,
             }
-            let encoded = here.chunks_exact(row_bytes);
-            encoded
-                .zip(ask.x[first..end].chunks_exact_mut(hidden))
-                .for_each(|(bytes, row)| format.decode(bytes, row));
-            inbox.consume(whole * row_bytes);
-            done += whole;
         }
-        ask.x.truncate(rows * hidden);
+        self.rows = head.rows as usize;
         Ok(())
     }
 
@@ -143,8 +150,9 @@ impl Answerer {
         if !self.missing.is_empty() {
             return Err(Failure::NotResident { layer, experts: self.missing.clone(), reason });
         }
-        let Self { ask, y, by_rank, scratch, .. } = self;
-        match compute_at(ranks, by_rank, layer, hidden, &ask.x, &ask.routes, y, scratch) {
+        let Self { ask, rows, y, by_rank, scratch, .. } = self;
+        let (x, y) = (&ask.x[..*rows * hidden], &mut y[..ask.routes.len() * hidden]);
+        match compute_at(ranks, by_rank, layer, hidden, x, &ask.routes, y, scratch) {
             Ok(()) => Ok(()),
             Err((_, FabricError::NotResident { layer, expert })) => Err(Failure::NotResident {
                 layer,
@@ -206,12 +214,13 @@ impl Answerer {
         until: Instant,
     ) -> Result<(), WireError> {
         let Connection { socket, out, .. } = connection;
+        let y = &self.y[..self.ask.routes.len() * hidden];
         if format != RowFormat::F32 {
-            wire::encode_result(out, id, format, hidden, &self.y);
+            wire::encode_result(out, id, format, hidden, y);
             return Ok(write_by(socket, out, until)?);
         }
         wire::begin_result(out, id, format, hidden, self.ask.routes.len());
-        let rows: &[u8] = bytemuck::cast_slice(&self.y);
+        let rows: &[u8] = bytemuck::cast_slice(y);
         let sent = socket.write_vectored(&[IoSlice::new(out), IoSlice::new(rows)]);
         let sent = match sent {
             Ok(sent) => sent,

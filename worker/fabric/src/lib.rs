@@ -29,6 +29,7 @@ mod handshake;
 mod health;
 mod in_process;
 mod keeper;
+mod landing;
 mod link;
 mod load;
 mod peer;

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use belay_backend::Route;
 
 use crate::RowFormat;
+use crate::landing::Landing;
 use crate::socket::{Inbox, is_tick};
 use crate::wire::{self, Failure, HEADER_BYTES, Header, Kind, RESULT_PREFIX, WireError};
 
@@ -24,7 +25,7 @@ pub(crate) struct Link {
     rows: Vec<u32>,
     last_id: u64,
     awaited: VecDeque<Awaited>,
-    /// The result that is being read, and its rows so far.
+    /// The result that is being read: bytes of its rows so far.
     reading: Option<usize>,
 }
 
@@ -176,31 +177,38 @@ impl Link {
         Ok(true)
     }
 
-    /// Reads on, until an ask is answered or a tick is over; `row` gets the number and the bytes of each row.
+    /// Reads on, until an ask is answered or a tick is over. The rows go to `landing`; without one they are dropped.
     ///
     /// # Errors
     /// If the connection is lost or can't be trusted any more.
-    pub(crate) fn step(&mut self, mut row: impl FnMut(usize, &[u8])) -> Result<Step, WireError> {
-        let row_bytes = self.format.row_bytes(self.hidden);
+    pub(crate) fn step(&mut self, mut landing: Option<Landing<'_>>) -> Result<Step, WireError> {
         loop {
-            let need = match (self.reading, self.awaited.front()) {
-                (_, None) => return Ok(Step::Nothing),
-                (Some(done), Some(&Awaited { routes, .. })) => {
-                    let here = self.inbox.some((routes - done) * row_bytes);
-                    let whole = here.len() / row_bytes;
-                    for (number, bytes) in (done..).zip(here.chunks_exact(row_bytes)) {
-                        row(number, bytes);
-                    }
-                    self.inbox.consume(whole * row_bytes);
-                    if done + whole == routes {
+            let Some(&awaited) = self.awaited.front() else { return Ok(Step::Nothing) };
+            let read = match self.reading {
+                Some(done) => {
+                    let end = awaited.routes * self.format.row_bytes(self.hidden);
+                    let taken = match &mut landing {
+                        Some(landing) => landing.take(&mut self.inbox, done, end),
+                        None => {
+                            let here = self.inbox.some(end - done).len();
+                            self.inbox.consume(here);
+                            here
+                        }
+                    };
+                    let done = done + taken;
+                    if done == end {
                         self.reading = None;
                         self.awaited.pop_front();
-                        return Ok(Step::Result(HEADER_BYTES + RESULT_PREFIX + routes * row_bytes));
+                        return Ok(Step::Result(HEADER_BYTES + RESULT_PREFIX + end));
                     }
-                    self.reading = Some(done + whole);
-                    row_bytes
+                    self.reading = Some(done);
+                    let read = match &mut landing {
+                        Some(landing) => landing.read(&mut self.inbox, &mut &self.socket, done, end),
+                        None => self.inbox.fill(&mut &self.socket, 1).map(|()| 0),
+                    };
+                    read.map(|count| self.reading = Some(done + count))
                 }
-                (None, Some(&awaited)) => match self.begin(awaited)? {
+                None => match self.begin(awaited)? {
                     Begun::Result => {
                         self.reading = Some(0);
                         continue;
@@ -209,10 +217,13 @@ impl Link {
                         self.awaited.pop_front();
                         return Ok(Step::Failed(failure));
                     }
-                    Begun::Needs(need) => need,
+                    Begun::Needs(need) => {
+                        let most = self.format.read_ahead();
+                        self.inbox.fill_at_most(&mut &self.socket, need, most)
+                    }
                 },
             };
-            match self.inbox.fill(&mut &self.socket, need) {
+            match read {
                 Ok(()) => {}
                 Err(error) if is_tick(&error) => return Ok(Step::Nothing),
                 Err(error) => return Err(error.into()),

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::RowFormat;
 use crate::assign::RouteState;
+use crate::landing::Landing;
 use crate::link::{Link, Step};
 use crate::wire::{Failure, WireError};
 
@@ -140,10 +141,7 @@ impl Progress {
         let Some(oldest) = self.oldest(worker, true) else { return Ok(Pulled::Nothing) };
         let range = self.asked[oldest].picks.clone();
         let picks = &self.picks[range.clone()];
-        let step = link.step(|number, bytes| {
-            let start = picks[number] as usize * hidden;
-            format.decode(bytes, &mut y[start..start + hidden]);
-        })?;
+        let step = link.step(Some(Landing { format, hidden, to: y, places: Some(picks) }))?;
         if let Step::Nothing = step {
             return Ok(Pulled::Nothing);
         }

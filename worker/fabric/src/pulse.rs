@@ -134,7 +134,7 @@ fn judge_silence(peer: &Peer, shared: &Shared) {
 /// Dials a link if there is none, and reads away the answers that nobody waits for.
 fn look_after_link(peer: &Peer, shared: &Shared, pulse: &Pulse) {
     if let Some((mut link, since)) = peer.take_draining() {
-        match link.step(|_, _| ()) {
+        match link.step(None) {
             Ok(Step::Nothing) if since.elapsed() < shared.timeouts.ask => peer.keep_draining(link, since),
             Ok(Step::Result(_) | Step::Failed(_)) => peer.bring_back(link, shared),
             Ok(Step::Nothing) => peer.lost_link("an answer did not come", shared),

@@ -32,10 +32,12 @@ pub(crate) fn compute_at(
         } else {
             scratch.routes.clear();
             scratch.routes.extend(picked.iter().map(|&index| routes[index as usize]));
-            scratch.y.clear();
-            scratch.y.resize(picked.len() * hidden, 0.0);
-            let done = rank.compute(layer, x, &scratch.routes, &mut scratch.y);
-            scatter(picked, hidden, &scratch.y, y);
+            let results = picked.len() * hidden;
+            if scratch.y.len() < results {
+                scratch.y.resize(results, 0.0);
+            }
+            let done = rank.compute(layer, x, &scratch.routes, &mut scratch.y[..results]);
+            scatter(picked, hidden, &scratch.y[..results], y);
             done
         };
         done.map_err(|error| (number, error))?;

@@ -6,7 +6,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use belay_backend::dtype::{E4M3, e8m0_to_f32};
+use belay_backend::dtype::e8m0_to_f32;
+use pulp::Arch;
+
+use crate::socket::{HEAD_BYTES, INBOX_BYTES};
 
 /// Channels that share a scale in [`RowFormat::Fp8`].
 pub const SCALED_CHANNELS: usize = 128;
@@ -55,16 +58,8 @@ impl RowFormat {
     pub fn encode(self, rows: &[f32], hidden: usize, out: &mut Vec<u8>) {
         match self {
             Self::F32 => out.extend_from_slice(bytemuck::cast_slice(rows)),
-            Self::Bf16 => {
-                // through a block that stays in the first cache: nothing is zeroed first
-                let mut block = [0u16; BLOCK];
-                for values in rows.chunks(BLOCK) {
-                    let halves = &mut block[..values.len()];
-                    halves.iter_mut().zip(values).for_each(|(half, value)| *half = bf16(*value));
-                    out.extend_from_slice(bytemuck::cast_slice(halves));
-                }
-            }
-            Self::Fp8 => rows.chunks_exact(hidden).for_each(|row| encode_fp8(row, out)),
+            Self::Bf16 => widest().dispatch(|| encode_bf16(rows, out)),
+            Self::Fp8 => widest().dispatch(|| encode_fp8(rows, hidden, out)),
         }
     }
 
@@ -72,21 +67,8 @@ impl RowFormat {
     pub fn decode(self, bytes: &[u8], row: &mut [f32]) {
         match self {
             Self::F32 => bytemuck::cast_slice_mut(row).copy_from_slice(bytes),
-            Self::Bf16 => {
-                let mut block = [0u16; BLOCK];
-                for (values, bytes) in row.chunks_mut(BLOCK).zip(bytes.chunks(2 * BLOCK)) {
-                    let halves = &mut block[..values.len()];
-                    bytemuck::cast_slice_mut(halves).copy_from_slice(bytes);
-                    values.iter_mut().zip(halves).for_each(|(value, half)| *value = wide(*half));
-                }
-            }
-            Self::Fp8 => {
-                let (codes, scales) = bytes.split_at(row.len());
-                let blocks = row.chunks_mut(SCALED_CHANNELS).zip(codes.chunks(SCALED_CHANNELS));
-                for ((values, codes), &scale) in blocks.zip(scales) {
-                    decode_block(codes, scale, values);
-                }
-            }
+            Self::Bf16 => widest().dispatch(|| decode_bf16(bytes, row)),
+            Self::Fp8 => widest().dispatch(|| decode_fp8(bytes, row)),
         }
     }
 
@@ -94,15 +76,25 @@ impl RowFormat {
     pub fn round(self, rows: &mut [f32], hidden: usize) {
         match self {
             Self::F32 => {}
-            Self::Bf16 => rows.iter_mut().for_each(|value| *value = wide(bf16(*value))),
-            Self::Fp8 => {
+            Self::Bf16 => widest().dispatch(|| {
+                rows.iter_mut().for_each(|value| *value = wide(bf16(*value)));
+            }),
+            Self::Fp8 => widest().dispatch(|| {
                 let mut codes = [0u8; SCALED_CHANNELS];
                 for block in rows.chunks_exact_mut(hidden).flat_map(|row| row.chunks_mut(SCALED_CHANNELS)) {
                     let codes = &mut codes[..block.len()];
                     let scale = encode_block(block, codes);
                     decode_block(codes, scale, block);
                 }
-            }
+            }),
+        }
+    }
+
+    /// Bytes to read at once before it is known what comes: rows that travel as they lie are better read to their place.
+    pub(crate) const fn read_ahead(self) -> usize {
+        match self {
+            Self::F32 => HEAD_BYTES,
+            Self::Bf16 | Self::Fp8 => INBOX_BYTES,
         }
     }
 
@@ -129,13 +121,36 @@ impl FromStr for RowFormat {
 /// Values that are converted at a time.
 const BLOCK: usize = 256;
 
-#[inline]
+/// The widest vectors that this processor has: what is dispatched is compiled once for each width.
+fn widest() -> Arch {
+    Arch::new()
+}
+
+#[inline(always)]
+fn encode_bf16(values: &[f32], out: &mut Vec<u8>) {
+    // through a block that stays in the first cache: nothing is zeroed first
+    let mut block = [0u16; BLOCK];
+    for values in values.chunks(BLOCK) {
+        let halves = &mut block[..values.len()];
+        halves.iter_mut().zip(values).for_each(|(half, value)| *half = bf16(*value));
+        out.extend_from_slice(bytemuck::cast_slice(halves));
+    }
+}
+
+#[inline(always)]
+fn decode_bf16(bytes: &[u8], row: &mut [f32]) {
+    for (value, half) in row.iter_mut().zip(bytes.as_chunks::<2>().0) {
+        *value = wide(u16::from_le_bytes(*half));
+    }
+}
+
+#[inline(always)]
 fn wide(half: u16) -> f32 {
     f32::from_bits(u32::from(half) << 16)
 }
 
 /// As `belay_backend::dtype::f32_to_bf16`, without a branch, so that a row is converted several values at a time.
-#[inline]
+#[inline(always)]
 fn bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -144,7 +159,7 @@ fn bf16(value: f32) -> u16 {
 }
 
 /// As `belay_backend::dtype::f32_to_e4m3` for magnitudes up to 448, without a branch; anything else is NaN.
-#[inline]
+#[inline(always)]
 fn e4m3(value: f32) -> u8 {
     let bits = value.to_bits();
     let (sign, magnitude) = ((bits >> 24) & 0x80, bits & 0x7fff_ffff);
@@ -156,7 +171,20 @@ fn e4m3(value: f32) -> u8 {
     (sign | if magnitude > E4M3_MAX.to_bits() { 0x7f } else { code }) as u8
 }
 
+/// As `belay_backend::dtype::E4M3`, without the table, which vectors can't look up.
+#[inline(always)]
+fn of_e4m3(code: u8) -> f32 {
+    let (sign, low) = (u32::from(code & 0x80) << 24, u32::from(code & 0x7f));
+    // the exponent's bias rises from 7 to 127; below 2^-6 codes are steps of 2^-9
+    let normal = f32::from_bits((low << 20) + (120 << 23));
+    let steps = low as f32 * (1.0 / 512.0);
+    let magnitude = if low < 8 { steps } else { normal };
+    let magnitude = if low == 0x7f { f32::NAN } else { magnitude };
+    f32::from_bits(magnitude.to_bits() | sign)
+}
+
 /// `(1 / scale, s + 127)` of one block.
+#[inline(always)]
 fn scales(block: &[f32]) -> (f32, u8) {
     let finite = |value: &f32| if value.is_finite() { value.abs() } else { 0.0 };
     let largest = block.iter().map(finite).fold(0.0, f32::max);
@@ -170,17 +198,30 @@ fn scales(block: &[f32]) -> (f32, u8) {
     (of(-power), (power + 127) as u8)
 }
 
-fn encode_fp8(row: &[f32], out: &mut Vec<u8>) {
-    let start = out.len();
-    out.resize(start + RowFormat::Fp8.row_bytes(row.len()), 0);
-    let (codes, bytes) = out[start..].split_at_mut(row.len());
-    let blocks = row.chunks(SCALED_CHANNELS).zip(codes.chunks_mut(SCALED_CHANNELS));
-    for ((values, codes), byte) in blocks.zip(bytes) {
-        *byte = encode_block(values, codes);
+#[inline(always)]
+fn encode_fp8(rows: &[f32], hidden: usize, out: &mut Vec<u8>) {
+    for row in rows.chunks_exact(hidden) {
+        let start = out.len();
+        out.resize(start + RowFormat::Fp8.row_bytes(hidden), 0);
+        let (codes, bytes) = out[start..].split_at_mut(hidden);
+        let blocks = row.chunks(SCALED_CHANNELS).zip(codes.chunks_mut(SCALED_CHANNELS));
+        for ((values, codes), byte) in blocks.zip(bytes) {
+            *byte = encode_block(values, codes);
+        }
+    }
+}
+
+#[inline(always)]
+fn decode_fp8(bytes: &[u8], row: &mut [f32]) {
+    let (codes, scales) = bytes.split_at(row.len());
+    let blocks = row.chunks_mut(SCALED_CHANNELS).zip(codes.chunks(SCALED_CHANNELS));
+    for ((values, codes), &scale) in blocks.zip(scales) {
+        decode_block(codes, scale, values);
     }
 }
 
 /// Returns the scale's byte.
+#[inline(always)]
 fn encode_block(values: &[f32], codes: &mut [u8]) -> u8 {
     let (inverse, scale) = scales(values);
     for (code, value) in codes.iter_mut().zip(values) {
@@ -189,17 +230,18 @@ fn encode_block(values: &[f32], codes: &mut [u8]) -> u8 {
     scale
 }
 
+#[inline(always)]
 fn decode_block(codes: &[u8], scale: u8, values: &mut [f32]) {
     let scale = e8m0_to_f32(scale);
     for (value, &code) in values.iter_mut().zip(codes) {
-        *value = E4M3[usize::from(code)] * scale;
+        *value = of_e4m3(code) * scale;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use belay_backend::dtype::{f32_to_bf16, f32_to_e4m3};
+    use belay_backend::dtype::{E4M3, f32_to_bf16, f32_to_e4m3};
     use proptest::prelude::*;
 
     fn round_trip(format: RowFormat, rows: &[f32], hidden: usize) -> Vec<f32> {
@@ -233,6 +275,17 @@ mod tests {
             }
         }
         assert_eq!(e4m3(f32::INFINITY), 0x7f);
+    }
+
+    #[test]
+    fn every_e4m3_code_widens_as_the_definition_says() {
+        for code in 0..=u8::MAX {
+            let (found, expected) = (of_e4m3(code), E4M3[usize::from(code)]);
+            assert!(
+                found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(),
+                "{code:#x}"
+            );
+        }
     }
 
     #[test]

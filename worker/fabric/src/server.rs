@@ -241,7 +241,8 @@ impl Connection<'_> {
             if let Some(header) = self.inbox.header()? {
                 return Ok(header);
             }
-            match self.inbox.fill(&mut self.socket, HEADER_BYTES) {
+            let most = self.shared.identity.format.read_ahead();
+            match self.inbox.fill_at_most(&mut self.socket, HEADER_BYTES, most) {
                 Err(error) if !is_tick(&error) || self.shared.connections.is_stopping() => {
                     return Err(error.into());
                 }

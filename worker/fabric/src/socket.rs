@@ -1,6 +1,6 @@
 //! Sockets: how they are opened and set, and reading of frames that can be interrupted at any byte.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,10 @@ use socket2::{SockRef, TcpKeepalive};
 use crate::wire::{self, HEADER_BYTES, Header, Kind, WireError};
 
 /// Bytes that are read at once, and reserved before they have arrived.
-const INBOX_BYTES: usize = 256 * 1024;
+pub(crate) const INBOX_BYTES: usize = 256 * 1024;
+/// Bytes that are read at once of what is not yet known: a whole small frame, or little of one whose rows are better read
+/// to where they belong.
+pub(crate) const HEAD_BYTES: usize = 4 * 1024;
 
 /// Opens a connection.
 pub(crate) fn connect(address: &str, within: Duration) -> Result<TcpStream, String> {
@@ -71,6 +74,10 @@ impl Inbox {
         self.buffer[self.start..self.end].get(..count)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
     /// Bytes that are here, at most `most`.
     pub(crate) fn some(&self, most: usize) -> &[u8] {
         let all = &self.buffer[self.start..self.end];
@@ -89,6 +96,32 @@ impl Inbox {
     /// # Errors
     /// `UnexpectedEof` at the end of the stream, else what the socket says; see [`is_tick`].
     pub(crate) fn fill(&mut self, reader: &mut impl Read, need: usize) -> io::Result<()> {
+        self.fill_at_most(reader, need, INBOX_BYTES)
+    }
+
+    /// As [`Self::fill`], but when it has read, no more than `most` bytes are here, unless `need` is more.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    pub(crate) fn fill_at_most(
+        &mut self,
+        reader: &mut impl Read,
+        need: usize,
+        most: usize,
+    ) -> io::Result<()> {
+        self.reserve(need);
+        let end = (self.start + most.max(need)).min(self.buffer.len());
+        match reader.read(&mut self.buffer[self.end..end.max(self.end + 1)])? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                self.end += count;
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes room for `need` bytes in a row, and for at least one more than there are.
+    fn reserve(&mut self, need: usize) {
         let capacity = need.max(INBOX_BYTES);
         if self.buffer.len() < capacity {
             self.buffer.resize(capacity, 0);
@@ -97,11 +130,36 @@ impl Inbox {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        match reader.read(&mut self.buffer[self.end..])? {
+    }
+
+    /// One read into `pieces`, and, if they are full and `further`, beyond them into the inbox, which must be empty.
+    /// Returns how many bytes are in the pieces.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    pub(crate) fn read_beyond<const N: usize>(
+        &mut self,
+        reader: &mut impl Read,
+        pieces: [Option<IoSliceMut<'_>>; N],
+        further: bool,
+    ) -> io::Result<usize> {
+        self.reserve(HEAD_BYTES);
+        let mut all: [IoSliceMut<'_>; N] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+        let mut used = 0;
+        for (slot, piece) in all.iter_mut().zip(pieces.into_iter().flatten()) {
+            *slot = piece;
+            used += 1;
+        }
+        let wanted: usize = all[..used].iter().map(|piece| piece.len()).sum();
+        if further && used < N {
+            all[used] = IoSliceMut::new(&mut self.buffer[..HEAD_BYTES]);
+            used += 1;
+        }
+        match reader.read_vectored(&mut all[..used])? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             count => {
-                self.end += count;
-                Ok(())
+                (self.start, self.end) = (0, count.saturating_sub(wanted));
+                Ok(count.min(wanted))
             }
         }
     }

@@ -77,7 +77,7 @@ pub struct AskHead {
 pub struct Ask {
     /// Layer index.
     pub layer: u32,
-    /// `[rows, hidden]`.
+    /// `[rows, hidden]`, and perhaps more behind it that is not of this ask.
     pub x: Vec<f32>,
     /// What to compute of them; every row is in range.
     pub routes: Vec<Route>,
