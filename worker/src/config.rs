@@ -131,6 +131,11 @@ pub struct ServeConfig {
           value_parser = clap::value_parser!(u64).range(1..))]
     pub fabric_timeout_seconds: u64,
 
+    /// Rows from which a step of a group is done in two halves, one of which attends while the experts of the other are
+    /// computed elsewhere; 0: never. Pays where peers are far: the dense weights are read twice
+    #[arg(long, env = "BELAY_HALVES_FROM", value_name = "ROWS", default_value_t = 0)]
+    pub halves_from: u32,
+
     /// Requests that are computed together
     #[arg(long, env = "BELAY_MAX_SESSIONS", value_name = "N", default_value_t = 32,
           value_parser = clap::value_parser!(u32).range(1..))]

@@ -292,7 +292,10 @@ impl<B: Backend + 'static> GroupLife<B> {
         let total = checkpoint.card().dense_bytes + self.ranks.missing_bytes(experts);
         let model = blocking(move || loader::dense(&backend, &checkpoint, cache, total, &shared)).await?;
         tracing::info!(seconds = started.elapsed().as_secs_f64(), "dense weights loaded");
-        Ok(model)
+        Ok(match context.config.halves_from {
+            0 => model,
+            rows => model.with_halves(rows as usize),
+        })
     }
 
     /// Gives the fabric what is in use and what comes next, if that is news.

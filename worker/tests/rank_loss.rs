@@ -143,6 +143,26 @@ async fn two_of_four_workers_are_lost_at_once() {
 }
 
 #[tokio::test]
+async fn steps_in_halves_give_the_same_tokens_also_when_a_worker_is_lost() {
+    let mut members = group_of(&["a", "b"], 1, &["--halves-from", "2"]).await;
+    let prompts: Vec<Vec<u32>> = cases("fact", 4).into_iter().map(|case| case.prompt_ids).collect();
+    let mut streams = Vec::new();
+    for prompt in &prompts {
+        streams.push(members[0].inference().await.generate(long(prompt)).await.unwrap().into_inner());
+    }
+    let mut first = Vec::new();
+    for stream in &mut streams {
+        first.push(stream.try_next().await.unwrap().unwrap().ids);
+    }
+    members[1].process.kill();
+    let rests = futures::future::join_all(streams.into_iter().map(collect)).await;
+    for ((prompt, mut tokens), rest) in prompts.iter().zip(first).zip(rests) {
+        tokens.extend(rest.expect("the stream goes on").ids);
+        assert_eq!(tokens, expected(prompt).await, "not a token differs");
+    }
+}
+
+#[tokio::test]
 async fn orphans_that_do_not_fit_are_refused_with_the_numbers_and_the_step_is_lost() {
     let options = ["--expert-memory", "2000k", "--fabric-timeout-seconds", "2"];
     let mut members = group_of(&["a", "b"], 1, &options).await;

@@ -34,3 +34,14 @@ pub enum ForwardError {
     #[error(transparent)]
     Backend(#[from] BackendError),
 }
+
+impl ForwardError {
+    /// The same of a call in which so many segments come first.
+    pub(crate) fn behind(self, first: usize) -> Self {
+        match self {
+            Self::Invalid { segment, message } => Self::Invalid { segment: segment + first, message },
+            Self::Poisoned { segment } => Self::Poisoned { segment: segment + first },
+            other => other,
+        }
+    }
+}

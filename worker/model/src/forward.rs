@@ -13,10 +13,10 @@ use crate::error::ForwardError;
 use crate::hyper_connection::HyperHead;
 use crate::layer::Layer;
 use crate::linear::{Linear, Loader, Progress};
-use crate::mtp::{CatchUp, Mtp};
+use crate::mtp::Mtp;
 use crate::numerics::Numerics;
 use crate::rope::Frequencies;
-use crate::scratch::{HostTemporaries, Scratch, Temporaries};
+use crate::scratch::{Scratch, Temporaries};
 use crate::state::{Snapshot, State};
 use crate::step::{Segment, Step};
 use crate::trace::{NoTrace, Trace};
@@ -29,7 +29,7 @@ pub struct Model<B: Backend> {
     pub(crate) numerics: Numerics,
     pub(crate) frequencies: Frequencies,
     pub(crate) embed: Linear<B>,
-    layers: Vec<Layer<B>>,
+    pub(crate) layers: Vec<Layer<B>>,
     hyper_head: HyperHead<B>,
     head: Linear<B>,
     /// The draft stage, if it is used.
@@ -39,6 +39,8 @@ pub struct Model<B: Backend> {
     format: KvFormat,
     /// Lent to one step at a time.
     arena: Mutex<B::Arena>,
+    /// Rows from which a step is done in two halves; see [`Self::with_halves`].
+    pub(crate) halves_from: Option<usize>,
 }
 
 impl<B: Backend> Model<B> {
@@ -84,7 +86,17 @@ impl<B: Backend> Model<B> {
             pool: Arc::new(pool),
             format: cache.format,
             arena: Mutex::new(arena),
+            halves_from: None,
         })
+    }
+
+    /// Steps of at least `rows` rows and two segments are done in two halves: one attends while the experts of the other
+    /// are computed elsewhere. That hides what an exchange takes, and reads the dense weights twice. Results have the
+    /// same bits.
+    #[must_use]
+    pub fn with_halves(mut self, rows: usize) -> Self {
+        self.halves_from = Some(rows);
+        self
     }
 
     /// Sizes and constants.
@@ -196,14 +208,13 @@ impl<B: Backend> Model<B> {
         logits: &mut Vec<f32>,
         trace: &mut dyn Trace,
     ) -> Result<(), ForwardError> {
-        let step = Step::plan(segments, &self.config, &self.frequencies, self.numerics)?;
         logits.clear();
-        if step.rows() == 0 {
+        let cut = self.cut(segments);
+        let steps = Step::plan_parts(segments, cut, &self.config, &self.frequencies, self.numerics)?;
+        if segments.is_empty() {
             return Ok(());
         }
-        let plan = self.mtp.as_ref().map(|_| CatchUp::plan(segments, &self.config));
-        let rows = plan.as_ref().map_or(0, CatchUp::rows).max(step.rows());
-        let (t, host) = scratch.reserve(&*self.backend, &self.config, rows, step.wanted.len())?;
+        let mut parts = self.parts(&steps, segments, cut, scratch)?;
         for segment in segments.iter_mut() {
             segment.state.reserve(segment.tokens.len())?;
         }
@@ -211,9 +222,12 @@ impl<B: Backend> Model<B> {
         for segment in segments.iter_mut() {
             segment.state.poison();
         }
-        self.run(&step, t, host, &mut arena, segments, fabric, logits, trace)?;
-        if let (Some(mtp), Some(plan)) = (&self.mtp, &plan) {
-            self.catch_up(mtp, plan, &step, t, &mut arena, segments)?;
+        self.run(&mut parts, &mut arena, segments, fabric, trace)?;
+        for part in &mut parts {
+            self.head(&self.hyper_head, &part.step.wanted, part.t, logits)?;
+            if let (Some(mtp), Some(plan)) = (&self.mtp, &part.plan) {
+                self.catch_up(mtp, plan, part.step, part.t, &mut arena, &segments[part.segments.clone()])?;
+            }
         }
         for segment in segments.iter_mut() {
             segment.state.commit(segment.tokens.len(), segment.rewindable);
@@ -226,31 +240,6 @@ impl<B: Backend> Model<B> {
         self.arena.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(
-        &self,
-        step: &Step,
-        t: &mut Temporaries<B>,
-        host: &mut HostTemporaries,
-        arena: &mut B::Arena,
-        segments: &[Segment<'_>],
-        fabric: &dyn Fabric,
-        logits: &mut Vec<f32>,
-        trace: &mut dyn Trace,
-    ) -> Result<(), ForwardError> {
-        let backend = &*self.backend;
-        self.upload_tables(step, t)?;
-        backend.embed(self.embed.matrix(), &step.ids, self.config.streams, &mut t.streams)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            layer.forward(backend, step, t, host, arena, segments, fabric, trace)?;
-            if trace.wants_streams() {
-                let mut streams = vec![0.0; step.rows() * self.config.streams * self.config.hidden_size];
-                backend.read(&t.streams, 0, &mut streams)?;
-                trace.streams(index, &streams);
-            }
-        }
-        self.head(&self.hyper_head, &step.wanted, t, logits)
-    }
-
     pub(crate) fn upload_tables(&self, step: &Step, t: &mut Temporaries<B>) -> Result<(), ForwardError> {
         self.backend.write(&mut t.plain_table, 0, &step.plain_table)?;
         self.backend.write(&mut t.compressed_table, 0, &step.compressed_table)?;
@@ -260,7 +249,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// logits = head · RMS(collapsed streams), for the wanted rows.
+    /// logits = head · RMS(collapsed streams), for the wanted rows; appended.
     pub(crate) fn head(
         &self,
         mixer: &HyperHead<B>,
@@ -280,8 +269,9 @@ impl<B: Backend> Model<B> {
         )?;
         mixer.read(backend, last, wanted.len())?;
         self.head.apply(backend, &last.x, wanted.len(), &mut last.logits)?;
-        logits.resize(wanted.len() * self.config.vocab_size, 0.0);
-        backend.read(&last.logits, 0, logits)?;
+        let start = logits.len();
+        logits.resize(start + wanted.len() * self.config.vocab_size, 0.0);
+        backend.read(&last.logits, 0, &mut logits[start..])?;
         Ok(())
     }
 }

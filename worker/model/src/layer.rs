@@ -62,6 +62,21 @@ impl<B: Backend> Layer<B> {
         fabric: &dyn Fabric,
         trace: &mut dyn Trace,
     ) -> Result<(), ForwardError> {
+        self.attend(backend, step, t, host, arena, segments, trace)?;
+        self.mix(backend, step, t, host, fabric, || Ok(()))
+    }
+
+    /// The layer as far as it is computed here: attention, then the experts' input and who gets it.
+    pub(crate) fn attend(
+        &self,
+        backend: &B,
+        step: &Step,
+        t: &mut Temporaries<B>,
+        host: &mut HostTemporaries,
+        arena: &mut B::Arena,
+        segments: &[Segment<'_>],
+        trace: &mut dyn Trace,
+    ) -> Result<(), ForwardError> {
         let rows = step.rows();
         self.attention_mixer.read(backend, t, rows)?;
         self.normalise(backend, t, rows, &self.attention_norm)?;
@@ -70,9 +85,22 @@ impl<B: Backend> Layer<B> {
 
         self.ffn_mixer.read(backend, t, rows)?;
         self.normalise(backend, t, rows, &self.ffn_norm)?;
-        self.mixture(backend, step, t, host, fabric, trace)?;
-        self.ffn_mixer.write(backend, t, rows)?;
-        Ok(())
+        self.route(backend, step, t, host, trace)
+    }
+
+    /// The rest of the layer, behind [`Self::attend`]: the experts, wherever they are. `meanwhile` is done while others
+    /// compute.
+    pub(crate) fn mix(
+        &self,
+        backend: &B,
+        step: &Step,
+        t: &mut Temporaries<B>,
+        host: &mut HostTemporaries,
+        fabric: &dyn Fabric,
+        meanwhile: impl FnOnce() -> Result<(), ForwardError>,
+    ) -> Result<(), ForwardError> {
+        self.mixture(backend, step, t, host, fabric, meanwhile)?;
+        Ok(self.ffn_mixer.write(backend, t, step.rows())?)
     }
 
     /// Puts the rows' keys into the segments' windows and computes nothing else: all that rows whose output nobody
@@ -96,14 +124,13 @@ impl<B: Backend> Layer<B> {
         backend.rms_norm(&t.mean, all, weight, self.norm_eps, &mut t.x, 0)
     }
 
-    /// y = Σ over a row's experts, ascending, + shared expert.
-    fn mixture(
+    /// The experts of each row.
+    fn route(
         &self,
         backend: &B,
         step: &Step,
         t: &mut Temporaries<B>,
         host: &mut HostTemporaries,
-        fabric: &dyn Fabric,
         trace: &mut dyn Trace,
     ) -> Result<(), ForwardError> {
         let rows = step.rows();
@@ -115,14 +142,29 @@ impl<B: Backend> Layer<B> {
         backend.read(&t.x, 0, &mut host.x)?;
         self.router.route(&host.scores, &step.ids, &mut host.routes);
         trace.routes(self.index, &host.routes);
+        Ok(())
+    }
 
+    /// y = Σ over a row's experts, ascending, + shared expert.
+    fn mixture(
+        &self,
+        backend: &B,
+        step: &Step,
+        t: &mut Temporaries<B>,
+        host: &mut HostTemporaries,
+        fabric: &dyn Fabric,
+        meanwhile: impl FnOnce() -> Result<(), ForwardError>,
+    ) -> Result<(), ForwardError> {
+        let rows = step.rows();
         host.outputs.resize(host.routes.len() * self.width, 0.0);
         let layer = self.index as u32;
         let buffers = ExpertBuffers { gate: &mut t.gate, up: &mut t.up, rounded: &mut t.rounded };
         let (x, shared, round) = (&t.x, &mut t.shared, step.numerics.activations);
         // while other workers compute the routed experts
-        let mut work =
-            Some(move || self.shared.forward(backend, round, x, rows, None, shared, self.width, buffers));
+        let mut work = Some(move || {
+            self.shared.forward(backend, round, x, rows, None, shared, self.width, buffers)?;
+            meanwhile()
+        });
         let mut done = Ok(());
         fabric
             .exchange(layer, &host.x, &host.routes, &mut host.outputs, &mut || {

@@ -18,6 +18,7 @@ mod config;
 mod error;
 mod experts;
 mod forward;
+mod halves;
 mod hyper_connection;
 mod indexer;
 mod layer;

@@ -6,11 +6,32 @@ use crate::config::Config;
 
 /// Working memory of one caller of the forward. Reuse it from step to step: then nothing is allocated on the device.
 pub struct Scratch<B: Backend> {
-    pub(crate) device: Option<Temporaries<B>>,
-    pub(crate) host: HostTemporaries,
+    /// One for each half of a step.
+    rooms: Vec<Room<B>>,
 }
 
 impl<B: Backend> Default for Scratch<B> {
+    fn default() -> Self {
+        Self { rooms: Vec::new() }
+    }
+}
+
+impl<B: Backend> Scratch<B> {
+    pub(crate) fn rooms(&mut self, count: usize) -> &mut [Room<B>] {
+        if self.rooms.len() < count {
+            self.rooms.resize_with(count, Room::default);
+        }
+        &mut self.rooms[..count]
+    }
+}
+
+/// Working memory of rows that are computed together.
+pub(crate) struct Room<B: Backend> {
+    device: Option<Temporaries<B>>,
+    host: HostTemporaries,
+}
+
+impl<B: Backend> Default for Room<B> {
     fn default() -> Self {
         Self { device: None, host: HostTemporaries::default() }
     }
@@ -101,7 +122,7 @@ pub(crate) struct HostTemporaries {
     pub(crate) sum: Vec<f32>,
 }
 
-impl<B: Backend> Scratch<B> {
+impl<B: Backend> Room<B> {
     /// Buffers for at least `rows` rows, and `wanted` rows of logits.
     pub(crate) fn reserve(
         &mut self,

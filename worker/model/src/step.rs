@@ -70,8 +70,25 @@ pub(crate) struct Step {
 }
 
 impl Step {
+    /// A step of the segments before `cut`, and one of the others, if there are any.
+    pub(crate) fn plan_parts(
+        segments: &[Segment<'_>],
+        cut: usize,
+        config: &Config,
+        frequencies: &Frequencies,
+        numerics: Numerics,
+    ) -> Result<Vec<Self>, ForwardError> {
+        let (first, second) = segments.split_at(cut);
+        let mut steps = vec![Self::plan(first, config, frequencies, numerics)?];
+        if !second.is_empty() {
+            let step = Self::plan(second, config, frequencies, numerics);
+            steps.push(step.map_err(|error| error.behind(cut))?);
+        }
+        Ok(steps)
+    }
+
     /// Checks the segments and lays out their rows.
-    pub(crate) fn plan(
+    fn plan(
         segments: &[Segment<'_>],
         config: &Config,
         frequencies: &Frequencies,

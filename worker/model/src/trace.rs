@@ -1,6 +1,7 @@
 use belay_backend::Route;
 
-/// Sees what a step decides. Rows are those of the whole step, segment after segment.
+/// Sees what a step decides. Rows are those that are computed together, segment after segment: the whole step, or each of
+/// its halves.
 pub trait Trace {
     /// Routes of a layer, by row, experts ascending.
     fn routes(&mut self, _layer: usize, _routes: &[Route]) {}

@@ -55,7 +55,8 @@ impl<B: Backend> Model<B> {
         if most == 0 {
             return Ok(());
         }
-        let (t, host) = scratch.reserve(&*self.backend, &self.config, drafts.len(), drafts.len())?;
+        let [room] = scratch.rooms(1) else { return Ok(()) };
+        let (t, host) = room.reserve(&*self.backend, &self.config, drafts.len(), drafts.len())?;
         let Some(mtp) = &self.mtp else { return Ok(()) };
         for draft in drafts.iter_mut() {
             draft.state.reserve_ahead()?;
@@ -124,6 +125,7 @@ impl<B: Backend> Model<B> {
             mtp.enter(backend, &self.embed, &step, t)?;
             mtp.block.forward(backend, &step, t, host, &mut arena, &segments, fabric, trace)?;
             let all: Vec<u32> = (0..asking.len() as u32).collect();
+            logits.clear();
             self.head(&mtp.mixer, &all, t, &mut logits)?;
             trace.draft_logits(ahead, &logits);
             for (&index, row) in asking.iter().zip(logits.chunks_exact(vocab)) {
