@@ -45,6 +45,10 @@ pub enum Reason {
     GroupsStarting,
     /// Groups of an old revision are being replaced.
     RollingOut,
+    /// `spec.rollout.progress` is Paused, and groups of an old revision are left.
+    RolloutPaused,
+    /// As many groups as `spec.rollout.partition` says are left with the revision before, and the others are replaced.
+    RolloutPartitioned,
     /// Groups finish their requests before they are removed.
     Draining,
     /// A group that was ready gets a lost worker back.
@@ -141,6 +145,8 @@ impl Reason {
             Self::ScaledToZero => "ScaledToZero",
             Self::GroupsStarting => "GroupsStarting",
             Self::RollingOut => "RollingOut",
+            Self::RolloutPaused => "RolloutPaused",
+            Self::RolloutPartitioned => "RolloutPartitioned",
             Self::Draining => "Draining",
             Self::Recovering => "Recovering",
             Self::MovingExperts => "MovingExperts",

@@ -26,7 +26,7 @@ pub use self::{
         PersistentVolumeClaimSource, PullPolicy,
     },
     model_deployment::{MAX_NAME_LENGTH, MAX_REPLICAS, ModelDeployment, ModelDeploymentSpec},
-    rollout::{RolloutSpec, RolloutStrategy},
+    rollout::{RolloutProgress, RolloutSpec, RolloutStrategy},
     status::{
         ExpertsStatus, GroupExpertsStatus, GroupStatus, LastRebalance, LoadingStatus, ModelDeploymentStatus,
         OperationStatus, RankStatus,

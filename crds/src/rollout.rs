@@ -30,6 +30,17 @@ pub struct RolloutSpec {
     #[schemars(schema_with = "groups_or_percent")]
     pub max_unavailable: IntOrString,
 
+    /// How many groups stay with the revision before while the others are replaced: a rollout to some, for as long as
+    /// somebody wants to look at it. Lower it to go on; raise it to spec.replicas to take the rollout back.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000))]
+    pub partition: i32,
+
+    /// Automatic: a rollout goes on as groups get ready. Paused: it stays where it is; groups that are lost or that
+    /// spec.replicas asks for are made from the revision before.
+    #[serde(default)]
+    pub progress: RolloutProgress,
+
     /// How many seconds requests under way get to finish before a group is removed. A group without requests is
     /// removed at once. A request that is cut off is continued on another group by the gateway.
     #[serde(default = "default_drain_seconds")]
@@ -45,12 +56,24 @@ pub enum RolloutStrategy {
     RollingUpdate,
 }
 
+/// Whether a rollout goes on.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RolloutProgress {
+    /// As groups get ready.
+    #[default]
+    Automatic,
+    /// It stays where it is.
+    Paused,
+}
+
 impl Default for RolloutSpec {
     fn default() -> Self {
         Self {
             strategy: RolloutStrategy::default(),
             max_surge: default_max_surge(),
             max_unavailable: default_max_unavailable(),
+            partition: 0,
+            progress: RolloutProgress::default(),
             drain_seconds: default_drain_seconds(),
         }
     }

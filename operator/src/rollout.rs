@@ -6,8 +6,8 @@
 //! Promises:
 //! - Groups that exist (draining ones too: they hold their devices) never exceed `desired + surge` by our doing.
 //! - We never drain a ready group when fewer than `desired − unavailable` would stay ready.
-//! - Groups of an old revision that cannot work are never waited for: they are drained at once, which frees their
-//!   devices for the fix.
+//! - Groups of an old revision that cannot work and that nobody asked to keep are never waited for: they are drained at
+//!   once, which frees their devices for the fix.
 
 /// How many groups there should be, and how far a rollout may stray from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,15 @@ impl Budget {
     }
 }
 
+/// How far a rollout is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// So many of the wanted groups stay with the revision before.
+    AllBut(u32),
+    /// No further than it is.
+    Paused,
+}
+
 /// How a group does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
@@ -41,6 +50,17 @@ pub enum Health {
     Ready,
 }
 
+/// Which revision a group is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// The one that the spec asks for.
+    New,
+    /// The one before it, of which a rollout that does not go all the way leaves groups.
+    Before,
+    /// Any other.
+    Older,
+}
+
 /// What the decision needs to know about a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
@@ -48,8 +68,8 @@ pub struct Group {
     pub name: String,
     /// Its number within its revision.
     pub ordinal: u32,
-    /// Whether it is of the revision that the spec asks for.
-    pub updated: bool,
+    /// Its revision.
+    pub age: Age,
     /// How it does.
     pub health: Health,
     /// Whether it drains. There is no way back from it.
@@ -61,56 +81,89 @@ pub struct Group {
 pub struct Step {
     /// Ordinals of groups of the new revision to create.
     pub create: Vec<u32>,
+    /// Ordinals of groups of the revision before to create.
+    pub create_before: Vec<u32>,
     /// Names of groups to drain.
     pub drain: Vec<String>,
 }
 
-/// Decides the next step.
-pub fn step(budget: Budget, groups: &[Group]) -> Step {
+/// Decides the next step. `has_before`: whether there is a revision before the new one that groups can be made from.
+pub fn step(budget: Budget, reach: Reach, has_before: bool, groups: &[Group]) -> Step {
     let live: Vec<&Group> = groups.iter().filter(|group| !group.draining).collect();
-    let (new, mut old): (Vec<&Group>, Vec<&Group>) = live.iter().partition(|group| group.updated);
-    let unready_new = count(new.iter().filter(|group| group.health != Health::Ready));
-    let ready = count(live.iter().filter(|group| group.health == Health::Ready));
+    let of = |age: Age| -> Vec<&Group> { live.iter().filter(|group| group.age == age).copied().collect() };
+    let (new, before, older) = (of(Age::New), of(Age::Before), of(Age::Older));
+    let kept = match reach {
+        _ if !has_before => 0,
+        Reach::AllBut(kept) => kept.min(budget.desired),
+        Reach::Paused => budget.desired.saturating_sub(count(new.iter())),
+    };
+    let updated = budget.desired - kept;
 
-    let mut drain: Vec<String> =
-        surplus(&new, budget.desired).iter().map(|group| group.name.clone()).collect();
-    let ready_surplus =
-        count(surplus(&new, budget.desired).iter().filter(|group| group.health == Health::Ready));
-
+    let too_many_new = surplus(&new, updated);
+    let too_many_before = surplus(&before, kept);
+    let mut leaving: Vec<&Group> = too_many_before.into_iter().chain(older).collect();
     // the worst first; among equals the highest ordinal
-    old.sort_by_key(|group| (group.health, std::cmp::Reverse(group.ordinal)));
-    let mut still_ready = ready - ready_surplus;
-    let mut still_live = count(live.iter()) - count(drain.iter());
-    for group in old {
+    leaving.sort_by_key(|group| (group.health, std::cmp::Reverse(group.ordinal)));
+    let waiting =
+        count(live.iter().filter(|group| group.health != Health::Ready && !leaving.contains(group)));
+    let mut still = Still {
+        ready: count(live.iter().filter(|group| group.health == Health::Ready)),
+        live: count(live.iter()),
+    };
+    let mut drain = Vec::new();
+    for group in too_many_new {
+        // it never was ready, or there are enough others that are
+        if group.health != Health::Ready || still.ready > budget.promised() {
+            still.drain(group, &mut drain);
+        }
+    }
+    for group in leaving {
         let may_go = match group.health {
             Health::Broken => true,
-            // it may come back: keep it until the new revision has shown that it works
-            Health::Starting => still_live > budget.promised() + unready_new,
-            Health::Ready => still_ready > budget.promised(),
+            // it may come back: keep it until the others have shown that they work
+            Health::Starting => still.live > budget.promised() + waiting,
+            Health::Ready => still.ready > budget.promised(),
         };
         if may_go {
-            drain.push(group.name.clone());
-            still_live -= 1;
-            still_ready -= u32::from(group.health == Health::Ready);
+            still.drain(group, &mut drain);
         }
     }
 
     let room = budget.most().saturating_sub(count(groups.iter()));
-    let missing = budget.desired.saturating_sub(count(new.iter()));
-    Step { create: free_ordinals(groups, missing.min(room)), drain }
+    let missing_new = updated.saturating_sub(count(new.iter())).min(room);
+    let missing_before = kept.saturating_sub(count(before.iter())).min(room - missing_new);
+    Step {
+        create: free_ordinals(groups, Age::New, missing_new),
+        create_before: free_ordinals(groups, Age::Before, missing_before),
+        drain,
+    }
 }
 
-/// Groups of the new revision that are too many: those that are not ready first, then the highest ordinals.
-fn surplus<'a>(new: &[&'a Group], desired: u32) -> Vec<&'a Group> {
-    let mut candidates = new.to_vec();
+/// Groups that are left, as drains are decided.
+struct Still {
+    ready: u32,
+    live: u32,
+}
+
+impl Still {
+    fn drain(&mut self, group: &Group, drain: &mut Vec<String>) {
+        drain.push(group.name.clone());
+        self.live -= 1;
+        self.ready -= u32::from(group.health == Health::Ready);
+    }
+}
+
+/// Groups of a revision that are too many: those that are not ready first, then the highest ordinals.
+fn surplus<'a>(groups: &[&'a Group], wanted: u32) -> Vec<&'a Group> {
+    let mut candidates = groups.to_vec();
     candidates.sort_by_key(|group| (group.health, std::cmp::Reverse(group.ordinal)));
-    candidates.truncate(new.len().saturating_sub(usize::try_from(desired).unwrap_or(usize::MAX)));
+    candidates.truncate(groups.len().saturating_sub(usize::try_from(wanted).unwrap_or(usize::MAX)));
     candidates
 }
 
-/// The lowest ordinals that no group of the new revision has, also none that drains.
-fn free_ordinals(groups: &[Group], wanted: u32) -> Vec<u32> {
-    let taken = |ordinal: &u32| groups.iter().any(|group| group.updated && group.ordinal == *ordinal);
+/// The lowest ordinals that no group of the revision has, also none that drains.
+fn free_ordinals(groups: &[Group], age: Age, wanted: u32) -> Vec<u32> {
+    let taken = |ordinal: &u32| groups.iter().any(|group| group.age == age && group.ordinal == *ordinal);
     (0..).filter(|ordinal| !taken(ordinal)).take(usize::try_from(wanted).unwrap_or(usize::MAX)).collect()
 }
 
@@ -151,9 +204,30 @@ mod tests {
 
     use super::*;
 
+    fn of(age: Age, ordinal: u32, health: Health) -> Group {
+        let name = match age {
+            Age::New => "new",
+            Age::Before => "old",
+            Age::Older => "older",
+        };
+        Group { name: format!("{name}-{ordinal}"), ordinal, age, health, draining: false }
+    }
+
     fn group(updated: bool, ordinal: u32, health: Health) -> Group {
-        let name = format!("{}-{ordinal}", if updated { "new" } else { "old" });
-        Group { name, ordinal, updated, health, draining: false }
+        of(if updated { Age::New } else { Age::Before }, ordinal, health)
+    }
+
+    /// All the way.
+    fn step(budget: Budget, groups: &[Group]) -> Step {
+        super::step(budget, Reach::AllBut(0), true, groups)
+    }
+
+    fn creates(ordinals: &[u32]) -> Step {
+        Step { create: ordinals.to_vec(), ..Step::default() }
+    }
+
+    fn drains(names: &[&str]) -> Step {
+        Step { drain: names.iter().map(|&name| name.to_owned()).collect(), ..Step::default() }
     }
 
     fn budget(desired: u32, surge: u32, unavailable: u32) -> Budget {
@@ -163,7 +237,7 @@ mod tests {
     #[test]
     fn scaling_up_fills_the_lowest_free_ordinals() {
         let groups = [group(true, 0, Health::Ready), group(true, 2, Health::Ready)];
-        assert_eq!(step(budget(4, 1, 0), &groups), Step { create: vec![1, 3], drain: vec![] });
+        assert_eq!(step(budget(4, 1, 0), &groups), creates(&[1, 3]));
     }
 
     #[test]
@@ -183,17 +257,17 @@ mod tests {
     #[test]
     fn rollout_starts_a_new_group_before_it_drains_an_old_one() {
         let mut groups = vec![group(false, 0, Health::Ready), group(false, 1, Health::Ready)];
-        assert_eq!(step(budget(2, 1, 0), &groups), Step { create: vec![0], drain: vec![] });
+        assert_eq!(step(budget(2, 1, 0), &groups), creates(&[0]));
         groups.push(group(true, 0, Health::Starting));
         assert_eq!(step(budget(2, 1, 0), &groups), Step::default());
         groups[2].health = Health::Ready;
-        assert_eq!(step(budget(2, 1, 0), &groups), Step { create: vec![], drain: vec!["old-1".into()] });
+        assert_eq!(step(budget(2, 1, 0), &groups), drains(&["old-1"]));
     }
 
     #[test]
     fn without_surge_an_old_group_goes_first() {
         let groups = [group(false, 0, Health::Ready), group(false, 1, Health::Ready)];
-        assert_eq!(step(budget(2, 0, 1), &groups), Step { create: vec![], drain: vec!["old-1".into()] });
+        assert_eq!(step(budget(2, 0, 1), &groups), drains(&["old-1"]));
     }
 
     #[test]
@@ -209,7 +283,7 @@ mod tests {
         let decided = step(budget(2, 0, 1), &groups);
         assert_eq!(decided.drain.len(), 2);
         let groups = [group(false, 0, Health::Broken)];
-        assert_eq!(step(budget(1, 1, 0), &groups), Step { create: vec![0], drain: vec!["old-0".into()] });
+        assert_eq!(step(budget(1, 1, 0), &groups), Step { create: vec![0], ..drains(&["old-0"]) });
     }
 
     #[test]
@@ -239,6 +313,41 @@ mod tests {
         assert_eq!(protected(budget(1, 1, 0), &mixed[..1]), ["a"], "nor is it anybody's spare");
     }
 
+    #[test]
+    fn partition_leaves_groups_of_the_revision_before() {
+        let reach = Reach::AllBut(2);
+        let mut groups: Vec<Group> = (0..3).map(|ordinal| group(false, ordinal, Health::Ready)).collect();
+        assert_eq!(super::step(budget(3, 1, 0), reach, true, &groups), creates(&[0]));
+        groups.push(group(true, 0, Health::Ready));
+        assert_eq!(super::step(budget(3, 1, 0), reach, true, &groups), drains(&["old-2"]));
+        groups.remove(2);
+        assert_eq!(super::step(budget(3, 1, 0), reach, true, &groups), Step::default());
+        // it grows on the side that is behind, and goes back if asked to
+        let grown = super::step(budget(4, 1, 0), reach, true, &groups);
+        assert_eq!(grown, creates(&[1]));
+        let back = super::step(budget(3, 1, 0), Reach::AllBut(3), true, &groups);
+        assert_eq!(back, Step { create_before: vec![2], ..Step::default() });
+        let alone = super::step(budget(3, 1, 0), reach, false, &groups[2..]);
+        assert_eq!(alone, creates(&[1, 2]), "nothing to leave groups of");
+    }
+
+    #[test]
+    fn pause_stops_a_rollout_where_it_is_and_still_scales() {
+        let groups = [group(false, 0, Health::Ready), group(true, 0, Health::Ready)];
+        let paused = |desired| super::step(budget(desired, 1, 0), Reach::Paused, true, &groups);
+        assert_eq!(paused(2), Step::default());
+        assert_eq!(paused(3), Step { create_before: vec![1], ..Step::default() });
+        assert_eq!(paused(1), drains(&["old-0"]));
+        let nothing = super::step(budget(2, 1, 0), Reach::Paused, false, &[]);
+        assert_eq!(nothing, creates(&[0, 1]), "what is new altogether is not a rollout");
+    }
+
+    #[test]
+    fn groups_that_are_kept_are_not_drained_for_being_broken() {
+        let groups = [group(false, 0, Health::Broken), group(true, 0, Health::Ready)];
+        assert_eq!(super::step(budget(2, 1, 0), Reach::AllBut(1), true, &groups), Step::default());
+    }
+
     fn health() -> impl Strategy<Value = Health> {
         prop_oneof![Just(Health::Broken), Just(Health::Starting), Just(Health::Ready)]
     }
@@ -252,15 +361,17 @@ mod tests {
     }
 
     fn groups() -> impl Strategy<Value = Vec<Group>> {
-        proptest::collection::vec((any::<bool>(), health(), any::<bool>()), 0..8).prop_map(|list| {
+        let age = prop_oneof![3 => Just(Age::New), 3 => Just(Age::Before), 1 => Just(Age::Older)];
+        proptest::collection::vec((age, health(), any::<bool>()), 0..8).prop_map(|list| {
             let numbered = list.into_iter().enumerate();
             numbered
-                .map(|(i, (updated, health, draining))| Group {
-                    draining,
-                    ..group(updated, i as u32, health)
-                })
+                .map(|(i, (age, health, draining))| Group { draining, ..of(age, i as u32, health) })
                 .collect()
         })
+    }
+
+    fn reaches() -> impl Strategy<Value = Reach> {
+        prop_oneof![2 => Just(Reach::AllBut(0)), 2 => (0u32..6).prop_map(Reach::AllBut), 1 => Just(Reach::Paused)]
     }
 
     fn apply(groups: &mut Vec<Group>, step: &Step) {
@@ -268,6 +379,7 @@ mod tests {
             group.draining |= step.drain.contains(&group.name);
         }
         groups.extend(step.create.iter().map(|&ordinal| group(true, ordinal, Health::Starting)));
+        groups.extend(step.create_before.iter().map(|&ordinal| group(false, ordinal, Health::Starting)));
     }
 
     fn serving(groups: &[Group]) -> u32 {
@@ -276,35 +388,78 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_step_keeps_the_promises(budget in budgets(), before in groups()) {
-            let decided = step(budget, &before);
+        fn one_step_keeps_the_promises(
+            budget in budgets(), reach in reaches(), has_before in any::<bool>(), before in groups(),
+        ) {
+            let decided = super::step(budget, reach, has_before, &before);
             let mut after = before.clone();
             apply(&mut after, &decided);
             prop_assert!(serving(&after) >= serving(&before).min(budget.promised()));
             prop_assert!(after.len() <= before.len().max(budget.most() as usize));
-            let mut ordinals: Vec<u32> = after.iter().filter(|g| g.updated).map(|g| g.ordinal).collect();
-            ordinals.sort_unstable();
-            ordinals.dedup();
-            prop_assert_eq!(ordinals.len(), after.iter().filter(|g| g.updated).count());
+            let mut names: Vec<&str> = after.iter().map(|group| group.name.as_str()).collect();
+            names.sort_unstable();
+            names.dedup();
+            prop_assert_eq!(names.len(), after.len(), "a name twice");
+            prop_assert!(has_before || decided.create_before.is_empty());
             for name in &decided.drain {
                 let group = before.iter().find(|group| group.name == *name).unwrap();
                 prop_assert!(!group.draining, "drained twice");
             }
+            if reach == Reach::Paused && has_before {
+                prop_assert!(decided.create.is_empty(), "a rollout that is paused goes on");
+            }
         }
 
-        /// Whatever the start, and in whatever order groups get ready and drains end: the new revision is served
-        /// by the wanted number of groups in the end, and nothing else is left.
+        /// Whatever the start, and in whatever order groups get ready and drains end: there is the wanted number of
+        /// groups in the end, as many of each revision as the reach says, and nothing else is left.
         #[test]
-        fn converges(budget in budgets(), start in groups(), order in proptest::collection::vec(any::<u8>(), 200)) {
+        fn converges(
+            budget in budgets(), kept in 0u32..6, has_before in any::<bool>(), start in groups(),
+            order in proptest::collection::vec(any::<u8>(), 300),
+        ) {
             let mut groups = start;
             for choice in order {
                 let before = serving(&groups);
-                let decided = step(budget, &groups);
+                let decided = super::step(budget, Reach::AllBut(kept), has_before, &groups);
                 apply(&mut groups, &decided);
                 prop_assert!(serving(&groups) >= before.min(budget.promised()));
                 // one thing happens in the world
                 let pending: Vec<usize> = (0..groups.len())
-                    .filter(|&i| groups[i].draining || (groups[i].updated && groups[i].health != Health::Ready))
+                    .filter(|&i| groups[i].draining || groups[i].health != Health::Ready)
+                    .collect();
+                if pending.is_empty() && decided == Step::default() {
+                    break;
+                }
+                if let Some(&i) = pending.get(choice as usize % pending.len().max(1)) {
+                    if groups[i].draining {
+                        groups.remove(i);
+                    } else {
+                        groups[i].health = Health::Ready;
+                    }
+                }
+            }
+            let kept = if has_before { kept.min(budget.desired) } else { 0 };
+            let of = |age: Age| count(groups.iter().filter(|group| group.age == age));
+            prop_assert_eq!((of(Age::New), of(Age::Before), of(Age::Older)), (budget.desired - kept, kept, 0));
+            prop_assert!(groups.iter().all(|g| g.health == Health::Ready && !g.draining));
+        }
+
+        /// Groups of other revisions that never get ready do not keep the new one from taking over.
+        #[test]
+        fn the_broken_never_block_the_fix(
+            budget in budgets(), start in groups(), order in proptest::collection::vec(any::<u8>(), 300),
+        ) {
+            let mut groups = start;
+            for group in &mut groups {
+                if group.age != Age::New && group.health == Health::Starting {
+                    group.health = Health::Broken;
+                }
+            }
+            for choice in order {
+                let decided = step(budget, &groups);
+                apply(&mut groups, &decided);
+                let pending: Vec<usize> = (0..groups.len())
+                    .filter(|&i| groups[i].draining || (groups[i].age == Age::New && groups[i].health != Health::Ready))
                     .collect();
                 if pending.is_empty() && decided == Step::default() {
                     break;
@@ -318,7 +473,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(groups.len() as u32, budget.desired);
-            prop_assert!(groups.iter().all(|g| g.updated && g.health == Health::Ready && !g.draining));
+            prop_assert!(groups.iter().all(|g| g.age == Age::New && g.health == Health::Ready));
         }
     }
 }

@@ -9,6 +9,7 @@ use belay_operator::{
     group::{Group, Trouble},
     reconcile::plan::{Cause, Course, GroupPlan, Plan, plan},
     revision::Record,
+    rollout::{Budget, Reach},
 };
 use belay_proto::admin::{Phase, Placement};
 use common::{IMAGE, at, card, group, pod, record, tell, validated};
@@ -37,7 +38,9 @@ fn serving() -> (Record, Vec<Group>) {
 #[test]
 fn from_nothing_all_groups_are_created_and_the_revision_is_recorded() {
     let plan = decide(&[], &[], 0);
-    assert_eq!(plan.create, [0, 1]);
+    let names: Vec<&str> = plan.create.iter().map(|new| new.name.as_str()).collect();
+    let revision = &plan.target.revision;
+    assert_eq!(names, [format!("harbour-{revision}-0"), format!("harbour-{revision}-1")]);
     assert!(plan.record_target);
     assert!(plan.protected.is_empty());
 }
@@ -235,6 +238,59 @@ fn group_that_serves_without_a_worker_is_neither_complete_nor_broken() {
     let plan =
         belay_operator::reconcile::plan::plan(&alone, &groups[..1], &[record], Some(IMAGE), at(1)).unwrap();
     assert_eq!(plan.protected, [groups[0].name.clone()], "nothing else serves");
+}
+
+/// The groups of `serving`, of a revision that the spec no longer asks for, and the records of both.
+fn outdated() -> (Vec<Record>, Vec<Group>) {
+    let (target, mut groups) = serving();
+    let old = Record { revision: "0ld0ld00".into(), number: target.number - 1, ..target.clone() };
+    for group in &mut groups {
+        group.revision.clone_from(&old.revision);
+        group.name = belay_crds::labels::group_name("harbour", &old.revision, group.ordinal);
+    }
+    (vec![old, target], groups)
+}
+
+#[test]
+fn rollout_to_some_creates_groups_of_both_revisions() {
+    let (records, groups) = outdated();
+    let mut wanted = validated("harbour");
+    wanted.budget = Budget { desired: 4, surge: 0, unavailable: 1 };
+    wanted.reach = Reach::AllBut(3);
+    let plan = plan(&wanted, &groups, &records, Some(IMAGE), at(1)).unwrap();
+    let created: Vec<(&str, u32)> = plan
+        .create
+        .iter()
+        .map(|new| (new.record.revision.as_str(), new.name.rsplit('-').next().unwrap().parse().unwrap()))
+        .collect();
+    assert_eq!(created, [(records[1].revision.as_str(), 0), ("0ld0ld00", 2)]);
+    assert!(plan.create.iter().all(|new| new.name.contains(&new.record.revision)));
+    assert!(plan.groups.iter().all(|plan| matches!(plan.course, Course::Run { .. })), "none has to go");
+}
+
+#[test]
+fn paused_rollout_makes_lost_groups_from_the_revision_before() {
+    let (records, mut groups) = outdated();
+    groups.truncate(1);
+    let mut wanted = validated("harbour");
+    wanted.reach = Reach::Paused;
+    let plan = plan(&wanted, &groups, &records, Some(IMAGE), at(1)).unwrap();
+    let created: Vec<&str> = plan.create.iter().map(|new| new.record.revision.as_str()).collect();
+    assert_eq!(created, ["0ld0ld00"]);
+    assert_eq!(plan.before.as_ref(), Some(&records[0]));
+}
+
+#[test]
+fn the_revision_before_is_the_newest_that_works() {
+    let (mut records, groups) = outdated();
+    let typo = Record { revision: "typ0typ0".into(), number: records[1].number, ..records[1].clone() };
+    records[1].number += 1;
+    records.push(typo.clone());
+    let mut broken = group(&typo, "harbour", 0, Phase::Failed);
+    broken.revision.clone_from(&typo.revision);
+    let all: Vec<Group> = groups.into_iter().chain([broken]).collect();
+    let plan = decide(&all, &records, 1);
+    assert_eq!(plan.before.unwrap().revision, "0ld0ld00");
 }
 
 #[test]

@@ -13,6 +13,8 @@ use belay_operator::{
         status::{refused, status},
         validate::Validated,
     },
+    revision::Record,
+    rollout::Reach,
 };
 use belay_proto::admin::{Coverage, Phase};
 use common::{IMAGE, at, group, record, validated};
@@ -328,6 +330,34 @@ fn current_revision_changes_when_the_rollout_is_complete() {
     let status = look(groups, &Applied::default(), Some(&before));
     assert_eq!(status.current_revision, before.current_revision);
     says(&status, "Progressing", "True", "RollingOut", "harbour-dcd10987-1");
+}
+
+#[test]
+fn rollout_that_is_to_stay_where_it_is_says_so() {
+    let mut wanted = validated("harbour");
+    let mut groups = serving();
+    groups[1].revision = "0ld0ld00".into();
+    let target = record("harbour");
+    let old = Record { revision: "0ld0ld00".into(), number: target.number - 1, ..target.clone() };
+    let records = [old, target];
+    let look = |wanted: &Validated, groups: &[Group]| {
+        let plan = plan(wanted, groups, &records, Some(IMAGE), at(0)).unwrap();
+        let observed = Observed {
+            groups: groups.to_vec(),
+            revisions: records.to_vec(),
+            objects: Objects::default(),
+            now: at(0),
+        };
+        status(wanted, &observed, &plan, &Applied::default(), None).0
+    };
+    wanted.reach = Reach::Paused;
+    says(&look(&wanted, &groups), "Progressing", "False", "RolloutPaused", "1 of 2 groups have revision");
+    wanted.reach = Reach::AllBut(1);
+    says(&look(&wanted, &groups), "Progressing", "False", "RolloutPartitioned", "1 of 2 groups");
+    groups[0].slots[0].as_mut().unwrap().ready = false;
+    says(&look(&wanted, &groups), "Progressing", "True", "RollingOut", "still there");
+    wanted.reach = Reach::AllBut(0);
+    says(&look(&wanted, &groups), "Progressing", "True", "RollingOut", "still there");
 }
 
 #[test]

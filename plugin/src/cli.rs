@@ -9,7 +9,7 @@ use clap::{Args, Parser};
 
 use crate::{commands::Command, error::describe};
 
-/// Looks at the experts of a ModelDeployment, moves them, and breaks workers on purpose.
+/// Looks at the experts of a ModelDeployment, moves them, follows rollouts, and breaks workers on purpose.
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong arguments; 3 not confirmed.
 #[derive(Debug, Parser)]

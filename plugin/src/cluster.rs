@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result, bail};
 use belay_crds::{ModelDeployment, labels};
 use belay_epoch::Operation;
 use belay_proto::admin::Placement;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::{
+    apps::v1::ControllerRevision,
+    core::v1::{ConfigMap, Pod},
+};
 use kube::{
     Api, Client, Config, ResourceExt as _,
     api::{DynamicObject, ListParams, ObjectList, Patch, PatchParams},
@@ -38,8 +41,22 @@ pub struct Deployment {
     /// Name.
     pub name: String,
     uid: String,
+    generation: Option<i64>,
     /// `spec`, `status`.
     data: serde_json::Value,
+}
+
+/// What groups were made from at some time.
+#[derive(Clone, Debug)]
+pub struct Revision {
+    /// Its hash.
+    pub name: String,
+    /// The highest is the newest.
+    pub number: i64,
+    /// When it was first asked for.
+    pub created: String,
+    /// Content and image.
+    pub data: serde_json::Value,
 }
 
 /// A group, as far as the API server knows it.
@@ -97,7 +114,36 @@ impl Cluster {
     /// If it does not exist, or can't be read.
     pub async fn deployment(&self, name: &str) -> Result<Deployment> {
         let object = self.deployments().get(name).await.with_context(|| self.what(name))?;
-        Ok(Deployment { name: name.to_owned(), uid: object.uid().unwrap_or_default(), data: object.data })
+        Ok(Deployment {
+            name: name.to_owned(),
+            uid: object.uid().unwrap_or_default(),
+            generation: object.metadata.generation,
+            data: object.data,
+        })
+    }
+
+    /// The revisions of a deployment, the newest first.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub async fn revisions(&self, deployment: &Deployment) -> Result<Vec<Revision>> {
+        let params = ListParams::default().labels(&labels::selector(&deployment.name));
+        let api = Api::<ControllerRevision>::namespaced(self.client.clone(), &self.namespace);
+        let list = api.list(&params).await;
+        let list = list.with_context(|| format!("revisions of {}", self.what(&deployment.name)))?;
+        let mut revisions: Vec<Revision> = owned(list, &deployment.uid)
+            .into_iter()
+            .filter_map(|object| {
+                Some(Revision {
+                    name: object.labels().get(labels::REVISION)?.clone(),
+                    number: object.revision,
+                    created: object.creation_timestamp().map_or_else(String::new, |time| time.0.to_string()),
+                    data: object.data?.0,
+                })
+            })
+            .collect();
+        revisions.sort_by_key(|revision| std::cmp::Reverse(revision.number));
+        Ok(revisions)
     }
 
     /// Sets an annotation of a ModelDeployment.
@@ -105,11 +151,32 @@ impl Cluster {
     /// # Errors
     /// If it does not exist, or may not be changed.
     pub async fn annotate(&self, name: &str, key: &str, value: &str) -> Result<()> {
-        let patch = serde_json::json!({"metadata": {"annotations": {key: value}}});
+        self.merge(name, &serde_json::json!({"metadata": {"annotations": {key: value}}})).await
+    }
+
+    /// Changes fields of a ModelDeployment.
+    ///
+    /// # Errors
+    /// If it does not exist, or may not be changed so.
+    pub async fn merge(&self, name: &str, patch: &serde_json::Value) -> Result<()> {
+        self.patch(name, &Patch::Merge(patch)).await
+    }
+
+    /// Replaces whole parts of a ModelDeployment, which must be there.
+    ///
+    /// # Errors
+    /// If it does not exist, or may not be changed so.
+    pub async fn replace(&self, name: &str, parts: &[(&str, &serde_json::Value)]) -> Result<()> {
+        let operation = |(path, value): &(&str, &serde_json::Value)| serde_json::json!({"op": "replace", "path": path, "value": value});
+        let operations: serde_json::Value = parts.iter().map(operation).collect();
+        let operations = serde_json::from_value(operations).context("a patch")?;
+        self.patch(name, &Patch::<serde_json::Value>::Json(operations)).await
+    }
+
+    async fn patch<P: serde::Serialize + std::fmt::Debug>(&self, name: &str, patch: &Patch<P>) -> Result<()> {
         let params =
             PatchParams { field_manager: Some("kubectl-belay".to_owned()), ..PatchParams::default() };
-        let patched = self.deployments().patch(name, &params, &Patch::Merge(patch)).await;
-        patched.map(drop).with_context(|| self.what(name))
+        self.deployments().patch(name, &params, patch).await.map(drop).with_context(|| self.what(name))
     }
 
     /// The groups of a deployment, by name: all, or the one that is asked for.
@@ -152,6 +219,11 @@ impl Cluster {
 }
 
 impl Deployment {
+    /// Which spec this is.
+    pub fn generation(&self) -> Option<i64> {
+        self.generation
+    }
+
     /// What a path of its spec or status says, as `/spec/replicas`.
     pub fn at(&self, path: &str) -> Option<&serde_json::Value> {
         self.data.pointer(path)

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use super::{
     observe::Observed,
-    plan::{Course, Experts, Plan, Removal},
+    plan::{Course, Experts, NewGroup, Plan, Removal},
     validate::Validated,
 };
 use crate::{group::Group, revision::Record};
@@ -121,16 +121,16 @@ pub fn build(wanted: &Validated, observed: &Observed, plan: &Plan) -> Result<Pre
     if plan.record_target {
         prepared.revision = Some(revision::revision(wanted, &plan.target)?);
     }
-    for name in plan.created_groups(&wanted.name) {
-        let group = Group { name: name.clone(), revision: plan.target.revision.clone(), ..Group::default() };
+    for NewGroup { name, record } in &plan.create {
+        let group = Group { name: name.clone(), revision: record.revision.clone(), ..Group::default() };
         prepared.keys.push(key::key(wanted, &group));
         prepared.services.push(service::service(wanted, &group, None, None));
-        let workers = u32::try_from(plan.target.data.content.group.workers).unwrap_or(0);
+        let workers = u32::try_from(record.data.content.group.workers).unwrap_or(0);
         for worker in 0..workers {
-            let pod = Box::new(pod(wanted, &plan.target, &name, worker));
+            let pod = Box::new(pod(wanted, record, name, worker));
             prepared.pods.push(NewPod { pod, replaces: false });
         }
-        prepared.created_groups.push(name);
+        prepared.created_groups.push(name.clone());
     }
     for group_plan in &plan.groups {
         if let Some(group) = observed.groups.iter().find(|group| group.name == group_plan.name) {

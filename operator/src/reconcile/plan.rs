@@ -10,7 +10,7 @@ use super::validate::Validated;
 use crate::{
     group::{Group, Trouble, WorkerPod},
     revision::{self, Record, RevisionError},
-    rollout::{self, Health, Serving},
+    rollout::{self, Age, Health, Serving},
 };
 
 /// Revisions that are kept although no group has them, to go back to.
@@ -26,14 +26,25 @@ pub struct Plan {
     pub target: Record,
     /// Whether it must be recorded (anew).
     pub record_target: bool,
-    /// Ordinals of groups to create.
-    pub create: Vec<u32>,
+    /// The revision before, of which a rollout that does not go all the way leaves groups.
+    pub before: Option<Record>,
+    /// Groups to create.
+    pub create: Vec<NewGroup>,
     /// What to do with each group that exists.
     pub groups: Vec<GroupPlan>,
     /// Groups that evictions must leave alone, but for pods that may leave.
     pub protected: Vec<String>,
     /// Revisions to forget.
     pub forget: Vec<String>,
+}
+
+/// A group that is to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewGroup {
+    /// Its name.
+    pub name: String,
+    /// What it is made from.
+    pub record: Record,
 }
 
 /// What to do with one group.
@@ -122,18 +133,34 @@ pub fn plan(
 
     let obstacles: Vec<Option<Trouble>> =
         groups.iter().map(|group| experts::obstacle(wanted, group, record(group), now)).collect();
+    let before = before(&target, groups, revisions);
+    let age = |revision: &str| match &before {
+        _ if revision == target.revision => Age::New,
+        Some(before) if revision == before.revision => Age::Before,
+        _ => Age::Older,
+    };
     let views: Vec<rollout::Group> = groups
         .iter()
         .zip(&obstacles)
         .map(|(group, obstacle)| rollout::Group {
             name: group.name.clone(),
             ordinal: group.ordinal,
-            updated: group.revision == target.revision,
+            age: age(&group.revision),
             health: if obstacle.is_some() && !group.serves() { Health::Broken } else { group.health() },
             draining: group.draining(),
         })
         .collect();
-    let step = rollout::step(wanted.budget, &views);
+    let step = rollout::step(wanted.budget, wanted.reach, before.is_some(), &views);
+    let new_group = |record: &Record, ordinal: u32| NewGroup {
+        name: labels::group_name(&wanted.name, &record.revision, ordinal),
+        record: record.clone(),
+    };
+    let create = step
+        .create
+        .iter()
+        .map(|&ordinal| new_group(&target, ordinal))
+        .chain(before.iter().flat_map(|before| step.create_before.iter().map(|&n| new_group(before, n))))
+        .collect();
 
     let drain_since =
         |group: &Group| group.draining_since.or_else(|| step.drain.contains(&group.name).then_some(now));
@@ -163,11 +190,21 @@ pub fn plan(
     Ok(Plan {
         record_target: !revisions.contains(&target),
         forget: forget(&target, groups, revisions),
-        create: step.create,
+        create,
         groups: plans,
         protected,
         target,
+        before,
     })
+}
+
+/// The revision that a rollout comes from: of those that have groups, the newest that has ready ones, else the newest.
+fn before(target: &Record, groups: &[Group], revisions: &[Record]) -> Option<Record> {
+    let rank = |record: &&Record| {
+        let of_it = || groups.iter().filter(|group| group.revision == record.revision && !group.draining());
+        (of_it().any(Group::ready), of_it().next().is_some(), record.number)
+    };
+    revisions.iter().filter(|record| record.revision != target.revision).max_by_key(rank).cloned()
 }
 
 /// The record that a group's pods are made from.
@@ -251,14 +288,4 @@ fn forget(target: &Record, groups: &[Group], revisions: &[Record]) -> Vec<String
     let mut unused: Vec<&Record> = revisions.iter().filter(|record| !in_use(record)).collect();
     unused.sort_by_key(|record| std::cmp::Reverse(record.number));
     unused.into_iter().skip(HISTORY).map(|record| record.revision.clone()).collect()
-}
-
-impl Plan {
-    /// Names of the groups to create.
-    pub fn created_groups(&self, deployment: &str) -> Vec<String> {
-        self.create
-            .iter()
-            .map(|ordinal| labels::group_name(deployment, &self.target.revision, *ordinal))
-            .collect()
-    }
 }

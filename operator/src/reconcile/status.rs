@@ -41,8 +41,11 @@ pub fn status(
     let count = |test: &dyn Fn(&Group) -> bool| {
         i32::try_from(view.groups.iter().filter(|group| test(group)).count()).unwrap_or(i32::MAX)
     };
-    let created = i32::try_from(applied.created_groups.len()).unwrap_or(i32::MAX);
     let target = &plan.target.revision;
+    let of_target =
+        |name: &&String| plan.create.iter().all(|new| new.name != **name || new.record.revision == *target);
+    let created = applied.created_groups.iter().filter(of_target).count();
+    let created = i32::try_from(created).unwrap_or(i32::MAX);
     let updated = count(&|group| !view.draining(group) && group.revision == *target) + created;
 
     let mut next = ModelDeploymentStatus {

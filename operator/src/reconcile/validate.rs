@@ -2,12 +2,16 @@
 //!
 //! Admission refuses nearly all of this already (schema and CEL rules). It is checked again because objects may have
 //! been stored under an older definition.
-use belay_crds::{ModelDeployment, RebalancePolicy, RolloutStrategy, labels};
+use belay_crds::{ModelDeployment, RebalancePolicy, RolloutProgress, RolloutStrategy, labels};
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::OwnerReference, util::intstr::IntOrString};
 use kube::{Resource as _, ResourceExt as _};
 use thiserror::Error;
 
-use crate::{placement::Copies, revision::Content, rollout::Budget};
+use crate::{
+    placement::Copies,
+    revision::Content,
+    rollout::{Budget, Reach},
+};
 
 /// A spec that makes sense.
 #[derive(Clone, Debug)]
@@ -22,6 +26,8 @@ pub struct Validated {
     pub generation: Option<i64>,
     /// How many groups, and the budget of a rollout.
     pub budget: Budget,
+    /// How far a rollout is to go.
+    pub reach: Reach,
     /// How long requests get to finish, in seconds.
     pub drain_seconds: u32,
     /// Copies of experts, and when they move.
@@ -92,6 +98,13 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
     let Ok(drain_seconds) = u32::try_from(spec.rollout.drain_seconds) else {
         return invalid("spec.rollout.drainSeconds", "must not be negative");
     };
+    let Ok(partition) = u32::try_from(spec.rollout.partition) else {
+        return invalid("spec.rollout.partition", "must not be negative");
+    };
+    let reach = match spec.rollout.progress {
+        RolloutProgress::Automatic => Reach::AllBut(partition),
+        RolloutProgress::Paused => Reach::Paused,
+    };
     let experts = experts(deployment)?;
     let RolloutStrategy::RollingUpdate = spec.rollout.strategy;
     let surge = groups(&spec.rollout.max_surge, desired, Rounding::Up, "spec.rollout.maxSurge")?;
@@ -108,6 +121,7 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
         owner,
         generation: deployment.metadata.generation,
         budget: Budget { desired, surge, unavailable },
+        reach,
         drain_seconds,
         experts,
         content: Content::new(&name, &spec.model, &spec.group),

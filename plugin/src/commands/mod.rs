@@ -3,6 +3,7 @@
 pub mod experts;
 pub mod inject;
 pub mod rebalance;
+pub mod rollout;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -29,6 +30,8 @@ pub enum Command {
     ///
     /// Sets the annotation serving.belay.dev/rebalance to the present time. What moves, `experts --watch` shows.
     Rebalance(rebalance::RebalanceArgs),
+    /// Follow a rollout, pause it, let it go on, take it back; list revisions
+    Rollout(rollout::RolloutArgs),
 }
 
 impl Command {
@@ -41,6 +44,7 @@ impl Command {
             Self::Experts(args) => experts::run(&args, access).await,
             Self::Inject(args) => inject::run(&args, access).await,
             Self::Rebalance(args) => rebalance::run(&args, access).await,
+            Self::Rollout(args) => rollout::run(&args, access).await,
         }
     }
 }

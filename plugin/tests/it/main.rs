@@ -4,5 +4,6 @@
 mod commands;
 mod picture;
 mod properties;
+mod rollout;
 mod support;
 mod workers;

@@ -5,6 +5,7 @@ use super::{Problem, View, problems::listed};
 use crate::{
     coverage::{self, Coverage},
     group::Group,
+    rollout::Reach,
 };
 
 impl View<'_> {
@@ -57,7 +58,9 @@ impl View<'_> {
             self.groups.iter().copied().filter(|group| self.draining(group)).collect();
         let unready: Vec<&Group> = self.live().filter(|group| !group.ready()).collect();
         let created = &self.applied.created_groups;
-        if !old.is_empty() {
+        if let Some(stays) = self.stays(&old) {
+            stays
+        } else if !old.is_empty() {
             (true, Reason::RollingOut, format!("to revision {target}; still there: {}", names(old)))
         } else if !created.is_empty() || unready.iter().any(|group| group.first_ready.is_none()) {
             let starting =
@@ -73,6 +76,27 @@ impl View<'_> {
             (true, Reason::GroupsStarting, "groups are about to be created".to_owned())
         } else {
             (false, Reason::Settled, String::new())
+        }
+    }
+
+    /// A rollout that is where it is meant to be, although groups of an old revision are left.
+    fn stays(&self, old: &[&Group]) -> Option<(bool, Reason, String)> {
+        let (target, before) = (&self.plan.target.revision, self.plan.before.as_ref()?);
+        let is_at_rest = !old.is_empty()
+            && old.iter().all(|group| group.revision == before.revision && !self.draining(group))
+            && self.applied.created_groups.is_empty();
+        if !is_at_rest {
+            return None;
+        }
+        let updated = self.live().filter(|group| group.revision == *target).count();
+        let count = format!("{updated} of {} groups have revision {target}", self.wanted.budget.desired);
+        match self.wanted.reach {
+            Reach::Paused => Some((false, Reason::RolloutPaused, count)),
+            Reach::AllBut(kept) => {
+                let all = self.live().count() == self.wanted.budget.desired as usize;
+                let done = all && old.len() == kept.min(self.wanted.budget.desired) as usize;
+                (done && self.live().all(Group::ready)).then_some((false, Reason::RolloutPartitioned, count))
+            }
         }
     }
 

@@ -58,10 +58,12 @@ impl View<'_> {
 
     /// The line of a group that was just created.
     pub(super) fn new_group(&self, name: &str) -> GroupStatus {
+        let record = self.plan.create.iter().find(|new| new.name == name).map(|new| &new.record);
+        let record = record.unwrap_or(&self.plan.target);
         GroupStatus {
             name: name.to_owned(),
-            revision: self.plan.target.revision.clone(),
-            workers: self.plan.target.data.content.group.workers,
+            revision: record.revision.clone(),
+            workers: record.data.content.group.workers,
             message: Some("is being created".to_owned()),
             ..GroupStatus::default()
         }

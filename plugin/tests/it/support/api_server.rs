@@ -38,6 +38,7 @@ pub struct Objects {
     pub deployment: Value,
     pub config_maps: Vec<Value>,
     pub pods: Vec<Value>,
+    pub revisions: Vec<Value>,
     /// Where the admin port of a pod is.
     pub workers: BTreeMap<String, SocketAddr>,
     /// Bodies of patches of the deployment.
@@ -97,7 +98,7 @@ impl ApiServer {
         let mut objects = self.objects.lock().unwrap();
         objects.deployment = json!({
             "apiVersion": "serving.belay.dev/v1alpha1", "kind": "ModelDeployment",
-            "metadata": {"name": "nano", "namespace": "models", "uid": "uid-nano"},
+            "metadata": {"name": "nano", "namespace": "models", "uid": "uid-nano", "generation": 7},
             "spec": deployment_spec,
             "status": {"groups": [{"name": group.name, "revision": group.revision}]},
         });
@@ -108,6 +109,21 @@ impl ApiServer {
         let name = format!("{}-placement", group.name);
         objects.config_maps = vec![json!({"metadata": metadata(&name, &name, group, None), "data": data})];
         objects.pods = group.pods.iter().map(|answer| pod(&answer.pod, group)).collect();
+    }
+
+    /// Knows a revision of it, and what that was made from.
+    pub fn knows_revision(&self, revision: &str, number: i64, image: &str) {
+        let group = GroupAnswers { revision: revision.to_owned(), ..GroupAnswers::default() };
+        let mut metadata = metadata(&format!("nano-{revision}"), revision, &group, None);
+        metadata["creationTimestamp"] = format!("2026-11-{:02}T10:00:00Z", number + 1).into();
+        let content = json!({
+            "model": {"name": "nano", "source": {"hostPath": {"path": format!("/models/{number}")}}},
+            "group": {"workers": 2, "devicesPerWorker": 2, "device": "CPU"},
+        });
+        self.objects.lock().unwrap().revisions.push(json!({
+            "apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": metadata, "revision": number,
+            "data": {"content": content, "image": image},
+        }));
     }
 
     pub fn kubeconfig(&self) -> PathBuf {
@@ -199,6 +215,9 @@ async fn answer(
             objects.lock().unwrap().patches.push(serde_json::from_slice(&body).unwrap());
         }
         return Ok(reply(StatusCode::OK, &known));
+    }
+    if path == "/apis/apps/v1/namespaces/models/controllerrevisions" {
+        return Ok(list("ControllerRevisionList", &objects.lock().unwrap().revisions));
     }
     let mut parts = path.strip_prefix(core).unwrap_or_default().split('/');
     Ok(match (parts.next(), parts.next(), parts.next()) {

@@ -1,0 +1,131 @@
+//! `kubectl belay rollout` as people run it.
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    api_server::ApiServer,
+    group::{self, Size},
+};
+
+/// A deployment in the middle of a rollout to its third revision.
+async fn play(spec: Value) -> ApiServer {
+    let api = ApiServer::start().await;
+    api.knows(&group::group(Size::SMALL), spec);
+    for (number, revision) in ["aaaa1111", "bbbb2222", "cccc3333"].into_iter().enumerate() {
+        api.knows_revision(revision, number as i64 + 1, &format!("worker:{number}"));
+    }
+    status(&api, "True", "RollingOut", 1);
+    api
+}
+
+fn status(api: &ApiServer, moving: &str, reason: &str, updated: i64) {
+    let old = json!({"name": "nano-bbbb2222-0", "revision": "bbbb2222", "draining": true});
+    api.objects.lock().unwrap().deployment["status"] = json!({
+        "observedGeneration": 7, "readyReplicas": 2, "updatedReplicas": updated, "updatedRevision": "cccc3333",
+        "conditions": [
+            {"type": "Progressing", "status": moving, "reason": reason, "message": "still there: nano-bbbb2222-0"},
+        ],
+        "groups": [{"name": "nano-cccc3333-0", "revision": "cccc3333"}, old],
+    });
+}
+
+fn patches(api: &ApiServer) -> Vec<Value> {
+    api.objects.lock().unwrap().patches.clone()
+}
+
+#[tokio::test]
+async fn status_tells_each_step_until_it_is_over() {
+    let api = play(json!({"replicas": 2})).await;
+    let ran = api.run(&["rollout", "status", "nano", "--once"]).await;
+    assert_eq!(ran.code, 1, "it is not over");
+    assert_eq!(
+        ran.stdout,
+        "revision cccc3333: 1 of 2 groups updated, 2 ready; 1 group of bbbb2222, 1 draining \
+         (RollingOut: still there: nano-bbbb2222-0)\n"
+    );
+    assert!(ran.stderr.contains("modeldeployment models/nano: the rollout is not over"), "{}", ran.stderr);
+
+    let mut following = api.command(&["rollout", "status", "nano"]);
+    let child = following.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    status(&api, "False", "Settled", 2);
+    let ended = tokio::time::timeout(Duration::from_secs(20), child.wait_with_output()).await;
+    let ended = ended.expect("it goes on").unwrap();
+    let text = String::from_utf8(ended.stdout).unwrap();
+    assert!(ended.status.success());
+    assert!(
+        text.lines().count() >= 1 && text.lines().last().unwrap().contains("2 of 2 groups updated"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn what_stays_where_it_is_is_over_too_and_what_nobody_has_seen_is_not() {
+    let api = play(json!({"replicas": 2})).await;
+    status(&api, "False", "RolloutPaused", 1);
+    assert_eq!(api.run(&["rollout", "status", "nano", "--once"]).await.code, 0);
+    status(&api, "False", "Settled", 1);
+    assert_eq!(api.run(&["rollout", "status", "nano", "--once"]).await.code, 1, "a group is missing");
+    status(&api, "False", "Settled", 2);
+    api.objects.lock().unwrap().deployment["metadata"]["generation"] = 8.into();
+    let ran = api.run(&["rollout", "status", "nano", "--once"]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, "the operator has not seen the spec yet\n"));
+}
+
+#[tokio::test]
+async fn history_lists_the_newest_first() {
+    let api = play(json!({})).await;
+    let ran = api.run(&["rollout", "history", "nano"]).await;
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 4, "{}", ran.stdout);
+    assert!(lines[1].starts_with("cccc3333     3       1  2026-11-04T10:00:00Z"), "{}", lines[1]);
+    assert!(lines[3].ends_with("2 x 2 ranks of /models/1, worker:0"), "{}", lines[3]);
+    let ran = api.run(&["rollout", "history", "nano", "-o", "json"]).await;
+    let json: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json[0]["revision"], "cccc3333");
+    assert_eq!(json[2]["data"]["image"], "worker:0");
+}
+
+#[tokio::test]
+async fn pause_and_resume_set_the_field_once() {
+    let api = play(json!({"rollout": {"progress": "Paused"}})).await;
+    let ran = api.run(&["rollout", "pause", "nano"]).await;
+    assert!(ran.stdout.contains("is Paused already"), "{}", ran.stdout);
+    assert!(patches(&api).is_empty());
+    assert_eq!(api.run(&["rollout", "resume", "nano"]).await.code, 0);
+    assert_eq!(patches(&api), [json!({"spec": {"rollout": {"progress": "Automatic"}}})]);
+}
+
+#[tokio::test]
+async fn undo_asks_for_what_an_earlier_revision_was_made_from() {
+    let api = play(json!({"rollout": {"progress": "Paused"}})).await;
+    let ran = api.run(&["rollout", "undo", "nano"]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains("back to revision bbbb2222 (it was cccc3333)"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("kubectl belay rollout resume nano"), "{}", ran.stdout);
+    let ran = api.run(&["rollout", "undo", "nano", "--to-revision", "aaaa1111"]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let sent = patches(&api);
+    assert_eq!(sent.len(), 2);
+    for (patch, number) in sent.iter().zip([2, 1]) {
+        assert_eq!(patch[0]["op"], "replace");
+        assert_eq!(patch[0]["path"], "/spec/model");
+        assert_eq!(patch[0]["value"]["source"]["hostPath"]["path"], format!("/models/{number}"));
+        assert_eq!((&patch[1]["path"], &patch[1]["value"]["workers"]), (&json!("/spec/group"), &json!(2)));
+    }
+    let unknown = api.run(&["rollout", "undo", "nano", "--to-revision", "dddd"]).await;
+    assert_eq!(unknown.code, 1);
+    assert!(
+        unknown.stderr.contains("no revision dddd; it has cccc3333, bbbb2222, aaaa1111"),
+        "{}",
+        unknown.stderr
+    );
+    let same = api.run(&["rollout", "undo", "nano", "--to-revision", "cccc3333"]).await;
+    assert!(same.code == 0 && same.stdout.contains("asked for already"), "{}", same.stdout);
+    api.objects.lock().unwrap().revisions.truncate(3);
+    api.objects.lock().unwrap().revisions.drain(..2);
+    let none = api.run(&["rollout", "undo", "nano"]).await;
+    assert!(none.stderr.contains("there is no revision before cccc3333"), "{}", none.stderr);
+    assert_eq!(patches(&api).len(), 2);
+}
