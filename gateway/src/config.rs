@@ -47,8 +47,8 @@ pub struct Config {
     #[arg(long, env = "BELAY_BODY_SECONDS", default_value = "60", value_parser = seconds)]
     pub body_seconds: Duration,
 
-    /// Longest time to connect to a worker, in seconds
-    #[arg(long, env = "BELAY_CONNECT_SECONDS", default_value = "2", value_parser = seconds)]
+    /// Longest time to connect to a worker, in seconds; a request that meets a dead node waits so long before it goes elsewhere
+    #[arg(long, env = "BELAY_CONNECT_SECONDS", default_value = "0.5", value_parser = seconds)]
     pub connect_seconds: Duration,
 
     /// Interval of HTTP/2 pings to workers, in seconds; a worker that stays silent as long again is lost

@@ -6,7 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::kubectl::{Kubectl, run};
+use crate::{
+    fixture::SOON,
+    kubectl::{Kubectl, run},
+    wait,
+};
 
 /// Runs `docker`.
 ///
@@ -170,8 +174,12 @@ pub fn drain(kubectl: &Kubectl, node: &str, seconds: u32) -> Result<Undo> {
 /// The pod of the operator that leads.
 ///
 /// # Errors
-/// If none does.
-pub fn leading_operator(system: &Kubectl) -> Result<Value> {
+/// If none does before long: after the death of one, its lease has to run out.
+pub async fn leading_operator(system: &Kubectl) -> Result<Value> {
+    wait::until("an operator that leads", SOON, || find_leading_operator(system).map(Some)).await
+}
+
+fn find_leading_operator(system: &Kubectl) -> Result<Value> {
     let lease = system.get(&["lease", "belay-operator"])?;
     let holder = lease["spec"]["holderIdentity"]
         .as_str()

@@ -28,23 +28,23 @@ fn between(text: &str, name: &str, new: &str) -> Result<String> {
     Ok(format!("{head}{begin}{new}{end}{tail}"))
 }
 
-/// A line for each fault, layout and number of copies, of the commit that was measured last.
+/// A line for each fault, layout and number of copies, of the commit with which it was tried last.
 #[must_use]
 pub fn fault_table(rows: &[Row]) -> String {
     let Some(last) = rows.last() else { return "Nothing was measured yet.\n".into() };
-    let of_commit = rows.iter().filter(|row| row.provenance.commit == last.provenance.commit);
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     let key = |row: &Row| (row.fault.clone(), row.layout.clone(), row.copies);
-    for row in of_commit {
+    for row in rows {
         match groups.iter_mut().find(|group| key(group[0]) == key(row)) {
-            Some(group) => group.push(row),
+            Some(group) if group[0].provenance.commit == row.provenance.commit => group.push(row),
+            Some(older) => *older = vec![row],
             None => groups.push(vec![row]),
         }
     }
     groups.sort_by_key(|group| (group[0].layout.clone(), group[0].copies));
-    let mut text = heading(&last.provenance);
-    text += "| fault | layout | copies | n | streams | failed | differ | worst stall | noticed after | serving again after | all copies again after | broken promises |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|---|\n";
+    let mut text = format!("{}, {}.\n\n", last.provenance.date, last.provenance.machine);
+    text += "| fault | layout | copies | commit | n | streams | failed | differ | worst stall | noticed after | serving again after | all copies again after | broken promises |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
     for group in groups {
         let first = group[0];
         let title = Fault::named(&first.fault).map(Fault::title).unwrap_or(&first.fault);
@@ -53,9 +53,10 @@ pub fn fault_table(rows: &[Row]) -> String {
         let broken = group.iter().filter(|row| !row.problem.is_empty()).count();
         let _ = writeln!(
             text,
-            "| {title} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {broken} |",
+            "| {title} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {broken} |",
             first.layout.replace('x', " × "),
             first.copies,
+            first.provenance.commit,
             group.len(),
             sum(|row| row.right + row.failed + row.differing),
             sum(|row| row.failed),
@@ -155,9 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn equal_trials_are_a_line_and_older_commits_are_left_out() {
+    fn equal_trials_are_a_line_and_what_was_tried_again_since_is_left_out() {
         let rows = [
             row("kill", "old", 9.0, None, ""),
+            row("starve-5s", "old", 1.0, None, ""),
             row("kill", "new", 1.0, Some(0.25), ""),
             row("stop-node", "new", 2.0, None, ""),
             row("kill", "new", 3.0, None, "late"),
@@ -165,13 +167,16 @@ mod tests {
         ];
         let table = fault_table(&rows);
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[0], "d, commit new, m.");
-        assert_eq!(lines.len(), 6, "{table}");
+        assert_eq!(lines[0], "d, m.");
+        assert_eq!(lines.len(), 7, "{table}");
         assert_eq!(
             lines[4],
-            "| worker killed (SIGKILL) | 2 × 2 | 2 | 3 | 30 | 0 | 0 | 1.0 / 2.0 / 3.0 | 0.2 / 0.5 / 0.8, – in 1 | – | – | 1 |"
+            "| worker killed (SIGKILL) | 2 × 2 | 2 | new | 3 | 30 | 0 | 0 | 1.0 / 2.0 / 3.0 | 0.2 / 0.5 / 0.8, – in 1 | – | – | 1 |"
         );
-        assert!(lines[5].starts_with("| node stopped | 2 × 2 | 2 | 1 | 10 | 0 | 0 | 2.0 / 2.0 / 2.0 | – |"));
+        assert!(lines[5].contains("SIGSTOP) | 2 × 2 | 2 | old | 1 |"), "{table}");
+        assert!(
+            lines[6].starts_with("| node stopped | 2 × 2 | 2 | new | 1 | 10 | 0 | 0 | 2.0 / 2.0 / 2.0 | – |")
+        );
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub struct Target {
 
 impl Target {
     /// Of a group that is well. `whole` is how long an undisturbed recovery or move takes.
-    pub fn find(fixture: &Fixture, scenario: Scenario, whole: Duration) -> Result<Self> {
+    pub async fn find(fixture: &Fixture, scenario: Scenario, whole: Duration) -> Result<Self> {
         let pod = |worker| fixture.worker(CHAOS, worker);
         let victim = pod(VICTIM)?;
         let node = match scenario.fault {
@@ -62,7 +62,7 @@ impl Target {
             _ => struck.iter().map(|&worker| pod(worker)).collect::<Result<_>>()?,
         };
         let kills_operator = matches!(scenario.fault, Fault::OperatorInRecovery | Fault::OperatorInMove);
-        let leader = kills_operator.then(|| node::leading_operator(&fixture.system)).transpose()?;
+        let leader = if kills_operator { Some(node::leading_operator(&fixture.system).await?) } else { None };
         Ok(Self {
             scenario,
             processes: pods.iter().map(Process::of).collect::<Result<_>>()?,

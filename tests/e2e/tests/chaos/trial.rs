@@ -67,7 +67,7 @@ async fn try_run(
         Fault::OperatorInMove => time_a_move(fixture, scenario, &sampler, &ledger).await?,
         _ => usual_recovery(campaign, scenario)?,
     };
-    let target = Target::find(fixture, *scenario, whole)?;
+    let target = Target::find(fixture, *scenario, whole).await?;
     let tunnel = match &target.node {
         Some(node) => fixture.gateway_off(node).await?,
         None => fixture.gateway()?,

@@ -175,7 +175,7 @@ async fn t4_a_drain_of_a_node_with_sole_copies_leaves_no_moment_without_coverage
 async fn t5_an_operator_killed_in_a_recovery_is_followed_by_one_that_goes_on() -> Result<()> {
     let scene = Scene::with(2, |_| Ok(None)).await?;
     let fixture = scene.fixture.clone();
-    let operator = Process::of(&node::leading_operator(&fixture.system)?)?;
+    let operator = Process::of(&node::leading_operator(&fixture.system).await?)?;
     let victim = fixture.worker(NANO, 1)?;
     let since = scene.sampler.now();
     let victim = node::name(&victim)?.to_owned();
