@@ -186,13 +186,10 @@ fn of_e4m3(code: u8) -> f32 {
 /// `(1 / scale, s + 127)` of one block.
 #[inline(always)]
 fn scales(block: &[f32]) -> (f32, u8) {
-    // magnitudes in the order of their bits: unlike that of floats, this maximum may be taken in any order
-    let finite = |value: &f32| {
-        let magnitude = value.to_bits() & 0x7fff_ffff;
-        if magnitude < 0x7f80_0000 { magnitude } else { 0 }
-    };
-    let bits = block.iter().map(finite).fold(0, u32::max);
+    let finite = |value: &f32| if value.is_finite() { value.abs() } else { 0.0 };
+    let largest = block.iter().map(finite).fold(0.0, f32::max);
     // smallest s with largest ≤ 448 · 2^s; 448 = 1.75 · 2^8
+    let bits = largest.to_bits();
     let above = u32::from(bits & 0x007f_ffff > 0x0060_0000);
     let power = ((bits >> 23) + above) as i32 - 127 - 8;
     // both the scale and its inverse stay normal
