@@ -71,7 +71,7 @@ impl Landing<'_> {
         }
         let (first, mut offset) = (done / row_bytes, done % row_bytes);
         let numbers = first..end / row_bytes;
-        let mut pieces = [const { None::<IoSliceMut<'_>> }; SLICES];
+        let mut pieces: [IoSliceMut<'_>; SLICES] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
         let mut used = 0;
         // what is left of the matrix, and the byte at which it begins
         let places = self.places;
@@ -91,11 +91,11 @@ impl Landing<'_> {
             let (_, tail) = rest.split_at_mut(start - base);
             let (piece, tail) = tail.split_at_mut(length);
             (rest, base) = (tail, start + length);
-            pieces[used] = Some(IoSliceMut::new(piece));
+            pieces[used] = IoSliceMut::new(piece);
             (next, offset, used) = (next + run, 0, used + 1);
         }
         let is_all = next == numbers.end;
-        inbox.read_beyond(reader, pieces, is_all)
+        inbox.read_beyond(reader, pieces, used, is_all)
     }
 }
 

@@ -132,30 +132,25 @@ impl Inbox {
         }
     }
 
-    /// One read into `pieces`, and, if they are full and `further`, beyond them into the inbox, which must be empty.
-    /// Returns how many bytes are in the pieces.
+    /// One read into the first `used` of `pieces`, and, if `further` and another piece is left, beyond them into the inbox,
+    /// which must be empty. Returns how many bytes are in the pieces.
     ///
     /// # Errors
     /// As [`Self::fill`].
-    pub(crate) fn read_beyond<const N: usize>(
-        &mut self,
+    pub(crate) fn read_beyond<'a, const N: usize>(
+        &'a mut self,
         reader: &mut impl Read,
-        pieces: [Option<IoSliceMut<'_>>; N],
+        mut pieces: [IoSliceMut<'a>; N],
+        mut used: usize,
         further: bool,
     ) -> io::Result<usize> {
         self.reserve(HEAD_BYTES);
-        let mut all: [IoSliceMut<'_>; N] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
-        let mut used = 0;
-        for (slot, piece) in all.iter_mut().zip(pieces.into_iter().flatten()) {
-            *slot = piece;
-            used += 1;
-        }
-        let wanted: usize = all[..used].iter().map(|piece| piece.len()).sum();
+        let wanted: usize = pieces[..used].iter().map(|piece| piece.len()).sum();
         if further && used < N {
-            all[used] = IoSliceMut::new(&mut self.buffer[..HEAD_BYTES]);
+            pieces[used] = IoSliceMut::new(&mut self.buffer[..HEAD_BYTES]);
             used += 1;
         }
-        match reader.read_vectored(&mut all[..used])? {
+        match reader.read_vectored(&mut pieces[..used])? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             count => {
                 (self.start, self.end) = (0, count.saturating_sub(wanted));
