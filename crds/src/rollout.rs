@@ -37,7 +37,7 @@ pub struct RolloutSpec {
     pub partition: i32,
 
     /// Automatic: a rollout goes on as groups get ready. Paused: it stays where it is; groups that are lost or that
-    /// spec.replicas asks for are made from the revision before.
+    /// spec.replicas asks for are made from the revision before, while groups of it are left.
     #[serde(default)]
     pub progress: RolloutProgress,
 

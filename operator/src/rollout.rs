@@ -35,7 +35,8 @@ impl Budget {
 pub enum Reach {
     /// So many of the wanted groups stay with the revision before.
     AllBut(u32),
-    /// No further than it is.
+    /// No further than it is: groups of other revisions stay, and those that are missing are made from the revision
+    /// before. Where there are none, there is nothing to pause.
     Paused,
 }
 
@@ -91,10 +92,14 @@ pub struct Step {
 pub fn step(budget: Budget, reach: Reach, has_before: bool, groups: &[Group]) -> Step {
     let live: Vec<&Group> = groups.iter().filter(|group| !group.draining).collect();
     let of = |age: Age| -> Vec<&Group> { live.iter().filter(|group| group.age == age).copied().collect() };
-    let (new, before, older) = (of(Age::New), of(Age::Before), of(Age::Older));
+    let (new, mut before, mut older) = (of(Age::New), of(Age::Before), of(Age::Older));
+    if reach == Reach::Paused {
+        before.append(&mut older);
+    }
     let kept = match reach {
         _ if !has_before => 0,
         Reach::AllBut(kept) => kept.min(budget.desired),
+        Reach::Paused if before.is_empty() => 0,
         Reach::Paused => budget.desired.saturating_sub(count(new.iter())),
     };
     let updated = budget.desired - kept;
@@ -338,8 +343,12 @@ mod tests {
         assert_eq!(paused(2), Step::default());
         assert_eq!(paused(3), Step { create_before: vec![1], ..Step::default() });
         assert_eq!(paused(1), drains(&["old-0"]));
-        let nothing = super::step(budget(2, 1, 0), Reach::Paused, false, &[]);
+        let complete = super::step(budget(2, 1, 0), Reach::Paused, true, &groups[1..]);
+        assert_eq!(complete, creates(&[1]), "it is over: nobody goes back to an older revision");
+        let nothing = super::step(budget(2, 1, 0), Reach::Paused, true, &[]);
         assert_eq!(nothing, creates(&[0, 1]), "what is new altogether is not a rollout");
+        let third = [of(Age::Older, 0, Health::Ready), group(false, 0, Health::Ready)];
+        assert_eq!(super::step(budget(2, 1, 0), Reach::Paused, true, &third), Step::default());
     }
 
     #[test]
@@ -386,6 +395,36 @@ mod tests {
         count(groups.iter().filter(|group| !group.draining && group.health == Health::Ready))
     }
 
+    /// Steps and the world take turns, until nothing is left to happen: a drain ends, or a group that can gets ready.
+    fn play(
+        budget: Budget,
+        mut groups: Vec<Group>,
+        order: &[u8],
+        decide: impl Fn(&[Group]) -> Step,
+        can: impl Fn(&Group) -> bool,
+    ) -> Vec<Group> {
+        for &choice in order {
+            let before = serving(&groups);
+            let decided = decide(&groups);
+            apply(&mut groups, &decided);
+            assert!(serving(&groups) >= before.min(budget.promised()), "fewer are ready than promised");
+            let pending: Vec<usize> = (0..groups.len())
+                .filter(|&i| groups[i].draining || (groups[i].health != Health::Ready && can(&groups[i])))
+                .collect();
+            if pending.is_empty() && decided == Step::default() {
+                break;
+            }
+            if let Some(&i) = pending.get(choice as usize % pending.len().max(1)) {
+                if groups[i].draining {
+                    groups.remove(i);
+                } else {
+                    groups[i].health = Health::Ready;
+                }
+            }
+        }
+        groups
+    }
+
     proptest! {
         #[test]
         fn one_step_keeps_the_promises(
@@ -405,7 +444,8 @@ mod tests {
                 let group = before.iter().find(|group| group.name == *name).unwrap();
                 prop_assert!(!group.draining, "drained twice");
             }
-            if reach == Reach::Paused && has_before {
+            let has_old = before.iter().any(|group| !group.draining && group.age != Age::New);
+            if reach == Reach::Paused && has_before && has_old {
                 prop_assert!(decided.create.is_empty(), "a rollout that is paused goes on");
             }
         }
@@ -417,27 +457,8 @@ mod tests {
             budget in budgets(), kept in 0u32..6, has_before in any::<bool>(), start in groups(),
             order in proptest::collection::vec(any::<u8>(), 300),
         ) {
-            let mut groups = start;
-            for choice in order {
-                let before = serving(&groups);
-                let decided = super::step(budget, Reach::AllBut(kept), has_before, &groups);
-                apply(&mut groups, &decided);
-                prop_assert!(serving(&groups) >= before.min(budget.promised()));
-                // one thing happens in the world
-                let pending: Vec<usize> = (0..groups.len())
-                    .filter(|&i| groups[i].draining || groups[i].health != Health::Ready)
-                    .collect();
-                if pending.is_empty() && decided == Step::default() {
-                    break;
-                }
-                if let Some(&i) = pending.get(choice as usize % pending.len().max(1)) {
-                    if groups[i].draining {
-                        groups.remove(i);
-                    } else {
-                        groups[i].health = Health::Ready;
-                    }
-                }
-            }
+            let decide = |groups: &[Group]| super::step(budget, Reach::AllBut(kept), has_before, groups);
+            let groups = play(budget, start, &order, decide, |_| true);
             let kept = if has_before { kept.min(budget.desired) } else { 0 };
             let of = |age: Age| count(groups.iter().filter(|group| group.age == age));
             prop_assert_eq!((of(Age::New), of(Age::Before), of(Age::Older)), (budget.desired - kept, kept, 0));
@@ -449,29 +470,14 @@ mod tests {
         fn the_broken_never_block_the_fix(
             budget in budgets(), start in groups(), order in proptest::collection::vec(any::<u8>(), 300),
         ) {
-            let mut groups = start;
-            for group in &mut groups {
+            let mut start = start;
+            for group in &mut start {
                 if group.age != Age::New && group.health == Health::Starting {
                     group.health = Health::Broken;
                 }
             }
-            for choice in order {
-                let decided = step(budget, &groups);
-                apply(&mut groups, &decided);
-                let pending: Vec<usize> = (0..groups.len())
-                    .filter(|&i| groups[i].draining || (groups[i].age == Age::New && groups[i].health != Health::Ready))
-                    .collect();
-                if pending.is_empty() && decided == Step::default() {
-                    break;
-                }
-                if let Some(&i) = pending.get(choice as usize % pending.len().max(1)) {
-                    if groups[i].draining {
-                        groups.remove(i);
-                    } else {
-                        groups[i].health = Health::Ready;
-                    }
-                }
-            }
+            let decide = |groups: &[Group]| step(budget, groups);
+            let groups = play(budget, start, &order, decide, |group| group.age == Age::New);
             prop_assert_eq!(groups.len() as u32, budget.desired);
             prop_assert!(groups.iter().all(|g| g.age == Age::New && g.health == Health::Ready));
         }

@@ -42,8 +42,7 @@ pub fn status(
         i32::try_from(view.groups.iter().filter(|group| test(group)).count()).unwrap_or(i32::MAX)
     };
     let target = &plan.target.revision;
-    let of_target =
-        |name: &&String| plan.create.iter().all(|new| new.name != **name || new.record.revision == *target);
+    let of_target = |name: &&String| labels::group_ordinal(&wanted.name, target, name).is_some();
     let created = applied.created_groups.iter().filter(of_target).count();
     let created = i32::try_from(created).unwrap_or(i32::MAX);
     let updated = count(&|group| !view.draining(group) && group.revision == *target) + created;

@@ -2,6 +2,10 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    time::timeout,
+};
 
 use crate::support::{
     api_server::ApiServer,
@@ -47,17 +51,17 @@ async fn status_tells_each_step_until_it_is_over() {
     assert!(ran.stderr.contains("modeldeployment models/nano: the rollout is not over"), "{}", ran.stderr);
 
     let mut following = api.command(&["rollout", "status", "nano"]);
-    let child = following.stdout(std::process::Stdio::piped()).spawn().unwrap();
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    let mut child = following.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut line = async || {
+        let line = timeout(Duration::from_secs(20), lines.next_line()).await.expect("nothing is told");
+        line.unwrap()
+    };
+    assert!(line().await.unwrap().contains("1 of 2 groups updated"));
     status(&api, "False", "Settled", 2);
-    let ended = tokio::time::timeout(Duration::from_secs(20), child.wait_with_output()).await;
-    let ended = ended.expect("it goes on").unwrap();
-    let text = String::from_utf8(ended.stdout).unwrap();
-    assert!(ended.status.success());
-    assert!(
-        text.lines().count() >= 1 && text.lines().last().unwrap().contains("2 of 2 groups updated"),
-        "{text}"
-    );
+    assert!(line().await.unwrap().contains("2 of 2 groups updated"));
+    assert_eq!(line().await, None, "it is over");
+    assert!(child.wait().await.unwrap().success());
 }
 
 #[tokio::test]

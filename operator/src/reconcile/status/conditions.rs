@@ -82,10 +82,9 @@ impl View<'_> {
     /// A rollout that is where it is meant to be, although groups of an old revision are left.
     fn stays(&self, old: &[&Group]) -> Option<(bool, Reason, String)> {
         let (target, before) = (&self.plan.target.revision, self.plan.before.as_ref()?);
-        let is_at_rest = !old.is_empty()
-            && old.iter().all(|group| group.revision == before.revision && !self.draining(group))
-            && self.applied.created_groups.is_empty();
-        if !is_at_rest {
+        let is_at_rest =
+            self.applied.created_groups.is_empty() && !old.iter().any(|group| self.draining(group));
+        if old.is_empty() || !is_at_rest {
             return None;
         }
         let updated = self.live().filter(|group| group.revision == *target).count();
@@ -94,7 +93,8 @@ impl View<'_> {
             Reach::Paused => Some((false, Reason::RolloutPaused, count)),
             Reach::AllBut(kept) => {
                 let all = self.live().count() == self.wanted.budget.desired as usize;
-                let done = all && old.len() == kept.min(self.wanted.budget.desired) as usize;
+                let of_before = old.iter().filter(|group| group.revision == before.revision).count();
+                let done = all && of_before == kept.min(self.wanted.budget.desired) as usize;
                 (done && self.live().all(Group::ready)).then_some((false, Reason::RolloutPartitioned, count))
             }
         }
