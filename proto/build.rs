@@ -5,6 +5,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let protos = [
         "belay/inference/v1/inference.proto",
         "belay/admin/v1/admin.proto",
+        "belay/gateway/v1/gateway.proto",
         "inference/open_inference_grpc.proto",
     ];
     let descriptors = protox::compile(protos, ["protos"])?;

@@ -29,6 +29,6 @@ pub use self::{
     rollout::{RolloutProgress, RolloutSpec, RolloutStrategy},
     status::{
         ExpertsStatus, GroupExpertsStatus, GroupStatus, LastRebalance, LoadingStatus, ModelDeploymentStatus,
-        OperationStatus, RankStatus,
+        OperationStatus, RankStatus, TrafficRole, TrafficStatus,
     },
 };

@@ -46,10 +46,42 @@ pub struct ModelDeploymentStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertsStatus>,
 
+    /// How gateways share new requests among revisions. Absent: a worker is as good as another, whatever its revision.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["revision".into()]))]
+    pub traffic: Vec<TrafficStatus>,
+
     /// Every group that exists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub groups: Vec<GroupStatus>,
+}
+
+/// What a revision gets of new requests.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficStatus {
+    /// The revision.
+    pub revision: String,
+
+    /// Its share. Shares of all revisions add up to 100. A revision that is not listed gets none; one whose workers all take
+    /// no requests leaves its share to the others.
+    pub weight_percent: i32,
+
+    /// Stable, Canary or Preview. Clients may ask for it by name: MODEL@stable, MODEL@canary, MODEL@preview.
+    pub role: TrafficRole,
+}
+
+/// What a revision is in a rollout.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficRole {
+    /// What was there before, or what has been promoted.
+    #[default]
+    Stable,
+    /// New, and given a growing share.
+    Canary,
+    /// New, and reached only by those who ask for it, until it takes over at once.
+    Preview,
 }
 
 /// Copies of the experts.

@@ -22,6 +22,11 @@ pub mod admin {
     tonic::include_proto!("belay.admin.v1");
 }
 
+/// `belay.gateway.v1`: what the operator asks of a gateway.
+pub mod gateway {
+    tonic::include_proto!("belay.gateway.v1");
+}
+
 /// `inference`: the KServe open inference protocol (version 2).
 pub mod kserve {
     tonic::include_proto!("inference");

@@ -57,6 +57,7 @@ pub fn status(
         updated_revision: Some(target.clone()),
         conditions: previous.map(|status| status.conditions.clone()).unwrap_or_default(),
         experts: view.experts(),
+        traffic: vec![],
         groups: lines,
     };
     view.conditions(&mut next, &problems);
