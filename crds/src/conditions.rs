@@ -49,6 +49,12 @@ pub enum Reason {
     RolloutPaused,
     /// As many groups as `spec.rollout.partition` says are left with the revision before, and the others are replaced.
     RolloutPartitioned,
+    /// A canary or preview has its share of the requests and is looked at.
+    RolloutHolding,
+    /// A preview is ready, and a person has to promote it.
+    WaitingForPromotion,
+    /// No group of the new revision has got ready for `spec.rollout.progressDeadlineSeconds`.
+    ProgressDeadlineExceeded,
     /// Groups finish their requests before they are removed.
     Draining,
     /// A group that was ready gets a lost worker back.
@@ -108,7 +114,30 @@ pub enum Reason {
     /// Experts have fewer copies than the spec asks for.
     CopiesMissing,
 
+    /// The new revision was taken back; the message says why.
+    RolledBack,
+
+    // why a revision is taken back, beside what is wrong with its workers
+    /// It fails more requests than the one before.
+    ErrorsIncreased,
+    /// Its first tokens come later.
+    FirstTokenSlower,
+    /// Its tokens come more slowly.
+    TokensSlower,
+    /// Its workers are restarted.
+    WorkersRestarted,
+    /// It answers otherwise.
+    AnswersDiffer,
+    /// A query of `spec.rollout.analysis.queries` is out of its bounds.
+    QueryOutOfBounds,
+
     // events only
+    /// A revision has another share of the requests.
+    TrafficShifted,
+    /// A new revision was found good.
+    RolloutPromoted,
+    /// What the analysis of a new revision found, where it changes nothing.
+    AnalysisReported,
     /// A group was created.
     GroupCreated,
     /// A group took its first requests, or takes them again.
@@ -147,6 +176,9 @@ impl Reason {
             Self::RollingOut => "RollingOut",
             Self::RolloutPaused => "RolloutPaused",
             Self::RolloutPartitioned => "RolloutPartitioned",
+            Self::RolloutHolding => "RolloutHolding",
+            Self::WaitingForPromotion => "WaitingForPromotion",
+            Self::ProgressDeadlineExceeded => "ProgressDeadlineExceeded",
             Self::Draining => "Draining",
             Self::Recovering => "Recovering",
             Self::MovingExperts => "MovingExperts",
@@ -175,6 +207,16 @@ impl Reason {
             Self::NoRoom => "NoRoom",
             Self::RankLost => "RankLost",
             Self::CopiesMissing => "CopiesMissing",
+            Self::RolledBack => "RolledBack",
+            Self::ErrorsIncreased => "ErrorsIncreased",
+            Self::FirstTokenSlower => "FirstTokenSlower",
+            Self::TokensSlower => "TokensSlower",
+            Self::WorkersRestarted => "WorkersRestarted",
+            Self::AnswersDiffer => "AnswersDiffer",
+            Self::QueryOutOfBounds => "QueryOutOfBounds",
+            Self::TrafficShifted => "TrafficShifted",
+            Self::RolloutPromoted => "RolloutPromoted",
+            Self::AnalysisReported => "AnalysisReported",
             Self::GroupCreated => "GroupCreated",
             Self::GroupReady => "GroupReady",
             Self::GroupRemoved => "GroupRemoved",

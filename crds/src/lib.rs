@@ -4,6 +4,7 @@
 //! speak to the person who writes a ModelDeployment.
 #![forbid(unsafe_code)]
 
+mod analysis;
 mod cache;
 mod conditions;
 mod experts;
@@ -16,6 +17,7 @@ mod rollout;
 mod status;
 
 pub use self::{
+    analysis::{AnalysisPolicy, AnalysisSpec, ParitySpec, QuerySpec},
     cache::{CacheFormat, CacheSpec, SpeculationSpec, Switch},
     conditions::{ConditionType, Reason, set_condition},
     experts::{ExpertsSpec, RebalancePolicy, RebalanceSpec},
@@ -26,9 +28,12 @@ pub use self::{
         PersistentVolumeClaimSource, PullPolicy,
     },
     model_deployment::{MAX_NAME_LENGTH, MAX_REPLICAS, ModelDeployment, ModelDeploymentSpec},
-    rollout::{RolloutProgress, RolloutSpec, RolloutStrategy},
+    rollout::{
+        BlueGreenSpec, CanarySpec, CanaryStep, Promotion, RolloutProgress, RolloutSpec, RolloutStrategy,
+    },
     status::{
-        ExpertsStatus, GroupExpertsStatus, GroupStatus, LastRebalance, LoadingStatus, ModelDeploymentStatus,
-        OperationStatus, RankStatus, TrafficRole, TrafficStatus,
+        CheckStatus, ExpertsStatus, GroupExpertsStatus, GroupStatus, LastRebalance, LastRollback,
+        LoadingStatus, ModelDeploymentStatus, OperationStatus, RankStatus, RolloutStatus, TrafficRole,
+        TrafficStatus,
     },
 };

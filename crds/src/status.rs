@@ -51,6 +51,10 @@ pub struct ModelDeploymentStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["revision".into()]))]
     pub traffic: Vec<TrafficStatus>,
 
+    /// The rollout that is under way, or that was the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
+
     /// Every group that exists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -82,6 +86,81 @@ pub enum TrafficRole {
     Canary,
     /// New, and reached only by those who ask for it, until it takes over at once.
     Preview,
+}
+
+/// A rollout.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStatus {
+    /// The new revision.
+    pub revision: String,
+
+    /// The one that it is compared with, and that is gone back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable_revision: Option<String>,
+
+    /// Complete, Replacing, Starting, Holding, WaitingForPromotion, Paused, Partitioned, Stuck or RolledBack.
+    pub phase: String,
+
+    /// Which step of a canary it is at, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<i32>,
+
+    /// How many steps there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<i32>,
+
+    /// Share of new requests that the new revision has, in percent. Absent: as many as its groups take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_percent: Option<i32>,
+
+    /// Since when the step's groups are ready and have its share (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+
+    /// What it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+
+    /// What the last look at the new revision has found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub analysis: Vec<CheckStatus>,
+
+    /// The last revision that was taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_rollback: Option<LastRollback>,
+}
+
+/// One thing that was looked at.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckStatus {
+    /// Errors, FirstToken, InterToken, Restarts, Parity, or the name of a query.
+    pub name: String,
+
+    /// Good, Bad, TooFew (not enough to tell) or Pending.
+    pub verdict: String,
+
+    /// The numbers behind it.
+    pub message: String,
+}
+
+/// A revision that was taken back.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LastRollback {
+    /// The revision.
+    pub revision: String,
+
+    /// Why, in a word.
+    pub reason: String,
+
+    /// Why, with numbers.
+    pub message: String,
+
+    /// When (RFC 3339).
+    pub time: String,
 }
 
 /// Copies of the experts.

@@ -228,3 +228,53 @@ fn schema_has_no_floats_and_no_unsigned_formats() {
     }
     walk("", &serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap());
 }
+
+fn rollout(value: Value) -> Value {
+    with("/spec/rollout", value)
+}
+
+#[test]
+fn parts_of_a_rollout_go_with_their_strategy() {
+    let canary = json!({ "steps": [{ "weightPercent": 10 }] });
+    check(rollout(json!({ "strategy": "Canary", "canary": canary, "analysis": {} }))).unwrap();
+    check(rollout(json!({ "strategy": "Canary" }))).unwrap();
+    check(rollout(json!({ "strategy": "BlueGreen", "blueGreen": {}, "analysis": {} }))).unwrap();
+    refused(rollout(json!({ "canary": canary })), "canary goes with strategy Canary only");
+    refused(
+        rollout(json!({ "strategy": "BlueGreen", "canary": canary })),
+        "canary goes with strategy Canary only",
+    );
+    refused(
+        rollout(json!({ "strategy": "Canary", "blueGreen": {} })),
+        "blueGreen goes with strategy BlueGreen only",
+    );
+    refused(rollout(json!({ "analysis": {} })), "it goes with strategy Canary or BlueGreen");
+    refused(
+        rollout(json!({ "strategy": "Canary", "partition": 1 })),
+        "partition goes with strategy RollingUpdate only",
+    );
+    let no_surge = json!({ "strategy": "Canary", "maxSurge": "0%", "maxUnavailable": 1 });
+    refused(rollout(no_surge), "a canary is a group more");
+}
+
+#[test]
+fn shares_of_a_canary_grow() {
+    let steps = |percents: &[i32]| {
+        let steps: Vec<Value> = percents.iter().map(|percent| json!({ "weightPercent": percent })).collect();
+        rollout(json!({ "strategy": "Canary", "canary": { "steps": steps } }))
+    };
+    check(steps(&[5, 25, 100])).unwrap();
+    refused(steps(&[25, 5]), "weightPercent must grow from step to step");
+    refused(steps(&[5, 5]), "weightPercent must grow from step to step");
+}
+
+#[test]
+fn a_query_has_a_bound() {
+    let query = |bounds: Value| {
+        let mut query = json!({ "name": "Refunds", "address": "http://prometheus:9090", "query": "up" });
+        query.as_object_mut().unwrap().extend(bounds.as_object().unwrap().clone());
+        rollout(json!({ "strategy": "Canary", "analysis": { "queries": [query] } }))
+    };
+    check(query(json!({ "max": "0.5" }))).unwrap();
+    refused(query(json!({})), "min or max must be set");
+}

@@ -6,8 +6,8 @@ use kube::{
 };
 
 use crate::{
-    attendance::Attendance, backoff::Backoff, gateways::Gateways, loads::Loads, metrics::Metrics,
-    worker_client::WorkerClient,
+    analysis::Analyses, attendance::Attendance, backoff::Backoff, gateways::Gateways, loads::Loads,
+    metrics::Metrics, worker_client::WorkerClient,
 };
 
 /// Decisions of whoever runs the operator.
@@ -33,6 +33,8 @@ pub struct Context {
     pub loads: Loads,
     /// What gateways measure.
     pub gateways: Gateways,
+    /// What is being looked at of new revisions.
+    pub analyses: Analyses,
     /// Settings.
     pub settings: Settings,
     /// Publishes events.

@@ -68,6 +68,8 @@ pub struct WorkerPod {
     pub marked_draining: bool,
     /// Whether it has the label that lets it be evicted.
     pub may_leave: bool,
+    /// How often the kubelet has restarted its worker.
+    pub restarts: u32,
     /// Why it does not run.
     pub trouble: Option<Trouble>,
     /// What its worker says; `None` if nobody was asked, because it does not run.

@@ -1,6 +1,7 @@
 //! The operator: a ModelDeployment becomes groups of worker pods.
 #![forbid(unsafe_code)]
 
+pub mod analysis;
 pub mod attendance;
 pub mod backoff;
 pub mod context;

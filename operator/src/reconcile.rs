@@ -19,8 +19,9 @@ use self::{
     observe::Observed,
     plan::{Experts, Plan},
     status::Problem,
+    validate::Validated,
 };
-use crate::{context::Context, events, events::Note, group::Group};
+use crate::{context::Context, events, events::Note, group::Group, rollout::Evidence};
 
 /// How soon to look again while something moves. Workers have no watch: their progress is asked for.
 const MOVING: Duration = Duration::from_secs(1);
@@ -78,10 +79,14 @@ pub async fn reconcile(context: &Context, deployment: &ModelDeployment) -> Resul
     let observed =
         observe::observe(context, deployment, load_seconds).await.map_err(ReconcileError::Observe)?;
     let image = context.settings.worker_image.as_deref();
-    let plan = match plan::plan(&wanted, &observed.groups, &observed.revisions, image, observed.now) {
-        Ok(plan) => plan,
-        Err(error) => return refuse(context, deployment, Reason::NoWorkerImage, &error.to_string()).await,
-    };
+    let evidence = evidence(context, &wanted, &observed, image);
+    let plan =
+        match plan::plan(&wanted, &observed.groups, &observed.revisions, image, &evidence, observed.now) {
+            Ok(plan) => plan,
+            Err(error) => {
+                return refuse(context, deployment, Reason::NoWorkerImage, &error.to_string()).await;
+            }
+        };
     let prepared = build::build(&wanted, &observed, &plan)?;
     let applied =
         apply::apply(&context.client, &context.workers, &wanted.namespace, &observed, prepared).await?;
@@ -100,6 +105,18 @@ pub async fn reconcile(context: &Context, deployment: &ModelDeployment) -> Resul
     status::write(&context.client, deployment, next).await.map_err(ReconcileError::Status)?;
     events::publish(&context.recorder, deployment, &notes).await;
     Ok(Action::requeue(pause))
+}
+
+/// What is known about whether a new revision is good.
+fn evidence(context: &Context, wanted: &Validated, observed: &Observed, image: Option<&str>) -> Evidence {
+    let Observed { groups, revisions, now, .. } = observed;
+    // a plan that cannot be made is told by the plan
+    let Ok(prospect) = plan::prospect(wanted, groups, revisions, image, *now) else {
+        return Evidence::default();
+    };
+    let gateways = &context.gateways;
+    let measure = gateways.are_known().then(|| gateways.measure(&wanted.namespace, &wanted.name));
+    context.analyses.look(wanted, &prospect, groups, measure, *now)
 }
 
 /// A group whose intent was written, and what it was planned to be.

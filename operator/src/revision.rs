@@ -9,6 +9,8 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+use crate::rollout::State;
+
 /// Characters of a revision.
 pub const LENGTH: usize = 8;
 
@@ -80,6 +82,8 @@ pub struct Record {
     pub number: i64,
     /// What pods of the revision are made from.
     pub data: Data,
+    /// How far its rollout is, if that was written down.
+    pub state: Option<State>,
 }
 
 /// What a ControllerRevision holds.
@@ -126,7 +130,7 @@ pub fn choose(
                 let own = content.group.template.image.as_deref();
                 let image = own.or(default_image).ok_or(RevisionError::NoImage)?.to_owned();
                 let data = Data { content: content.clone(), image };
-                return Ok(Record { revision, number: highest + 1, data });
+                return Ok(Record { revision, number: highest + 1, data, state: None });
             }
         }
     }

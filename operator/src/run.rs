@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    analysis::Analyses,
     attendance::Attendance,
     backoff::Backoff,
     context::{Context, Settings},
@@ -158,6 +159,7 @@ async fn work(
         attendance: Attendance::default(),
         loads: Loads::default(),
         gateways: Gateways::new(args.gateways.clone()),
+        analyses: Analyses::default(),
         settings: Settings {
             worker_image: args.worker_image.clone(),
             node_lost_seconds: args.node_lost_seconds,

@@ -9,14 +9,14 @@ use belay_operator::{
     group::{Group, Trouble},
     reconcile::plan::{Cause, Course, GroupPlan, Plan, plan},
     revision::Record,
-    rollout::{Budget, Reach},
+    rollout::{Budget, Evidence, Strategy},
 };
 use belay_proto::admin::{Phase, Placement};
 use common::{IMAGE, at, card, group, pod, record, tell, validated};
 use proptest::prelude::*;
 
 fn decide(groups: &[Group], revisions: &[Record], now: i64) -> Plan {
-    plan(&validated("harbour"), groups, revisions, Some(IMAGE), at(now)).unwrap()
+    plan(&validated("harbour"), groups, revisions, Some(IMAGE), &Evidence::default(), at(now)).unwrap()
 }
 
 fn created(plan: &GroupPlan) -> &[u32] {
@@ -193,7 +193,7 @@ fn group_of_an_old_revision_is_rebuilt_as_it_was() {
     wanted.budget.unavailable = 0;
     groups[0].slots[0] = None;
     let revisions = std::slice::from_ref(&old);
-    let plan = plan(&wanted, &groups, revisions, Some(IMAGE), at(0)).unwrap();
+    let plan = plan(&wanted, &groups, revisions, Some(IMAGE), &Evidence::default(), at(0)).unwrap();
     assert_ne!(plan.target.revision, old.revision);
     assert_eq!(plan.target.number, 2);
     assert_eq!(created(&plan.groups[0]), [0]);
@@ -235,8 +235,15 @@ fn group_that_serves_without_a_worker_is_neither_complete_nor_broken() {
     assert!(plan.groups.iter().all(|plan| matches!(plan.course, Course::Run { .. })));
     let mut alone = validated("harbour");
     alone.budget.desired = 1;
-    let plan =
-        belay_operator::reconcile::plan::plan(&alone, &groups[..1], &[record], Some(IMAGE), at(1)).unwrap();
+    let plan = belay_operator::reconcile::plan::plan(
+        &alone,
+        &groups[..1],
+        &[record],
+        Some(IMAGE),
+        &Evidence::default(),
+        at(1),
+    )
+    .unwrap();
     assert_eq!(plan.protected, [groups[0].name.clone()], "nothing else serves");
 }
 
@@ -256,8 +263,8 @@ fn rollout_to_some_creates_groups_of_both_revisions() {
     let (records, groups) = outdated();
     let mut wanted = validated("harbour");
     wanted.budget = Budget { desired: 4, surge: 0, unavailable: 1 };
-    wanted.reach = Reach::AllBut(3);
-    let plan = plan(&wanted, &groups, &records, Some(IMAGE), at(1)).unwrap();
+    wanted.rules.strategy = Strategy::RollingUpdate { partition: 3 };
+    let plan = plan(&wanted, &groups, &records, Some(IMAGE), &Evidence::default(), at(1)).unwrap();
     let created: Vec<(&str, u32)> = plan
         .create
         .iter()
@@ -273,8 +280,8 @@ fn paused_rollout_makes_lost_groups_from_the_revision_before() {
     let (records, mut groups) = outdated();
     groups.truncate(1);
     let mut wanted = validated("harbour");
-    wanted.reach = Reach::Paused;
-    let plan = plan(&wanted, &groups, &records, Some(IMAGE), at(1)).unwrap();
+    wanted.rules.paused = true;
+    let plan = plan(&wanted, &groups, &records, Some(IMAGE), &Evidence::default(), at(1)).unwrap();
     let created: Vec<&str> = plan.create.iter().map(|new| new.record.revision.as_str()).collect();
     assert_eq!(created, ["0ld0ld00"]);
     assert_eq!(plan.before.as_ref(), Some(&records[0]));

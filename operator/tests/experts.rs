@@ -18,6 +18,7 @@ use belay_operator::{
     },
     recovery::STAY_SECONDS,
     revision::Record,
+    rollout::Evidence,
 };
 use belay_proto::admin::{Phase, Placement, RankStatus};
 use common::{IMAGE, at, pod, tell, use_epoch, validated};
@@ -42,7 +43,11 @@ impl Scene {
     fn plan(&self, now: i64) -> Experts {
         let groups = std::slice::from_ref(&self.group);
         let revisions = std::slice::from_ref(&self.record);
-        plan(&self.wanted, groups, revisions, Some(IMAGE), at(now)).unwrap().groups.remove(0).experts
+        plan(&self.wanted, groups, revisions, Some(IMAGE), &Evidence::default(), at(now))
+            .unwrap()
+            .groups
+            .remove(0)
+            .experts
     }
 
     /// Writes what is planned.

@@ -4,19 +4,19 @@
 mod common;
 
 use belay_crds::{FabricSpec, RowFormat};
-use belay_operator::group::Group;
 use belay_operator::reconcile::{
     build::{Prepared, build},
     observe::{Objects, Observed},
     plan::plan,
 };
+use belay_operator::{group::Group, rollout::Evidence};
 use belay_proto::admin::Phase;
 use common::{IMAGE, at, group, record, validated};
 
 fn prepared(name: &str, groups: Vec<Group>) -> Prepared {
     let wanted = validated(name);
     let revisions = if groups.is_empty() { vec![] } else { vec![record(name)] };
-    let plan = plan(&wanted, &groups, &revisions, Some(IMAGE), at(0)).unwrap();
+    let plan = plan(&wanted, &groups, &revisions, Some(IMAGE), &Evidence::default(), at(0)).unwrap();
     let observed = Observed { groups, revisions, objects: Objects::default(), now: at(0) };
     build(&wanted, &observed, &plan).unwrap()
 }
@@ -67,7 +67,7 @@ fn settings_of_experts_are_variables_of_the_worker() {
     deployment.spec.group.expert_memory = Some("64Gi".into());
     deployment.spec.group.fabric = Some(FabricSpec { row_format: Some(RowFormat::BF16) });
     let wanted = belay_operator::reconcile::validate::validate(&deployment).unwrap();
-    let plan = plan(&wanted, &[], &[], Some(IMAGE), at(0)).unwrap();
+    let plan = plan(&wanted, &[], &[], Some(IMAGE), &Evidence::default(), at(0)).unwrap();
     let nothing = Observed { groups: vec![], revisions: vec![], objects: Objects::default(), now: at(0) };
     let pod = build(&wanted, &nothing, &plan).unwrap().pods.remove(0).pod;
     let env = pod.spec.unwrap().containers.remove(0).env.unwrap();

@@ -15,7 +15,7 @@ use belay_operator::{
         plan::plan,
         validate::validate,
     },
-    rollout::Budget,
+    rollout::{Budget, Evidence},
 };
 use belay_proto::admin::{PeerHealth, PeerStatus, Phase, WorkerStatus};
 use common::{IMAGE, at, fixture, group, record, validated};
@@ -41,7 +41,7 @@ fn nodes() -> TestNodes {
 /// What the operator made for a fixture, as the API server would list it.
 fn listed(name: &str) -> Objects {
     let wanted = validated(name);
-    let plan = plan(&wanted, &[], &[], Some(IMAGE), at(0)).unwrap();
+    let plan = plan(&wanted, &[], &[], Some(IMAGE), &Evidence::default(), at(0)).unwrap();
     let nothing = Observed { groups: vec![], revisions: vec![], objects: Objects::default(), now: at(0) };
     let prepared = build(&wanted, &nothing, &plan).unwrap();
     let mut pods: Vec<Pod> = prepared.pods.into_iter().map(|new| *new.pod).collect();

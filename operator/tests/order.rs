@@ -13,6 +13,7 @@ use belay_operator::{
         observe::{Objects, Observed},
         plan::plan,
     },
+    rollout::Evidence,
     worker_client::WorkerClient,
 };
 use belay_proto::admin::Phase;
@@ -43,7 +44,7 @@ async fn written(mut groups: Vec<Group>) -> (Vec<String>, Applied) {
     });
     let wanted = validated("harbour");
     let revisions = if groups.is_empty() { vec![] } else { vec![record("harbour")] };
-    let plan = plan(&wanted, &groups, &revisions, Some(IMAGE), at(0)).unwrap();
+    let plan = plan(&wanted, &groups, &revisions, Some(IMAGE), &Evidence::default(), at(0)).unwrap();
     let observed = Observed { groups, revisions, objects: Objects::default(), now: at(0) };
     let prepared = build(&wanted, &observed, &plan).unwrap();
     let client = Client::new(service, "coast");

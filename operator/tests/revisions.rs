@@ -73,7 +73,7 @@ fn going_back_finds_the_old_revision_and_makes_it_the_newest() {
 #[test]
 fn equal_hash_of_another_content_is_not_taken_for_ours() {
     let (ours, theirs) = (validated("skiff").content, record("harbour").data);
-    let squatter = Record { revision: ours.hash(0).unwrap(), number: 5, data: theirs };
+    let squatter = Record { revision: ours.hash(0).unwrap(), number: 5, data: theirs, state: None };
     let chosen = choose(&ours, &[squatter], Some(IMAGE)).unwrap();
     assert_eq!(chosen.revision, ours.hash(1).unwrap());
     assert_eq!(chosen.data.content, ours);

@@ -14,7 +14,7 @@ use belay_operator::{
         validate::Validated,
     },
     revision::Record,
-    rollout::Reach,
+    rollout::{Evidence, Strategy},
 };
 use belay_proto::admin::{Coverage, Phase};
 use common::{IMAGE, at, group, record, validated};
@@ -34,7 +34,7 @@ fn look_at(
     previous: Option<&ModelDeploymentStatus>,
 ) -> ModelDeploymentStatus {
     let revisions = vec![record("harbour")];
-    let plan = plan(wanted, &groups, &revisions, Some(IMAGE), at(0)).unwrap();
+    let plan = plan(wanted, &groups, &revisions, Some(IMAGE), &Evidence::default(), at(0)).unwrap();
     let observed = Observed { groups, revisions, objects: Objects::default(), now: at(0) };
     status(wanted, &observed, &plan, applied, previous).0
 }
@@ -172,7 +172,7 @@ fn change_of_placement_is_shown_with_what_it_waits_for() {
     let name = groups[0].name.clone();
     groups[0].slots[1] = Some(common::pod(&name, 1, "b", Phase::WaitingForPlacement, 0));
     let revisions = [record("harbour")];
-    let plan = plan(&wanted, &groups, &revisions, Some(IMAGE), at(0)).unwrap();
+    let plan = plan(&wanted, &groups, &revisions, Some(IMAGE), &Evidence::default(), at(0)).unwrap();
     groups[0].intent = plan.groups[0].experts.intent.clone();
     common::tell(&mut groups[0], 1, |status| status.prepare_bytes_done = 4000);
     let status = look_at(&wanted, groups.clone(), &Applied::default(), None);
@@ -341,7 +341,7 @@ fn rollout_that_is_to_stay_where_it_is_says_so() {
     let old = Record { revision: "0ld0ld00".into(), number: target.number - 1, ..target.clone() };
     let records = [old, target];
     let look = |wanted: &Validated, groups: &[Group]| {
-        let plan = plan(wanted, groups, &records, Some(IMAGE), at(0)).unwrap();
+        let plan = plan(wanted, groups, &records, Some(IMAGE), &Evidence::default(), at(0)).unwrap();
         let observed = Observed {
             groups: groups.to_vec(),
             revisions: records.to_vec(),
@@ -350,13 +350,14 @@ fn rollout_that_is_to_stay_where_it_is_says_so() {
         };
         status(wanted, &observed, &plan, &Applied::default(), None).0
     };
-    wanted.reach = Reach::Paused;
+    wanted.rules.paused = true;
     says(&look(&wanted, &groups), "Progressing", "False", "RolloutPaused", "1 of 2 groups have revision");
-    wanted.reach = Reach::AllBut(1);
+    wanted.rules.paused = false;
+    wanted.rules.strategy = Strategy::RollingUpdate { partition: 1 };
     says(&look(&wanted, &groups), "Progressing", "False", "RolloutPartitioned", "1 of 2 groups");
     groups[0].slots[0].as_mut().unwrap().ready = false;
     says(&look(&wanted, &groups), "Progressing", "True", "RollingOut", "still there");
-    wanted.reach = Reach::AllBut(0);
+    wanted.rules.strategy = Strategy::RollingUpdate { partition: 0 };
     says(&look(&wanted, &groups), "Progressing", "True", "RollingOut", "still there");
 }
 

@@ -104,12 +104,19 @@ pub async fn apply(
     {
         applied.changed = true;
         let name = revision.name_any();
-        applied.notes.push(Note::normal(
-            Reason::RevisionCreated,
-            "Record",
-            &name,
-            format!("revision {name} is in force"),
-        ));
+        // how far its rollout is, is written on it as well
+        let is_in_force =
+            |known: &ControllerRevision| known.name_any() == name && known.revision == revision.revision;
+        if objects.revisions.iter().any(is_in_force) {
+            debug!(revision = name, "rollout goes on");
+        } else {
+            applied.notes.push(Note::normal(
+                Reason::RevisionCreated,
+                "Record",
+                &name,
+                format!("revision {name} is in force"),
+            ));
+        }
     }
     for key in &prepared.keys {
         create_key(&secrets, key).await?;

@@ -1,7 +1,7 @@
 //! What happened to experts, for people: told once, at the step from one status to the next.
 use std::collections::BTreeSet;
 
-use belay_crds::{GroupStatus, ModelDeploymentStatus, Reason, labels};
+use belay_crds::{CheckStatus, GroupStatus, ModelDeploymentStatus, Reason, labels};
 use belay_epoch::{Kind, Phase};
 
 use super::{apply::Applied, observe::Observed, plan::Plan};
@@ -10,6 +10,7 @@ use crate::{
     group::Group,
     placement,
     recovery::{describe_copies, describe_ranks},
+    rollout::Happening,
 };
 
 /// Notes about the experts of all groups.
@@ -20,7 +21,8 @@ pub fn notes(
     previous: Option<&ModelDeploymentStatus>,
     next: &ModelDeploymentStatus,
 ) -> Vec<Note> {
-    let mut notes = vec![];
+    let mut notes: Vec<Note> = rollout(plan).into_iter().collect();
+    notes.extend(reported(previous, next));
     for group in &observed.groups {
         let line = |status: Option<&ModelDeploymentStatus>| -> GroupStatus {
             let mut lines = status.into_iter().flat_map(|status| &status.groups);
@@ -35,6 +37,44 @@ pub fn notes(
         }
     }
     notes
+}
+
+/// A step of a rollout.
+fn rollout(plan: &Plan) -> Option<Note> {
+    let (revision, before) = (&plan.target.revision, plan.before.as_ref()?);
+    Some(match plan.stage.happened.as_ref()? {
+        Happening::Shifted(percent) => {
+            let text = format!("revision {revision} has {percent} percent of new requests");
+            Note::normal(Reason::TrafficShifted, "Rollout", revision, text)
+        }
+        Happening::Promoted => {
+            let text = format!("revision {revision} is good, and replaces revision {}", before.revision);
+            Note::normal(Reason::RolloutPromoted, "Rollout", revision, text)
+        }
+        Happening::RolledBack(reason, message) => {
+            let text =
+                format!("revision {revision} is taken back for {}: {reason}: {message}", before.revision);
+            Note::warning(Reason::RolledBack, "Rollout", revision, text)
+        }
+    })
+}
+
+/// What was found bad just now, and does not take the revision back.
+fn reported(previous: Option<&ModelDeploymentStatus>, next: &ModelDeploymentStatus) -> Vec<Note> {
+    let Some(rollout) = next.rollout.as_ref().filter(|rollout| rollout.phase != "RolledBack") else {
+        return vec![];
+    };
+    let before = previous.and_then(|status| status.rollout.as_ref());
+    let was_bad = |check: &&CheckStatus| {
+        let same = |old: &CheckStatus| old.name == check.name && old.verdict == "Bad";
+        before.is_some_and(|before| before.revision == rollout.revision && before.analysis.iter().any(same))
+    };
+    let bad = rollout.analysis.iter().filter(|check| check.verdict == "Bad" && !was_bad(check));
+    bad.map(|check| {
+        let text = format!("revision {}: {}: {}", rollout.revision, check.name, check.message);
+        Note::warning(Reason::AnalysisReported, "Analyse", &rollout.revision, text)
+    })
+    .collect()
 }
 
 /// Ranks that are lost or back, and what others took over.

@@ -26,6 +26,7 @@ use crate::{
     nodes::Nodes,
     recovery::Rebalances,
     revision::{Data, Record},
+    rollout::State,
     trouble,
     worker_client::WorkerClient,
 };
@@ -258,6 +259,7 @@ fn worker_pod(
         ended: ended.then(why),
         marked_draining: pod.annotations().get(labels::DRAINING).is_some_and(|value| value == "true"),
         may_leave: pod.labels().get(labels::MAY_LEAVE).is_some_and(|value| value == "true"),
+        restarts: restarts(pod),
         trouble: trouble::of_pod(pod, events, now),
         worker,
         unreached: false,
@@ -270,6 +272,12 @@ fn runs(pod: &Pod) -> bool {
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
     let state = statuses.and_then(|statuses| statuses.first()).and_then(|status| status.state.as_ref());
     state.is_some_and(|state| state.running.is_some())
+}
+
+fn restarts(pod: &Pod) -> u32 {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let restarts = statuses.into_iter().flatten().map(|status| status.restart_count).sum::<i32>();
+    u32::try_from(restarts).unwrap_or(0)
 }
 
 fn on_silent_node(pod: &Pod, nodes: &dyn Nodes, node_lost_seconds: i64, now: Timestamp) -> bool {
@@ -301,10 +309,19 @@ fn rebalances(config_map: &ConfigMap) -> Rebalances {
     text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
+fn state(object: &ControllerRevision) -> Option<State> {
+    let text = object.annotations().get(labels::ROLLOUT)?;
+    let read = serde_json::from_str(text);
+    read.inspect_err(
+        |error| warn!(revision = object.name_any(), %error, "how far its rollout is cannot be read"),
+    )
+    .ok()
+}
+
 fn record(object: &ControllerRevision) -> Option<Record> {
     let revision = object.labels().get(labels::REVISION)?.clone();
     match serde_json::from_value::<Data>(object.data.clone()?.0) {
-        Ok(data) => Some(Record { revision, number: object.revision, data }),
+        Ok(data) => Some(Record { revision, number: object.revision, data, state: state(object) }),
         Err(error) => {
             warn!(revision = object.name_any(), %error, "revision is not readable");
             None

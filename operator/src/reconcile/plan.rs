@@ -1,7 +1,7 @@
 //! What to do next: pure. Wishes and observations in, decisions out.
 mod experts;
 
-use belay_crds::labels;
+use belay_crds::{CheckStatus, Reason, labels};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 
@@ -10,7 +10,7 @@ use super::validate::Validated;
 use crate::{
     group::{Group, Trouble, WorkerPod},
     revision::{self, Record, RevisionError},
-    rollout::{self, Age, Health, Serving},
+    rollout::{self, Age, Budget, Evidence, Health, New, Serving, Sight, Stage, State, Strategy},
 };
 
 /// Revisions that are kept although no group has them, to go back to.
@@ -28,6 +28,10 @@ pub struct Plan {
     pub record_target: bool,
     /// The revision before, of which a rollout that does not go all the way leaves groups.
     pub before: Option<Record>,
+    /// How far the rollout is to go.
+    pub stage: Stage,
+    /// What was looked at for that.
+    pub checks: Vec<CheckStatus>,
     /// Groups to create.
     pub create: Vec<NewGroup>,
     /// What to do with each group that exists.
@@ -117,6 +121,44 @@ pub enum PlanError {
     Revision(#[from] RevisionError),
 }
 
+/// What a rollout goes from and to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prospect {
+    /// The revision that the spec asks for, with what is known of its rollout.
+    pub target: Record,
+    /// What is known of its rollout.
+    pub state: State,
+    /// The revision before: the one that was found good last, if the strategy compares with it.
+    pub before: Option<Record>,
+}
+
+/// What a rollout goes from and to.
+///
+/// # Errors
+/// When no revision can be made of the spec.
+pub fn prospect(
+    wanted: &Validated,
+    groups: &[Group],
+    revisions: &[Record],
+    default_image: Option<&str>,
+    now: Timestamp,
+) -> Result<Prospect, PlanError> {
+    let target = revision::choose(&wanted.content, revisions, default_image)?;
+    let stable = rollout::stable(revisions);
+    let is_stable = stable.is_some_and(|stable| stable.revision == target.revision);
+    let whole_second = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let state = State::of(&target, is_stable, wanted.rules.promote.as_deref(), whole_second);
+    let before = match (&wanted.rules.strategy, stable) {
+        (Strategy::RollingUpdate { .. }, _) => before(&target, groups, revisions),
+        (_, Some(_)) if is_stable => None,
+        (_, Some(stable)) => Some(stable.clone()),
+        // nothing was ever found good; what serves is good enough to go back to
+        (_, None) => before(&target, groups, revisions)
+            .filter(|before| groups.iter().any(|group| group.revision == before.revision && group.ready())),
+    };
+    Ok(Prospect { target, state, before })
+}
+
 /// Decides.
 ///
 /// # Errors
@@ -126,14 +168,26 @@ pub fn plan(
     groups: &[Group],
     revisions: &[Record],
     default_image: Option<&str>,
+    evidence: &Evidence,
     now: Timestamp,
 ) -> Result<Plan, PlanError> {
-    let target = revision::choose(&wanted.content, revisions, default_image)?;
+    let Prospect { mut target, state, before } = prospect(wanted, groups, revisions, default_image, now)?;
+    let obstacles: Vec<Option<Trouble>> = {
+        let record = |group: &Group| record_of(group, &target, revisions);
+        groups.iter().map(|group| experts::obstacle(wanted, group, record(group), now)).collect()
+    };
+    let sight = Sight {
+        budget: wanted.budget,
+        revision: &target.revision,
+        has_stable: before.is_some(),
+        new: new(&target, groups, &obstacles),
+        others: count(groups.iter().filter(|group| group.revision != target.revision)),
+        evidence,
+    };
+    let whole_second = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let stage = rollout::advance(&wanted.rules, state, &sight, whole_second);
+    target.state = Some(stage.state.clone());
     let record = |group: &Group| record_of(group, &target, revisions);
-
-    let obstacles: Vec<Option<Trouble>> =
-        groups.iter().map(|group| experts::obstacle(wanted, group, record(group), now)).collect();
-    let before = before(&target, groups, revisions);
     let age = |revision: &str| match &before {
         _ if revision == target.revision => Age::New,
         Some(before) if revision == before.revision => Age::Before,
@@ -150,7 +204,8 @@ pub fn plan(
             draining: group.draining(),
         })
         .collect();
-    let step = rollout::step(wanted.budget, wanted.reach, before.is_some(), &views);
+    let budget = Budget { surge: stage.surge, ..wanted.budget };
+    let step = rollout::step(budget, stage.reach, before.is_some(), &views);
     let new_group = |record: &Record, ordinal: u32| NewGroup {
         name: labels::group_name(&wanted.name, &record.revision, ordinal),
         record: record.clone(),
@@ -195,7 +250,47 @@ pub fn plan(
         protected,
         target,
         before,
+        stage,
+        checks: evidence.checks.clone(),
     })
+}
+
+/// Groups of the target.
+fn new(target: &Record, groups: &[Group], obstacles: &[Option<Trouble>]) -> New {
+    let live = || {
+        let of_target = |(group, _): &(&Group, _)| group.revision == target.revision && !group.draining();
+        groups.iter().zip(obstacles).filter(of_target)
+    };
+    // of its own fault: what lies with nodes, quotas or registries may pass
+    let own = |trouble: &Trouble| {
+        matches!(
+            trouble.reason,
+            Reason::MoreRanksThanExperts
+                | Reason::CheckpointMismatch
+                | Reason::CheckpointInvalid
+                | Reason::CheckpointNotFound
+                | Reason::PlacementInvalid
+                | Reason::OutOfMemory
+                | Reason::WorkerFailed
+                | Reason::PodCrashing
+        )
+    };
+    let failed = live().filter(|(group, _)| !group.serves()).find_map(|(group, obstacle)| {
+        let problems = group.pods().filter_map(|(_, pod)| Some((pod.name.as_str(), pod.problem()?)));
+        let whole = obstacle.iter().cloned().map(|trouble| (group.name.as_str(), trouble));
+        let (subject, trouble) = problems.chain(whole).find(|(_, trouble)| own(trouble))?;
+        Some((trouble.reason, format!("{subject}: {}", trouble.message)))
+    });
+    New {
+        live: count(live()),
+        ready: count(live().filter(|(group, _)| group.ready())),
+        last_ready: live().filter_map(|(group, _)| group.first_ready).max(),
+        failed,
+    }
+}
+
+fn count<T>(items: impl Iterator<Item = T>) -> u32 {
+    u32::try_from(items.count()).unwrap_or(u32::MAX)
 }
 
 /// The revision that a rollout comes from: of those that have groups, the newest that has ready ones, else the newest.

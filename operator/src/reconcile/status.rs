@@ -3,6 +3,7 @@ mod conditions;
 mod experts;
 mod line;
 mod problems;
+mod rollout;
 
 use belay_crds::{
     ConditionType, GroupStatus, ModelDeployment, ModelDeploymentStatus, Reason, labels, set_condition,
@@ -57,7 +58,8 @@ pub fn status(
         updated_revision: Some(target.clone()),
         conditions: previous.map(|status| status.conditions.clone()).unwrap_or_default(),
         experts: view.experts(),
-        traffic: vec![],
+        traffic: view.traffic(),
+        rollout: Some(view.rollout()),
         groups: lines,
     };
     view.conditions(&mut next, &problems);

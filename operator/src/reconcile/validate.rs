@@ -2,7 +2,10 @@
 //!
 //! Admission refuses nearly all of this already (schema and CEL rules). It is checked again because objects may have
 //! been stored under an older definition.
-use belay_crds::{ModelDeployment, RebalancePolicy, RolloutProgress, RolloutStrategy, labels};
+use belay_crds::{
+    AnalysisPolicy, AnalysisSpec, BlueGreenSpec, CanarySpec, ModelDeployment, Promotion, RebalancePolicy,
+    RolloutProgress, RolloutStrategy, labels,
+};
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::OwnerReference, util::intstr::IntOrString};
 use kube::{Resource as _, ResourceExt as _};
 use thiserror::Error;
@@ -10,7 +13,7 @@ use thiserror::Error;
 use crate::{
     placement::Copies,
     revision::Content,
-    rollout::{Budget, Reach},
+    rollout::{Budget, Rules, Strategy},
 };
 
 /// A spec that makes sense.
@@ -26,8 +29,10 @@ pub struct Validated {
     pub generation: Option<i64>,
     /// How many groups, and the budget of a rollout.
     pub budget: Budget,
-    /// How far a rollout is to go.
-    pub reach: Reach,
+    /// How a changed spec reaches the groups.
+    pub rules: Rules,
+    /// What is looked at before a canary or preview gets more.
+    pub analysis: Option<AnalysisSpec>,
     /// How long requests get to finish, in seconds.
     pub drain_seconds: u32,
     /// Copies of experts, and when they move.
@@ -98,18 +103,14 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
     let Ok(drain_seconds) = u32::try_from(spec.rollout.drain_seconds) else {
         return invalid("spec.rollout.drainSeconds", "must not be negative");
     };
-    let Ok(partition) = u32::try_from(spec.rollout.partition) else {
-        return invalid("spec.rollout.partition", "must not be negative");
-    };
-    let reach = match spec.rollout.progress {
-        RolloutProgress::Automatic => Reach::AllBut(partition),
-        RolloutProgress::Paused => Reach::Paused,
-    };
     let experts = experts(deployment)?;
-    let RolloutStrategy::RollingUpdate = spec.rollout.strategy;
+    let rules = rules(deployment)?;
     let surge = groups(&spec.rollout.max_surge, desired, Rounding::Up, "spec.rollout.maxSurge")?;
     let mut unavailable =
         groups(&spec.rollout.max_unavailable, desired, Rounding::Down, "spec.rollout.maxUnavailable")?;
+    if surge == 0 && matches!(rules.strategy, Strategy::Canary { .. }) && desired > 0 {
+        return invalid("spec.rollout.maxSurge", "must not be 0 with strategy Canary");
+    }
     if surge == 0 && unavailable == 0 {
         if is_zero(&spec.rollout.max_surge) && is_zero(&spec.rollout.max_unavailable) {
             return invalid("spec.rollout", "maxSurge and maxUnavailable must not both be 0");
@@ -121,12 +122,70 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
         owner,
         generation: deployment.metadata.generation,
         budget: Budget { desired, surge, unavailable },
-        reach,
+        rules,
+        analysis: spec.rollout.analysis.clone(),
         drain_seconds,
         experts,
         content: Content::new(&name, &spec.model, &spec.group),
         name,
     })
+}
+
+fn rules(deployment: &ModelDeployment) -> Result<Rules, Invalid> {
+    let rollout = &deployment.spec.rollout;
+    let only_with = |field, is_set: bool, strategies: &[RolloutStrategy]| {
+        if is_set && !strategies.contains(&rollout.strategy) {
+            return invalid(field, format!("does not go with strategy {:?}", rollout.strategy));
+        }
+        Ok(())
+    };
+    use RolloutStrategy::{BlueGreen, Canary, RollingUpdate};
+    only_with("spec.rollout.canary", rollout.canary.is_some(), &[Canary])?;
+    only_with("spec.rollout.blueGreen", rollout.blue_green.is_some(), &[BlueGreen])?;
+    only_with("spec.rollout.analysis", rollout.analysis.is_some(), &[Canary, BlueGreen])?;
+    only_with("spec.rollout.partition", rollout.partition != 0, &[RollingUpdate])?;
+    let strategy = match rollout.strategy {
+        RollingUpdate => match u32::try_from(rollout.partition) {
+            Ok(partition) => Strategy::RollingUpdate { partition },
+            Err(_) => return invalid("spec.rollout.partition", "must not be negative"),
+        },
+        Canary => Strategy::Canary { steps: steps(&rollout.canary.clone().unwrap_or_default())? },
+        BlueGreen => {
+            let BlueGreenSpec { promotion, preview_seconds, keep_old_seconds } =
+                rollout.blue_green.clone().unwrap_or_default();
+            Strategy::BlueGreen {
+                manual: promotion == Promotion::Manual,
+                preview_seconds: i64::from(preview_seconds),
+                keep_seconds: i64::from(keep_old_seconds),
+            }
+        }
+    };
+    let rolls_back =
+        rollout.analysis.as_ref().is_some_and(|analysis| analysis.policy == AnalysisPolicy::Rollback);
+    let deadline = i64::from(rollout.progress_deadline_seconds);
+    Ok(Rules {
+        strategy,
+        paused: rollout.progress == RolloutProgress::Paused,
+        deadline_seconds: (deadline > 0).then_some(deadline),
+        rolls_back,
+        promote: deployment.annotations().get(labels::PROMOTE).cloned(),
+    })
+}
+
+/// Percent and seconds of each step.
+fn steps(canary: &CanarySpec) -> Result<Vec<(u32, i64)>, Invalid> {
+    let field = "spec.rollout.canary.steps";
+    let mut steps: Vec<(u32, i64)> = vec![];
+    for step in &canary.steps {
+        match u32::try_from(step.weight_percent) {
+            Ok(percent @ 1..=100) if steps.last().is_none_or(|last| last.0 < percent) => {
+                steps.push((percent, i64::from(step.hold_seconds)));
+            }
+            Ok(1..=100) => return invalid(field, "weightPercent must grow from step to step"),
+            _ => return invalid(field, "weightPercent must be from 1 to 100"),
+        }
+    }
+    if steps.is_empty() { invalid(field, "must not be empty") } else { Ok(steps) }
 }
 
 fn experts(deployment: &ModelDeployment) -> Result<Experts, Invalid> {

@@ -10,6 +10,7 @@ use std::{
 
 use belay_crds::{ModelDeployment, ModelDeploymentStatus, RebalancePolicy};
 use belay_operator::{
+    analysis::Analyses,
     attendance::Attendance,
     backoff::Backoff,
     context::{Context, Settings},
@@ -142,6 +143,7 @@ async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Arc<Context> {
         attendance: Attendance::default(),
         loads: Loads::default(),
         gateways: Gateways::new(None),
+        analyses: Analyses::default(),
         settings: Settings { worker_image: Some("worker:1".into()), node_lost_seconds: 2 },
         metrics: Metrics::default(),
         backoff: Backoff::default(),

@@ -7,6 +7,7 @@ use belay_operator::{
         validate::{Validated, validate},
     },
     revision::{self, Record},
+    rollout::{Evidence, State},
 };
 use belay_proto::admin::{ModelCard, Phase, WorkerStatus};
 use k8s_openapi::jiff::Timestamp;
@@ -23,7 +24,13 @@ pub fn validated(name: &str) -> Validated {
 }
 
 pub fn record(name: &str) -> Record {
-    revision::choose(&validated(name).content, &[], Some(IMAGE)).unwrap()
+    promoted(revision::choose(&validated(name).content, &[], Some(IMAGE)).unwrap(), -100)
+}
+
+/// A revision that was found good at a time.
+pub fn promoted(record: Record, seconds: i64) -> Record {
+    let state = State { promoted: Some(at(seconds)), ..State::new(record.number, at(seconds)) };
+    Record { state: Some(state), ..record }
 }
 
 pub fn at(seconds: i64) -> Timestamp {
@@ -77,7 +84,10 @@ pub fn serving(name: &str, deployment: &Validated, groups: u32) -> (Record, Vec<
             tell(group, slot, |status| use_epoch(status, 0));
         }
     }
-    let plans = plan(deployment, &groups, std::slice::from_ref(&record), Some(IMAGE), at(0)).unwrap().groups;
+    let plans =
+        plan(deployment, &groups, std::slice::from_ref(&record), Some(IMAGE), &Evidence::default(), at(0))
+            .unwrap()
+            .groups;
     for (group, plan) in groups.iter_mut().zip(plans) {
         group.intent = plan.experts.intent;
         group.rebalances = plan.experts.rebalances;

@@ -10,9 +10,13 @@ pub fn revision(wanted: &Validated, record: &Record) -> Result<ControllerRevisio
     let data = serde_json::to_value(&record.data)
         .map_err(|source| BuildError::Json { what: format!("revision {}", record.revision), source })?;
     let name = labels::revision_name(&wanted.name, &record.revision);
-    Ok(ControllerRevision {
-        metadata: metadata(wanted, name, Some(&record.revision), None),
-        data: Some(RawExtension(data)),
-        revision: record.number,
-    })
+    let mut metadata = metadata(wanted, name, Some(&record.revision), None);
+    if let Some(state) = &record.state {
+        let text = serde_json::to_string(state).map_err(|source| BuildError::Json {
+            what: format!("rollout of revision {}", record.revision),
+            source,
+        })?;
+        metadata.annotations = Some([(labels::ROLLOUT.to_owned(), text)].into());
+    }
+    Ok(ControllerRevision { metadata, data: Some(RawExtension(data)), revision: record.number })
 }

@@ -1,11 +1,11 @@
 //! Conditions.
-use belay_crds::{ConditionType, ModelDeploymentStatus, Reason, set_condition};
+use belay_crds::{ConditionType, ModelDeploymentStatus, Reason, TrafficRole, set_condition};
 
 use super::{Problem, View, problems::listed};
 use crate::{
     coverage::{self, Coverage},
     group::Group,
-    rollout::Reach,
+    rollout::Phase,
 };
 
 impl View<'_> {
@@ -61,7 +61,9 @@ impl View<'_> {
         if let Some(stays) = self.stays(&old) {
             stays
         } else if !old.is_empty() {
-            (true, Reason::RollingOut, format!("to revision {target}; still there: {}", names(old)))
+            let message = &self.plan.stage.message;
+            let waits = if message.is_empty() { String::new() } else { format!("; {message}") };
+            (true, Reason::RollingOut, format!("to revision {target}; still there: {}{waits}", names(old)))
         } else if !created.is_empty() || unready.iter().any(|group| group.first_ready.is_none()) {
             let starting =
                 unready.iter().map(|group| group.name.as_str()).chain(created.iter().map(String::as_str));
@@ -79,24 +81,31 @@ impl View<'_> {
         }
     }
 
-    /// A rollout that is where it is meant to be, although groups of an old revision are left.
+    /// A rollout that is where it is meant to be although groups of an old revision are left, or that does not get on.
     fn stays(&self, old: &[&Group]) -> Option<(bool, Reason, String)> {
-        let (target, before) = (&self.plan.target.revision, self.plan.before.as_ref()?);
+        let (target, stage) = (&self.plan.target.revision, &self.plan.stage);
         let is_at_rest =
             self.applied.created_groups.is_empty() && !old.iter().any(|group| self.draining(group));
-        if old.is_empty() || !is_at_rest {
-            return None;
-        }
         let updated = self.live().filter(|group| group.revision == *target).count();
         let count = format!("{updated} of {} groups have revision {target}", self.wanted.budget.desired);
-        match self.wanted.reach {
-            Reach::Paused => Some((false, Reason::RolloutPaused, count)),
-            Reach::AllBut(kept) => {
-                let all = self.live().count() == self.wanted.budget.desired as usize;
-                let of_before = old.iter().filter(|group| group.revision == before.revision).count();
-                let done = all && of_before == kept.min(self.wanted.budget.desired) as usize;
-                (done && self.live().all(Group::ready)).then_some((false, Reason::RolloutPartitioned, count))
+        let told = |reason: Reason| {
+            let share = stage.shares.iter().find(|share| share.role != TrafficRole::Stable);
+            let share = share.map(|share| format!("{} percent for revision {target}", share.percent));
+            let message = (!stage.message.is_empty()).then(|| stage.message.clone());
+            Some((true, reason, share.into_iter().chain(message).collect::<Vec<_>>().join("; ")))
+        };
+        match stage.phase {
+            Phase::Paused if !old.is_empty() && is_at_rest => Some((false, Reason::RolloutPaused, count)),
+            Phase::Partitioned if !old.is_empty() && is_at_rest && self.live().all(Group::ready) => {
+                Some((false, Reason::RolloutPartitioned, count))
             }
+            Phase::Stuck => Some((false, Reason::ProgressDeadlineExceeded, stage.message.clone())),
+            Phase::Holding => told(Reason::RolloutHolding),
+            Phase::WaitingForPromotion => told(Reason::WaitingForPromotion),
+            Phase::RolledBack if updated == 0 && is_at_rest && self.live().all(Group::ready) => {
+                Some((false, Reason::RolledBack, stage.message.clone()))
+            }
+            _ => None,
         }
     }
 

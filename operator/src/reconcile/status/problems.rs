@@ -1,12 +1,13 @@
 //! What is wrong, in the words of whoever reported it.
 use belay_crds::{Reason, labels};
-use belay_proto::admin::Phase;
+use belay_proto::admin;
 
 use super::View;
 use crate::{
     coverage,
     group::{Group, WorkerPod},
     recovery::{describe_copies, describe_ranks, has_experts},
+    rollout::Phase,
 };
 
 /// Most problems that the message of Degraded lists.
@@ -80,6 +81,19 @@ impl View<'_> {
                 });
             }
         }
+        let stage = &self.plan.stage;
+        let rollout = match (stage.phase, &stage.state.rejected) {
+            (Phase::RolledBack, Some(_)) => Some(Reason::RolledBack),
+            (Phase::Stuck, _) => Some(Reason::ProgressDeadlineExceeded),
+            _ => None,
+        };
+        problems.extend(rollout.map(|reason| Problem {
+            reason,
+            group: String::new(),
+            subject: format!("revision {}", self.plan.target.revision),
+            message: stage.message.clone(),
+            needs_new_pod: false,
+        }));
         for (pod, message) in &self.applied.refused {
             let group = pod.rsplit_once('-').map_or(pod.as_str(), |(group, _)| group).to_owned();
             problems.push(Problem {
@@ -135,7 +149,7 @@ pub(super) fn waits_for(group: &Group) -> Option<String> {
         _ if pod.terminating => "is ending".to_owned(),
         (None, _) => "waits for a node".to_owned(),
         (_, Some(status)) => match status.phase() {
-            Phase::Ready => "is ready, the kubelet has yet to see it".to_owned(),
+            admin::Phase::Ready => "is ready, the kubelet has yet to see it".to_owned(),
             _ if !status.message.is_empty() => status.message.clone(),
             phase => phase.as_str_name().trim_start_matches("PHASE_").to_lowercase().replace('_', " "),
         },
