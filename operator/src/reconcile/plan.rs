@@ -181,7 +181,10 @@ pub fn plan(
         revision: &target.revision,
         has_stable: before.is_some(),
         new: new(&target, groups, &obstacles),
-        others: count(groups.iter().filter(|group| group.revision != target.revision)),
+        others: count(groups.iter().filter(|group| {
+            let is_gone = group.draining() && group.pods().next().is_none();
+            group.revision != target.revision && !is_gone
+        })),
         evidence,
     };
     let whole_second = Timestamp::from_second(now.as_second()).unwrap_or(now);

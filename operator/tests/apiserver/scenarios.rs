@@ -1,6 +1,7 @@
 //! What is played through, one after the other on one control plane.
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     path::Path,
     process::{Child, Command},
     time::{Duration, Instant},
@@ -26,6 +27,7 @@ use serde_json::{Value, json};
 
 use crate::{
     control_plane::{ADMIN, ControlPlane, OPERATOR},
+    played_gateway::PlayedGateway,
     played_nodes::PlayedNodes,
 };
 
@@ -35,6 +37,8 @@ pub struct Cluster {
     pub plane: ControlPlane,
     pub client: Client,
     pub nodes: PlayedNodes,
+    pub gateway: PlayedGateway,
+    gateways: SocketAddr,
     operator: Option<Child>,
 }
 
@@ -60,7 +64,8 @@ pub async fn all(programs: &Path) {
     bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
 
     let nodes = PlayedNodes::start(client.clone(), &["node-a", "node-b"]).await;
-    let mut cluster = Cluster { plane, client, nodes, operator: None };
+    let (gateway, gateways) = PlayedGateway::start().await;
+    let mut cluster = Cluster { plane, client, nodes, gateway, gateways, operator: None };
     cluster.start_operator("worker:1");
 
     eprintln!("-- starts_a_group");
@@ -89,6 +94,7 @@ pub async fn all(programs: &Path) {
     cluster.tells_that_ranks_outnumber_experts().await;
     eprintln!("-- replaces_the_pods_of_a_lost_node");
     cluster.replaces_the_pods_of_a_lost_node().await;
+    cluster.rollouts().await;
     eprintln!("-- leaves_nothing_behind");
     cluster.leaves_nothing_behind().await;
     assert_eq!(cluster.nodes.faults(), Vec::<String>::new(), "the protocol held all the time");
@@ -107,7 +113,7 @@ impl Cluster {
                 "--node-lost-seconds",
                 "2",
             ])
-            .args(["--lease-seconds", "5"])
+            .args(["--lease-seconds", "5", "--gateways", &self.gateways.to_string()])
             .env("KUBECONFIG", self.plane.kubeconfig(OPERATOR));
         self.operator = Some(command.spawn().unwrap());
     }
@@ -127,7 +133,7 @@ impl Cluster {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
-    async fn create(&self, name: &str, spec: Value) {
+    pub async fn create(&self, name: &str, spec: Value) {
         let object = json!({ "apiVersion": "serving.belay.dev/v1alpha1", "kind": "ModelDeployment",
             "metadata": { "name": name }, "spec": spec });
         let object: ModelDeployment = serde_json::from_value(object).unwrap();
