@@ -15,6 +15,7 @@ use crate::{
     discovery::{fixed, kubernetes},
     edge, grpc,
     life::{Dispatcher, Limits},
+    measure::Measurements,
     observe::{self, Flights, Health, Metrics},
     routing::{ConnectOptions, Fleet},
     serve::{self, App},
@@ -65,6 +66,7 @@ impl Gateway {
             ConnectOptions { connect: config.connect_seconds, keep_alive: config.keep_alive_seconds };
         let fleet = Fleet::new(config.policy.build(), connect);
         let metrics = Metrics::new(fleet.clone());
+        let measurements = Measurements::new(fleet.clone());
         let health = Health::new(fleet.clone());
         let limits = Limits {
             hold_requests: config.hold_requests,
@@ -94,7 +96,8 @@ impl Gateway {
         let (api, api_stop, api_connections) =
             listen(&mut tasks, config.listen, serve::router(app, routes)).await?;
         let (metrics, metrics_stop, metrics_connections) =
-            listen(&mut tasks, config.metrics_listen, observe::router(metrics, health.clone())).await?;
+            listen(&mut tasks, config.metrics_listen, observe::router(metrics, health.clone(), measurements))
+                .await?;
         tracing::info!(%api, %metrics, policy = ?config.policy, "gateway serves");
         Ok(Self {
             api,

@@ -128,7 +128,7 @@ impl From<Failure> for ApiError {
         let message = failure.to_string();
         let invalid = "invalid_request_error";
         let mut error = match &failure {
-            Failure::UnknownModel(_) => {
+            Failure::UnknownModel(_) | Failure::UnknownRevision { .. } => {
                 let mut error = Self::new(StatusCode::NOT_FOUND, invalid, Some("model_not_found"), message);
                 error.body.param = Some("model".to_owned());
                 error

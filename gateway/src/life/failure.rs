@@ -17,6 +17,14 @@ pub enum Failure {
     /// No deployment serves this model.
     #[error("the model '{0}' does not exist")]
     UnknownModel(String),
+    /// The model is there, but nothing of the revision asked for (`MODEL@REVISION`).
+    #[error("the model '{model}' has no revision '{revision}'")]
+    UnknownRevision {
+        /// Served model name.
+        model: String,
+        /// As it was asked for.
+        revision: String,
+    },
     /// A worker found the request unsound; its words.
     #[error("{0}")]
     Invalid(String),
@@ -63,7 +71,11 @@ impl Failure {
         match self {
             Self::Overloaded { after, .. } => Some(after.unwrap_or(REST)),
             Self::HoldFull { .. } | Self::HoldTimeout { .. } | Self::Lost(_) => Some(Duration::from_secs(5)),
-            Self::UnknownModel(_) | Self::Invalid(_) | Self::Deadline | Self::Worker(_) => None,
+            Self::UnknownModel(_)
+            | Self::UnknownRevision { .. }
+            | Self::Invalid(_)
+            | Self::Deadline
+            | Self::Worker(_) => None,
         }
     }
 }
@@ -71,7 +83,7 @@ impl Failure {
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let code = match &failure {
-            Failure::UnknownModel(_) => Code::NotFound,
+            Failure::UnknownModel(_) | Failure::UnknownRevision { .. } => Code::NotFound,
             Failure::Invalid(_) => Code::InvalidArgument,
             Failure::Overloaded { .. } | Failure::HoldFull { .. } => Code::ResourceExhausted,
             Failure::HoldTimeout { .. } | Failure::Lost(_) => Code::Unavailable,

@@ -13,7 +13,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::routing::{Fleet, ModelState};
+use crate::{
+    measure::Attempts,
+    routing::{Fleet, ModelState},
+};
 
 /// Labels of a finished request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -84,6 +87,7 @@ impl Metrics {
             first_token.clone(),
         );
         registry.register("request_duration_seconds", "From the request to its end", duration.clone());
+        registry.register_collector(Box::new(Attempts(fleet.clone())));
         registry.register_collector(Box::new(Workers(fleet)));
         Arc::new(metrics)
     }

@@ -8,7 +8,7 @@ use axum::{
 use belay_proto::inference::{TokenizeRequest, tokenize_request::Input};
 use serde::Serialize;
 
-use crate::{edge::ApiError, life::Failure, serve::App};
+use crate::{edge::ApiError, life::Failure, measure::Work, serve::App};
 
 /// How long a list waits for workers to say how long a context they serve.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -40,7 +40,9 @@ async fn model(app: &App, id: &str, created: i64, is_ready: bool) -> Model {
 /// Asks a worker of this model.
 pub async fn longest_context(app: &App, model: &str) -> Option<u32> {
     let input = Some(Input::Text(" ".to_owned()));
-    let asking = app.dispatcher.tokenize(TokenizeRequest { model: model.to_owned(), input }, "models");
+    let route = app.dispatcher.fleet.route(model, Work::default());
+    let request = TokenizeRequest { model: String::new(), input };
+    let asking = app.dispatcher.tokenize(&route, request, "models");
     let answer = tokio::time::timeout(PATIENCE, asking).await.ok()?;
     answer.ok().map(|answer| answer.max_context_tokens)
 }

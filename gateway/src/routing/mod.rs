@@ -1,11 +1,20 @@
-//! Where a request goes: the live workers, and the policy that picks one of them.
+//! Where a request goes: the live workers, the shares of their revisions, and the policy that picks one of them.
 mod circuit;
 mod fleet;
+pub mod hash;
+mod lease;
 mod least_load;
+mod live;
+mod route;
+mod shares;
 
 pub use circuit::{Circuit, Gate};
-pub use fleet::{ConnectOptions, Fleet, Lease, ModelState, Pick, View};
+pub use fleet::{Fleet, ModelState, Pick, View};
+pub use lease::Lease;
 pub use least_load::LeastLoad;
+pub use live::ConnectOptions;
+pub use route::{Affinity, Route, Target, Unknown, Wanted};
+pub use shares::Turns;
 
 /// A worker that could take the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ mod discovery;
 mod fuzz;
 mod grpc;
 mod life;
+mod measurements;
 mod openai;
 mod shutdown;
 mod support;
