@@ -62,6 +62,18 @@ pub struct Gateway {
 impl Gateway {
     /// Binds and serves.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let client = if config.workers.is_empty() {
+            Some(kube::Client::try_default().await.context(
+                "no Kubernetes API found; without Kubernetes, name the workers: --worker NAME=HOST:PORT",
+            )?)
+        } else {
+            None
+        };
+        Self::start_with(config, client).await
+    }
+
+    /// As [`Self::start`]; with a client it discovers by that one, without by the workers that the flags name.
+    pub async fn start_with(config: Config, client: Option<kube::Client>) -> anyhow::Result<Self> {
         let connect =
             ConnectOptions { connect: config.connect_seconds, keep_alive: config.keep_alive_seconds };
         let fleet = Fleet::new(config.policy.build(), connect);
@@ -84,13 +96,9 @@ impl Gateway {
         let flights = app.flights.clone();
 
         let mut tasks = JoinSet::new();
-        if config.workers.is_empty() {
-            let client = kube::Client::try_default().await.context(
-                "no Kubernetes API found; without Kubernetes, name the workers: --worker NAME=HOST:PORT",
-            )?;
-            tasks.spawn(kubernetes::watch(client, config.namespace.clone(), fleet));
-        } else {
-            fleet.update(&fixed::table(&config.workers, edge::unix_seconds()));
+        match client {
+            Some(client) => _ = tasks.spawn(kubernetes::watch(client, config.namespace.clone(), fleet)),
+            None => fleet.update(&fixed::table(&config.workers, edge::unix_seconds())),
         }
 
         let (api, api_stop, api_connections) =

@@ -9,14 +9,14 @@ use tonic::{Status, Streaming};
 use crate::{
     measure::{self, Outcome, Work},
     observe::RetryKind,
-    routing::{Lease, Route},
+    routing::{Affinity, Lease, Route},
     telemetry,
 };
 
 use super::{
     Call, Dispatcher, Failure,
     dispatcher::{Trials, attempt},
-    outcome,
+    outcome, prefix,
 };
 
 /// See the module. Nothing runs unless it is polled; dropping it drops the worker call, which cancels it there.
@@ -48,6 +48,8 @@ struct Attempt {
 impl Generation {
     /// Starts the life of a request for one answer; its model is known and its seed fixed.
     pub fn new(dispatcher: Dispatcher, route: Route, call: Call, deadline: Option<Instant>) -> Self {
+        let affinity = Affinity { prefix: prefix(&call), ..route.affinity };
+        let route = Route { work: Work::of(&call), affinity, ..route };
         Self {
             dispatcher,
             route,
@@ -110,7 +112,6 @@ impl Generation {
 
     async fn ask(&mut self) -> Result<(), Failure> {
         let Self { dispatcher, route, call, trials, revision, deadline, span, .. } = self;
-        route.work = Work::of(call);
         let mut lease = dispatcher.worker(route, revision.as_deref(), trials).await?;
         let measured = attempt(route, &lease);
         if let Some(deadline) = deadline {
@@ -145,6 +146,8 @@ impl Generation {
         if let Some(outcome) = outcome(status) {
             measured.end(outcome);
         }
+        // what has come already must be read again
+        self.route.work = Work::of(&self.call);
         let kind = if self.revision.is_some() { RetryKind::Resume } else { RetryKind::Retry };
         let Self { dispatcher, call, trials, .. } = self;
         dispatcher.attempt_failed(call.model(), call.request_id(), &mut lease, status, trials, kind)

@@ -6,6 +6,7 @@ mod dispatcher;
 mod failure;
 mod generation;
 mod hold;
+mod prefix;
 mod tokens;
 mod verdict;
 
@@ -16,4 +17,5 @@ pub use dispatcher::{Dispatcher, Limits, Purpose};
 pub use failure::{Failure, whole_seconds};
 use generation::Generation;
 pub use hold::{Patience, WaitingRoom};
+pub use prefix::prefix;
 pub use verdict::{Verdict, lost_with_request, outcome, room_after, verdict};

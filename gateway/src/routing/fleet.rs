@@ -222,10 +222,12 @@ impl Fleet {
         let candidates: Vec<Candidate> = open
             .iter()
             .map(|live| Candidate {
-                outstanding: usize::try_from(live.load.requests()).unwrap_or(usize::MAX),
+                requests: live.load.requests(),
+                tokens: live.load.tokens(),
+                identity: live.identity,
             })
             .collect();
-        match self.policy.pick(&candidates) {
+        match self.policy.pick(&candidates, route.affinity) {
             Some(index) => Pick::Worker(Lease::new(self.clone(), open[index].clone(), route)),
             None => Pick::Wait(again),
         }

@@ -8,7 +8,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{discovery::Worker, measure::Load};
 
-use super::Circuit;
+use super::{Circuit, hash};
 
 /// Bytes of one answer that a worker may send ahead of its reader.
 const STREAM_WINDOW: u32 = 64 << 10;
@@ -30,6 +30,8 @@ pub struct ConnectOptions {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) info: Worker,
+    /// Hash of its id.
+    pub(super) identity: u64,
     pub(super) channel: Channel,
     /// Requests of this gateway that it has.
     pub(super) load: Arc<Load>,
@@ -46,7 +48,13 @@ impl Live {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        Ok(Self { info, channel: endpoint.connect_lazy(), load: Arc::default(), circuit: Mutex::default() })
+        Ok(Self {
+            identity: hash::of(&[info.id.as_bytes()]),
+            info,
+            channel: endpoint.connect_lazy(),
+            load: Arc::default(),
+            circuit: Mutex::default(),
+        })
     }
 
     pub(super) fn circuit(&self) -> MutexGuard<'_, Circuit> {

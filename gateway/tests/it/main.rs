@@ -10,5 +10,6 @@ mod grpc;
 mod life;
 mod measurements;
 mod openai;
+mod revisions;
 mod shutdown;
 mod support;

@@ -1,5 +1,6 @@
 //! A gateway in this process, its clients, and workers to put behind it.
 pub mod http;
+pub mod kubernetes;
 mod script;
 mod worker;
 
