@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     discovery::{fixed, kubernetes},
     edge, grpc,
+    keys::{self, Keyring},
     life::{Dispatcher, Limits},
     measure::Measurements,
     observe::{self, Flights, Health, Metrics},
@@ -101,8 +102,18 @@ impl Gateway {
             None => fleet.update(&fixed::table(&config.workers, edge::unix_seconds())),
         }
 
+        let keyring = match &config.keys_file {
+            Some(path) => {
+                let text = tokio::fs::read_to_string(path).await.map_err(keys::FileError::from)?;
+                let ring = Keyring::new(keys::read(&text)?, config.replicas);
+                metrics.keys_are_current(true);
+                tasks.spawn(keys::watch(path.clone(), text, ring.clone(), metrics.clone()));
+                Some(ring)
+            }
+            None => None,
+        };
         let (api, api_stop, api_connections) =
-            listen(&mut tasks, config.listen, serve::router(app, routes)).await?;
+            listen(&mut tasks, config.listen, serve::router(app, routes, keyring)).await?;
         let (metrics, metrics_stop, metrics_connections) =
             listen(&mut tasks, config.metrics_listen, observe::router(metrics, health.clone(), measurements))
                 .await?;

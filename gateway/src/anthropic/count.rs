@@ -35,7 +35,7 @@ pub async fn count(
 }
 
 async fn tokens(app: &App, id: &RequestId, request: Request, record: &mut Record) -> Result<usize, ApiError> {
-    let caller = Caller::of(request.headers());
+    let caller = Caller::of(request.headers(), request.extensions());
     let object = edge::object(app, request).await?;
     let name =
         object.get("model").and_then(|name| name.as_str()).ok_or_else(|| ApiError::missing("model"))?;

@@ -56,7 +56,7 @@ pub async fn begin<F>(
     read: impl FnOnce(&Map<String, Value>) -> Result<Asked<F>, ApiError>,
     record: &mut Record,
 ) -> Result<Begun<F>, ApiError> {
-    let caller = Caller::of(request.headers());
+    let caller = Caller::of(request.headers(), request.extensions());
     let Asked { form, mut calls, names, session } = read(&object(app, request).await?)?;
     let caller = caller.or_session(session.as_deref());
     let many = calls.len() > 1;

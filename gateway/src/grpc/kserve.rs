@@ -17,6 +17,7 @@ use crate::{
     measure::Work,
     observe::Record,
     request_id::RequestId,
+    routing::Route,
     serve::App,
 };
 
@@ -79,7 +80,9 @@ impl Service {
                 None => Ok(futures::stream::iter(first).map(Ok).chain(answers).boxed()),
             }
         };
-        self.app.dispatcher.unary(&route, &id.0, Purpose::Answer, ask).await
+        let answer = self.app.dispatcher.unary(&route, &id.0, Purpose::Answer, ask).await?;
+        settle(&route);
+        Ok(answer)
     }
 
     async fn infer(
@@ -97,7 +100,9 @@ impl Service {
             let answer = self.client(channel).model_infer(request.clone()).await?;
             Ok(answer.into_inner())
         };
-        self.app.dispatcher.unary(&route, &id.0, Purpose::Answer, ask).await
+        let answer = self.app.dispatcher.unary(&route, &id.0, Purpose::Answer, ask).await?;
+        settle(&route);
+        Ok(answer)
     }
 }
 
@@ -196,6 +201,13 @@ impl GrpcInferenceService for Service {
             Ok(answer.into_inner())
         };
         Ok(Response::new(self.app.dispatcher.unary(&route, &id.0, Purpose::Aside, ask).await?))
+    }
+}
+
+/// This protocol does not say how many tokens an answer took.
+fn settle(route: &Route) {
+    if let Some(ticket) = &route.ticket {
+        ticket.settle_as_expected();
     }
 }
 

@@ -52,7 +52,7 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
 
 /// Who sent a request.
 fn caller<T>(request: &tonic::Request<T>) -> Caller {
-    Caller::of(request.metadata().as_ref())
+    Caller::of(request.metadata().as_ref(), request.extensions())
 }
 
 fn code_name(code: tonic::Code) -> String {

@@ -37,7 +37,7 @@ impl Choices {
     pub fn new(dispatcher: &Dispatcher, caller: &Caller, mut calls: Vec<Call>) -> Result<Self, Failure> {
         let begin = Instant::now();
         let asked = calls.first().map_or("", Call::model);
-        let route = dispatcher.admit(caller, asked, Work::default())?;
+        let route = dispatcher.admit(caller, asked, Work::of_all(&calls))?;
         let mut total = 0;
         for call in &mut calls {
             let answers = call.answers();

@@ -8,6 +8,7 @@ use std::{
 use tonic::{Status, transport::Channel};
 
 use crate::{
+    keys::{Key, Ticket},
     measure::{Attempt, Outcome, Work},
     observe::{Metrics, RetryKind},
     routing::{Affinity, Fleet, Lease, Pick, Route, Target, Unknown},
@@ -98,8 +99,25 @@ impl Dispatcher {
             (name, _) => name,
         };
         let target = Target::read(name, &view).map_err(|unknown| failure(unknown, name))?;
-        let affinity = Affinity { session: caller.session, prefix: None };
-        Ok(Route { meter: self.fleet.meters().model(&target.model), target, work, affinity })
+        let ticket = caller.key.as_ref().map(|key| self.ticket(key, &target.model, work)).transpose()?;
+        Ok(Route {
+            meter: self.fleet.meters().model(&target.model),
+            target,
+            work,
+            affinity: Affinity { session: caller.session, prefix: None },
+            ticket,
+        })
+    }
+
+    fn ticket(&self, key: &Arc<Key>, model: &str, work: Work) -> Result<Arc<Ticket>, Failure> {
+        if !key.allows(model) {
+            return Err(Failure::Forbidden(model.to_owned()));
+        }
+        let ticket = key.admit(work.total()).map_err(|refusal| {
+            self.metrics.limited(&key.name, refusal.reason);
+            Failure::Limited(refusal)
+        })?;
+        Ok(Arc::new(ticket))
     }
 
     /// A worker for the request; waits for one within bounds. `revision` is that of the tokens streamed so far:

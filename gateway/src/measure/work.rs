@@ -35,6 +35,15 @@ impl Work {
         Self { prompt: prompt as u64 + produced, output }
     }
 
+    /// Of all answers to these calls: each prompt once.
+    pub fn of_all(calls: &[Call]) -> Self {
+        calls.iter().fold(Self::default(), |all, call| {
+            let one = Self::of(call);
+            let output = one.output.saturating_mul(call.answers().into());
+            Self { prompt: all.prompt.saturating_add(one.prompt), output: all.output.saturating_add(output) }
+        })
+    }
+
     /// Of something else, by its size.
     pub fn of_bytes(bytes: usize) -> Self {
         Self { prompt: of_bytes(bytes) as u64, output: 0 }

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Instant};
 
 use belay_proto::inference::{GenerateResponse, Usage};
 
-use crate::{edge::Tally, measure::ModelMeter, request_id::RequestId, routing::Route};
+use crate::{edge::Tally, keys::Ticket, measure::ModelMeter, request_id::RequestId, routing::Route};
 
 use super::{Flight, Flights, Metrics};
 
@@ -16,6 +16,7 @@ pub struct Record {
     path: &'static str,
     model: String,
     meter: Option<Arc<ModelMeter>>,
+    ticket: Option<Arc<Ticket>>,
     begin: Instant,
     first_token: Option<f64>,
     tally: Tally,
@@ -33,6 +34,7 @@ impl Record {
             path,
             model: String::new(),
             meter: None,
+            ticket: None,
             begin: Instant::now(),
             first_token: None,
             tally: Tally::new(1),
@@ -45,6 +47,7 @@ impl Record {
         self.model.clone_from(&route.target.model);
         route.meter.arrive();
         self.meter = Some(route.meter.clone());
+        self.ticket.clone_from(&route.ticket);
     }
 
     /// How many answers each prompt gets; 1 unless told otherwise.
@@ -78,6 +81,9 @@ impl Drop for Record {
         let code = self.code.take().unwrap_or_else(|| "client_gone".to_owned());
         let Usage { prompt_tokens, completion_tokens, .. } = self.tally.total();
         metrics.in_flight.dec();
+        if let Some(ticket) = &self.ticket {
+            ticket.settle(u64::from(prompt_tokens) + u64::from(completion_tokens));
+        }
         if let Some(meter) = &self.meter {
             meter.touch();
         }

@@ -46,7 +46,7 @@ pub async fn detokenize(
 }
 
 async fn encode(app: &App, id: &RequestId, request: Request, record: &mut Record) -> Result<Value, ApiError> {
-    let caller = Caller::of(request.headers());
+    let caller = Caller::of(request.headers(), request.extensions());
     let (request, wants_texts, names) = read(&edge::object(app, request).await?)?;
     let route = app.dispatcher.admit(&caller, &request.model, Work::of_bytes(request.encoded_len()))?;
     record.model(&route);
@@ -59,7 +59,7 @@ async fn encode(app: &App, id: &RequestId, request: Request, record: &mut Record
 }
 
 async fn decode(app: &App, id: &RequestId, request: Request, record: &mut Record) -> Result<Value, ApiError> {
-    let caller = Caller::of(request.headers());
+    let caller = Caller::of(request.headers(), request.extensions());
     let request = read_ids(&edge::object(app, request).await?)?;
     let route = app.dispatcher.admit(&caller, &request.model, Work::of_bytes(request.encoded_len()))?;
     record.model(&route);

@@ -132,7 +132,7 @@ impl Fleet {
     /// The way of a request to any revision of `model`, without affinity.
     pub fn route(&self, model: &str, work: Work) -> Route {
         let target = Target { model: model.to_owned(), wanted: Wanted::Any };
-        Route { target, meter: self.meters.model(model), work, affinity: Affinity::default() }
+        Route { target, meter: self.meters.model(model), work, affinity: Affinity::default(), ticket: None }
     }
 
     /// What is known now; marked as changed whenever a waiting request should look again.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use crate::{
     discovery::Role,
+    keys::Ticket,
     measure::{ModelMeter, Work},
 };
 
@@ -87,6 +88,8 @@ pub struct Route {
     pub work: Work,
     /// What it has in common with other requests.
     pub affinity: Affinity,
+    /// What it takes of its key, if it has one.
+    pub ticket: Option<Arc<Ticket>>,
 }
 
 /// What requests can have in common: where one of them went, the others go as well if they may.

@@ -7,6 +7,7 @@ mod anthropic;
 mod discovery;
 mod fuzz;
 mod grpc;
+mod keys;
 mod life;
 mod measurements;
 mod openai;
