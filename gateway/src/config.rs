@@ -1,5 +1,5 @@
 //! Flags and environment.
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
@@ -30,6 +30,14 @@ pub struct Config {
     /// How a worker is picked among the ready ones
     #[arg(long, env = "BELAY_POLICY", value_enum, default_value_t = PolicyName::LeastLoad)]
     pub policy: PolicyName,
+
+    /// File of API keys (YAML or JSON); read again when it changes. Unset: everybody may ask for everything
+    #[arg(long, env = "BELAY_KEYS_FILE")]
+    pub keys_file: Option<PathBuf>,
+
+    /// Gateways that share the requests: each grants its part of every key's limits
+    #[arg(long, env = "BELAY_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub replicas: u64,
 
     /// Requests that may wait at one time for a worker to become ready
     #[arg(long, env = "BELAY_HOLD_REQUESTS", default_value_t = 256)]

@@ -14,7 +14,9 @@ use crate::{
     config::Config,
     discovery::{fixed, kubernetes},
     edge, grpc,
+    keys::{self, Keyring},
     life::{Dispatcher, Limits},
+    measure::Measurements,
     observe::{self, Flights, Health, Metrics},
     routing::{ConnectOptions, Fleet},
     serve::{self, App},
@@ -61,10 +63,23 @@ pub struct Gateway {
 impl Gateway {
     /// Binds and serves.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let client = if config.workers.is_empty() {
+            Some(kube::Client::try_default().await.context(
+                "no Kubernetes API found; without Kubernetes, name the workers: --worker NAME=HOST:PORT",
+            )?)
+        } else {
+            None
+        };
+        Self::start_with(config, client).await
+    }
+
+    /// As [`Self::start`]; with a client it discovers by that one, without by the workers that the flags name.
+    pub async fn start_with(config: Config, client: Option<kube::Client>) -> anyhow::Result<Self> {
         let connect =
             ConnectOptions { connect: config.connect_seconds, keep_alive: config.keep_alive_seconds };
         let fleet = Fleet::new(config.policy.build(), connect);
         let metrics = Metrics::new(fleet.clone());
+        let measurements = Measurements::new(fleet.clone());
         let health = Health::new(fleet.clone());
         let limits = Limits {
             hold_requests: config.hold_requests,
@@ -82,19 +97,26 @@ impl Gateway {
         let flights = app.flights.clone();
 
         let mut tasks = JoinSet::new();
-        if config.workers.is_empty() {
-            let client = kube::Client::try_default().await.context(
-                "no Kubernetes API found; without Kubernetes, name the workers: --worker NAME=HOST:PORT",
-            )?;
-            tasks.spawn(kubernetes::watch(client, config.namespace.clone(), fleet));
-        } else {
-            fleet.update(&fixed::table(&config.workers, edge::unix_seconds()));
+        match client {
+            Some(client) => _ = tasks.spawn(kubernetes::watch(client, config.namespace.clone(), fleet)),
+            None => fleet.update(&fixed::table(&config.workers, edge::unix_seconds())),
         }
 
+        let keyring = match &config.keys_file {
+            Some(path) => {
+                let text = tokio::fs::read_to_string(path).await.map_err(keys::FileError::from)?;
+                let ring = Keyring::new(keys::read(&text)?, config.replicas);
+                metrics.keys_are_current(true);
+                tasks.spawn(keys::watch(path.clone(), text, ring.clone(), metrics.clone()));
+                Some(ring)
+            }
+            None => None,
+        };
         let (api, api_stop, api_connections) =
-            listen(&mut tasks, config.listen, serve::router(app, routes)).await?;
+            listen(&mut tasks, config.listen, serve::router(app, routes, keyring)).await?;
         let (metrics, metrics_stop, metrics_connections) =
-            listen(&mut tasks, config.metrics_listen, observe::router(metrics, health.clone())).await?;
+            listen(&mut tasks, config.metrics_listen, observe::router(metrics, health.clone(), measurements))
+                .await?;
         tracing::info!(%api, %metrics, policy = ?config.policy, "gateway serves");
         Ok(Self {
             api,

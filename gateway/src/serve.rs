@@ -15,6 +15,7 @@ use tower::ServiceExt;
 
 use crate::{
     anthropic,
+    keys::{Keyring, authenticate},
     life::Dispatcher,
     observe::{Flights, Health},
     openai, request_id, telemetry,
@@ -39,13 +40,18 @@ pub struct App {
     pub body_time: Duration,
 }
 
-/// Everything on the API address: OpenAI HTTP and gRPC in one router.
-pub fn router(app: App, grpc: tonic::service::Routes) -> Router {
-    openai::router(app.clone())
+/// Everything on the API address: OpenAI HTTP and gRPC in one router; with keys, only for those who show one.
+pub fn router(app: App, grpc: tonic::service::Routes, keys: Option<Arc<Keyring>>) -> Router {
+    let router = openai::router(app.clone())
         .merge(anthropic::router(app))
         .merge(grpc.into_axum_router().reset_fallback())
         .fallback(openai::not_found)
-        .method_not_allowed_fallback(openai::wrong_method)
+        .method_not_allowed_fallback(openai::wrong_method);
+    let router = match keys {
+        Some(keys) => router.layer(axum::middleware::from_fn_with_state(keys, authenticate)),
+        None => router,
+    };
+    router
         .layer(axum::middleware::from_fn(request_id::assign))
         .layer(axum::middleware::from_fn(telemetry::trace))
 }

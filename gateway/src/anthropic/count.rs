@@ -5,10 +5,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use belay_proto::inference::{TokenizeRequest, tokenize_request::Input};
+use prost::Message;
 use serde_json::json;
 
 use crate::{
     edge::{self, ApiError},
+    life::Caller,
+    measure::Work,
     observe::Record,
     request_id::RequestId,
     serve::App,
@@ -32,14 +35,15 @@ pub async fn count(
 }
 
 async fn tokens(app: &App, id: &RequestId, request: Request, record: &mut Record) -> Result<usize, ApiError> {
+    let caller = Caller::of(request.headers(), request.extensions());
     let object = edge::object(app, request).await?;
     let name =
         object.get("model").and_then(|name| name.as_str()).ok_or_else(|| ApiError::missing("model"))?;
     let (conversation, _) = request::conversation(&object)?;
-    let model = app.dispatcher.known(name)?;
-    record.model(&model);
-    let request = TokenizeRequest { model, input: Some(Input::Chat(conversation)) };
-    let answer = app.dispatcher.tokenize(request, &id.0).await;
+    let request = TokenizeRequest { model: String::new(), input: Some(Input::Chat(conversation)) };
+    let route = app.dispatcher.admit(&caller, name, Work::of_bytes(request.encoded_len()))?;
+    record.model(&route);
+    let answer = app.dispatcher.tokenize(&route, request, &id.0).await;
     let answer = answer.map_err(|failure| ApiError::from(failure).renamed(&request::names()))?;
     Ok(answer.ids.len())
 }

@@ -10,6 +10,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// The body: `{"type": "error", "error": {"type", "message"}}`.
 pub fn body(error: &ApiError, id: &RequestId) -> Value {
     let kind = match error.status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
         StatusCode::NOT_FOUND => "not_found_error",
         StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
         StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",

@@ -1,10 +1,12 @@
-//! The Anthropic Messages API: `/v1/messages`, `/v1/messages/count_tokens`. Keys and beta headers are taken and ignored.
+//! The Anthropic Messages API: `/v1/messages`, `/v1/messages/count_tokens`. Beta headers are taken and ignored.
 mod answer;
 mod content;
 mod count;
 mod error;
 pub mod request;
 mod stream;
+
+pub use error::respond;
 
 use axum::{Router, routing::post};
 

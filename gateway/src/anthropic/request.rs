@@ -71,7 +71,7 @@ pub fn read(object: &Map<String, Value>) -> Result<Asked<Form>, ApiError> {
     let (call, hides_thinking) = conversation(object)?;
     let call = ChatRequest { model, sampling: Some(sampling), ..call };
     let form = Form { stream: raw.stream.unwrap_or(false), hides_thinking };
-    Ok(Asked { form, calls: vec![Call::Chat(call)], names: names() })
+    Ok(Asked { form, calls: vec![Call::Chat(call)], names: names(), session: None })
 }
 
 /// For errors that only workers find.

@@ -4,4 +4,4 @@ pub mod kubernetes;
 mod objects;
 mod table;
 
-pub use table::{Model, Table, Worker};
+pub use table::{Model, Role, Share, Table, Worker};

@@ -9,18 +9,19 @@ use belay_crds::labels;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt, api::DynamicObject};
 
-use super::{Table, Worker};
+use super::{Model, Role, Share, Table, Worker};
 
 const GRPC_PORT_NAME: &str = "grpc";
 const GRPC_PORT: i32 = 50051;
 
-/// What matters of a ModelDeployment. Ordered by who has the better claim to a model name: the older one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What matters of a ModelDeployment.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deployment {
     created: i64,
     namespace: String,
     name: String,
     model: String,
+    shares: Vec<Share>,
 }
 
 impl Deployment {
@@ -32,9 +33,46 @@ impl Deployment {
             created: object.creation_timestamp().map(|time| time.0.as_second()).unwrap_or_default(),
             namespace: object.namespace().unwrap_or_default(),
             model: model.map_or_else(|| name.clone(), str::to_owned),
+            shares: shares(object),
             name,
         })
     }
+
+    /// Who has the better claim to a model name comes first: the older one.
+    fn claim(&self) -> (i64, &str, &str) {
+        (self.created, &self.namespace, &self.name)
+    }
+}
+
+/// `status.traffic`; entries that cannot be read are left out.
+fn shares(object: &DynamicObject) -> Vec<Share> {
+    let Some(traffic) = object.data.pointer("/status/traffic").and_then(|value| value.as_array()) else {
+        return Vec::new();
+    };
+    let read = |entry: &serde_json::Value| {
+        let share = share(entry);
+        if share.is_none() {
+            let deployment = object.name_any();
+            tracing::warn!(deployment, %entry, "an entry of status.traffic cannot be read and does not count");
+        }
+        share
+    };
+    traffic.iter().filter_map(read).collect()
+}
+
+fn share(entry: &serde_json::Value) -> Option<Share> {
+    let weight = entry.get("weightPercent")?.as_u64()?;
+    let role = match entry.get("role")?.as_str()? {
+        "Stable" => Role::Stable,
+        "Canary" => Role::Canary,
+        "Preview" => Role::Preview,
+        _ => return None,
+    };
+    Some(Share {
+        revision: entry.get("revision")?.as_str()?.to_owned(),
+        weight_percent: u32::try_from(weight).ok().filter(|weight| *weight <= 100)?,
+        role,
+    })
 }
 
 /// The table of these objects.
@@ -43,12 +81,12 @@ impl Deployment {
 /// renames it. Two deployments that claim one model name: the older one has it, the other's pods get no requests.
 pub fn table(deployments: &[Deployment], pods: &[Arc<Pod>]) -> Table {
     let mut by_claim: Vec<&Deployment> = deployments.iter().collect();
-    by_claim.sort();
+    by_claim.sort_by_key(|deployment| deployment.claim());
     let mut table = Table::default();
     let mut owners: BTreeMap<String, &Deployment> = BTreeMap::new();
     for deployment in &by_claim {
         let owner = *owners.entry(deployment.model.clone()).or_insert(deployment);
-        table.models.entry(deployment.model.clone()).or_default().created = owner.created;
+        belong(table.models.entry(deployment.model.clone()).or_default(), owner);
     }
     let by_name: HashMap<(&str, &str), &Deployment> =
         by_claim.iter().map(|d| ((d.namespace.as_str(), d.name.as_str()), *d)).collect();
@@ -65,7 +103,7 @@ pub fn table(deployments: &[Deployment], pods: &[Arc<Pod>]) -> Table {
             continue;
         }
         let entry = table.models.entry(model.clone()).or_default();
-        entry.created = owner.created;
+        belong(entry, owner);
         entry.known += 1;
         entry.ready.extend(worker(pod));
     }
@@ -73,6 +111,13 @@ pub fn table(deployments: &[Deployment], pods: &[Arc<Pod>]) -> Table {
         model.ready.sort_by(|a, b| a.id.cmp(&b.id));
     }
     table
+}
+
+fn belong(model: &mut Model, owner: &Deployment) {
+    model.created = owner.created;
+    model.namespace.clone_from(&owner.namespace);
+    model.deployment.clone_from(&owner.name);
+    model.shares.clone_from(&owner.shares);
 }
 
 /// The worker in a pod, if it takes new requests: ready, not being deleted, not marked as draining.
@@ -241,6 +286,29 @@ mod tests {
         let table = table(&renamed, &[pod("old", json!({})), pod("new", new)]);
         assert_eq!(counts(&table, "v4-flash"), (1, 1));
         assert_eq!(counts(&table, "v4-flash-new"), (1, 1));
+    }
+
+    #[test]
+    fn a_model_knows_its_deployment_and_the_shares_of_its_revisions() {
+        let object: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "serving.belay.dev/v1alpha1", "kind": "ModelDeployment",
+            "metadata": {"name": "flash", "namespace": "prod"}, "spec": {},
+            "status": {"traffic": [
+                {"revision": "0123abcd", "weightPercent": 90, "role": "Stable"},
+                {"revision": "4567cdef", "weightPercent": 10, "role": "Canary", "a field of a later version": 1},
+                {"revision": "odd role", "weightPercent": 10, "role": "Shadow"},
+                {"revision": "too much", "weightPercent": 101, "role": "Canary"},
+                {"revision": "too little", "weightPercent": -1, "role": "Canary"},
+                {"weightPercent": 10, "role": "Canary"},
+                "nonsense",
+            ]},
+        }))
+        .unwrap();
+        let model = table(&[Deployment::of(&object).unwrap()], &[]).models.remove("flash").unwrap();
+        assert_eq!((model.namespace.as_str(), model.deployment.as_str()), ("prod", "flash"));
+        let share =
+            |revision: &str, weight_percent, role| Share { revision: revision.into(), weight_percent, role };
+        assert_eq!(model.shares, [share("0123abcd", 90, Role::Stable), share("4567cdef", 10, Role::Canary)]);
     }
 
     #[test]

@@ -13,10 +13,16 @@ pub struct Table {
 pub struct Model {
     /// Creation of the oldest deployment of it, seconds since 1970.
     pub created: i64,
+    /// Of the deployment that has the name; empty for workers that were named by flag.
+    pub namespace: String,
+    /// The deployment that has the name; empty for workers that were named by flag.
+    pub deployment: String,
     /// Workers that exist for it, ready or not.
     pub known: usize,
     /// Workers that take requests now, ordered by id.
     pub ready: Vec<Worker>,
+    /// What each revision gets of new requests. Empty: every worker is as good as another.
+    pub shares: Vec<Share>,
 }
 
 /// A worker that takes requests.
@@ -30,4 +36,47 @@ pub struct Worker {
     pub address: String,
     /// Revision of its group; empty when unknown.
     pub revision: String,
+}
+
+/// What a revision gets of new requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The revision.
+    pub revision: String,
+    /// Relative to the sum of all, which is 100 as a rule.
+    pub weight_percent: u32,
+    /// What it is in a rollout.
+    pub role: Role,
+}
+
+/// What a revision is in a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// What was there before, or what has been promoted.
+    Stable,
+    /// New, and given a growing share.
+    Canary,
+    /// New, and reached only by those who ask for it.
+    Preview,
+}
+
+impl Role {
+    /// The role that clients ask for by this name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "stable" => Some(Self::Stable),
+            "canary" => Some(Self::Canary),
+            "preview" => Some(Self::Preview),
+            _ => None,
+        }
+    }
+
+    /// As clients name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stable => "stable",
+            Self::Canary => "canary",
+            Self::Preview => "preview",
+        }
+    }
 }

@@ -128,7 +128,21 @@ impl From<Failure> for ApiError {
         let message = failure.to_string();
         let invalid = "invalid_request_error";
         let mut error = match &failure {
-            Failure::UnknownModel(_) => {
+            Failure::Unauthenticated => {
+                Self::new(StatusCode::UNAUTHORIZED, invalid, Some("invalid_api_key"), message)
+            }
+            Failure::Forbidden(_) => {
+                let mut error = Self::new(StatusCode::FORBIDDEN, invalid, Some("model_not_allowed"), message);
+                error.body.param = Some("model".to_owned());
+                error
+            }
+            Failure::Limited(_) => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                Some("rate_limit_exceeded"),
+                message,
+            ),
+            Failure::UnknownModel(_) | Failure::UnknownRevision { .. } => {
                 let mut error = Self::new(StatusCode::NOT_FOUND, invalid, Some("model_not_found"), message);
                 error.body.param = Some("model".to_owned());
                 error

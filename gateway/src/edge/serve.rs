@@ -5,7 +5,7 @@ use belay_proto::inference::GenerateResponse;
 use serde_json::{Map, Value};
 
 use crate::{
-    life::{Call, Choices},
+    life::{Call, Caller, Choices},
     observe::Record,
     request_id::RequestId,
     serve::App,
@@ -25,6 +25,8 @@ pub struct Asked<F> {
     pub calls: Vec<Call>,
     /// For errors that only workers find.
     pub names: Names,
+    /// What the body calls its session.
+    pub session: Option<String>,
 }
 
 /// A body that must be a JSON object.
@@ -54,15 +56,17 @@ pub async fn begin<F>(
     read: impl FnOnce(&Map<String, Value>) -> Result<Asked<F>, ApiError>,
     record: &mut Record,
 ) -> Result<Begun<F>, ApiError> {
-    let Asked { form, mut calls, names } = read(&object(app, request).await?)?;
+    let caller = Caller::of(request.headers(), request.extensions());
+    let Asked { form, mut calls, names, session } = read(&object(app, request).await?)?;
+    let caller = caller.or_session(session.as_deref());
     let many = calls.len() > 1;
     for (index, call) in calls.iter_mut().enumerate() {
         let id = if many { format!("{}-{index}", id.0) } else { id.0.clone() };
         call.set_request_id(&id);
     }
     record.answers_per_prompt(calls.first().map_or(1, Call::answers));
-    let mut choices = Choices::new(&app.dispatcher, calls).map_err(ApiError::from)?;
-    record.model(choices.model());
+    let mut choices = Choices::new(&app.dispatcher, &caller, calls).map_err(ApiError::from)?;
+    record.model(choices.route());
     let first =
         choices.next().await.transpose().map_err(|failure| ApiError::from(failure).renamed(&names))?;
     Ok(Begun { form, choices, first, names })

@@ -6,16 +6,19 @@ use belay_proto::inference::{
     TokenizeResponse, inference_server::Inference,
 };
 use futures::{Stream, StreamExt};
+use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
 use crate::{
-    life::{Call, Choices, Dispatcher, Failure},
+    life::{Call, Caller, Choices, Dispatcher, Failure},
+    measure::Work,
     observe::Record,
     request_id::RequestId,
+    routing::Route,
     serve::App,
 };
 
-use super::{code_name, deadline, request_id};
+use super::{caller, code_name, deadline, request_id};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -35,6 +38,7 @@ impl Service {
     fn serve(
         &self,
         mut call: Call,
+        caller: &Caller,
         timeout: Option<Duration>,
         header: Option<RequestId>,
         path: &'static str,
@@ -49,12 +53,12 @@ impl Service {
         let mut record = Record::begin(&self.app.dispatcher.metrics, &self.app.flights, id, path);
         let answers = call.answers();
         record.answers_per_prompt(answers);
-        let choices = Choices::new(&self.app.dispatcher, vec![call]).map_err(|failure| {
+        let choices = Choices::new(&self.app.dispatcher, caller, vec![call]).map_err(|failure| {
             let status = Status::from(failure);
             record.outcome(code_name(status.code()));
             status
         })?;
-        record.model(choices.model());
+        record.model(choices.route());
         let mut left = answers;
         let pieces = choices.into_stream().map(move |piece| match piece {
             Ok(piece) => {
@@ -79,15 +83,16 @@ impl Service {
         &self,
         id: &RequestId,
         path: &'static str,
-        asked: &str,
-        ask: impl AsyncFnOnce(String) -> Result<T, Failure>,
+        asked: (&Caller, &str, usize),
+        ask: impl AsyncFnOnce(Route) -> Result<T, Failure>,
     ) -> Result<Response<T>, Status> {
         let Dispatcher { metrics, .. } = &self.app.dispatcher;
         let mut record = Record::begin(metrics, &self.app.flights, id.clone(), path);
-        let answer = match self.app.dispatcher.known(asked) {
-            Ok(model) => {
-                record.model(&model);
-                ask(model).await
+        let (caller, name, bytes) = asked;
+        let answer = match self.app.dispatcher.admit(caller, name, Work::of_bytes(bytes)) {
+            Ok(route) => {
+                record.model(&route);
+                ask(route).await
             }
             Err(failure) => Err(failure),
         };
@@ -105,27 +110,30 @@ impl Inference for Service {
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Pieces>, Status> {
         let header = request.extensions().get::<RequestId>().cloned();
         let timeout = deadline::of(request.metadata());
+        let caller = caller(&request);
         let call = Call::Generate(request.into_inner());
-        self.serve(call, timeout, header, "/belay.inference.v1.Inference/Generate")
+        self.serve(call, &caller, timeout, header, "/belay.inference.v1.Inference/Generate")
     }
 
     async fn chat(&self, request: Request<ChatRequest>) -> Result<Response<Pieces>, Status> {
         let header = request.extensions().get::<RequestId>().cloned();
         let timeout = deadline::of(request.metadata());
+        let caller = caller(&request);
         let call = Call::Chat(request.into_inner());
-        self.serve(call, timeout, header, "/belay.inference.v1.Inference/Chat")
+        self.serve(call, &caller, timeout, header, "/belay.inference.v1.Inference/Chat")
     }
 
     async fn tokenize(
         &self,
         request: Request<TokenizeRequest>,
     ) -> Result<Response<TokenizeResponse>, Status> {
-        let (id, mut request) = (request_id(&request), request.into_inner());
-        let asked = std::mem::take(&mut request.model);
+        let (id, caller) = (request_id(&request), caller(&request));
+        let mut request = request.into_inner();
+        let name = std::mem::take(&mut request.model);
+        let asked = (&caller, name.as_str(), request.encoded_len());
         let path = "/belay.inference.v1.Inference/Tokenize";
-        self.recorded(&id, path, &asked, async |model| {
-            request.model = model;
-            self.app.dispatcher.tokenize(request, &id.0).await
+        self.recorded(&id, path, asked, async |route| {
+            self.app.dispatcher.tokenize(&route, request, &id.0).await
         })
         .await
     }
@@ -134,12 +142,13 @@ impl Inference for Service {
         &self,
         request: Request<DetokenizeRequest>,
     ) -> Result<Response<DetokenizeResponse>, Status> {
-        let (id, mut request) = (request_id(&request), request.into_inner());
-        let asked = std::mem::take(&mut request.model);
+        let (id, caller) = (request_id(&request), caller(&request));
+        let mut request = request.into_inner();
+        let name = std::mem::take(&mut request.model);
+        let asked = (&caller, name.as_str(), request.encoded_len());
         let path = "/belay.inference.v1.Inference/Detokenize";
-        self.recorded(&id, path, &asked, async |model| {
-            request.model = model;
-            self.app.dispatcher.detokenize(request, &id.0).await
+        self.recorded(&id, path, asked, async |route| {
+            self.app.dispatcher.detokenize(&route, request, &id.0).await
         })
         .await
     }

@@ -9,11 +9,19 @@ use belay_proto::kserve::{
     grpc_inference_service_server::GrpcInferenceService, infer_parameter::ParameterChoice,
 };
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use prost::Message;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
-use crate::{life::Failure, observe::Record, request_id::RequestId, serve::App};
+use crate::{
+    life::{Caller, Failure, Purpose},
+    measure::Work,
+    observe::Record,
+    request_id::RequestId,
+    routing::Route,
+    serve::App,
+};
 
-use super::{code_name, request_id};
+use super::{caller, code_name, request_id};
 
 /// Requests of one stream that are under way at a time; more are not read from it until one of them has ended.
 const STREAMED_AT_ONCE: usize = 256;
@@ -36,12 +44,12 @@ impl Service {
     }
 
     /// The answers to one request of a stream. Failures are answers as well: the stream goes on for the others.
-    fn answers(self, request: ModelInferRequest, id: RequestId) -> Answers {
+    fn answers(self, request: ModelInferRequest, caller: Caller, id: RequestId) -> Answers {
         let path = "/inference.GRPCInferenceService/ModelStreamInfer";
         let mut record = Record::begin(&self.app.dispatcher.metrics, &self.app.flights, id.clone(), path);
         let name = request.id.clone();
         let begun = async move {
-            let begun = self.begin(request, &id, &mut record).await.map_err(Status::from);
+            let begun = self.begin(request, &caller, &id, &mut record).await.map_err(Status::from);
             record.outcome(code_name(begun.as_ref().err().map_or(Code::Ok, Status::code)));
             // in flight until the answers are through
             begun.map(|answers| answers.inspect(move |_| _ = &record))
@@ -55,12 +63,14 @@ impl Service {
     async fn begin(
         &self,
         mut request: ModelInferRequest,
+        caller: &Caller,
         id: &RequestId,
         record: &mut Record,
     ) -> Result<Answers, Failure> {
-        let model = self.app.dispatcher.known(&request.model_name)?;
-        record.model(&model);
-        request.model_name.clone_from(&model);
+        let work = Work::of_bytes(request.encoded_len());
+        let route = self.app.dispatcher.admit(caller, &request.model_name, work)?;
+        record.model(&route);
+        request.model_name.clone_from(&route.target.model);
         let ask = async |channel: Channel| {
             let only = futures::stream::iter([request.clone()]);
             let mut answers = self.client(channel).model_stream_infer(only).await?.into_inner();
@@ -70,23 +80,29 @@ impl Service {
                 None => Ok(futures::stream::iter(first).map(Ok).chain(answers).boxed()),
             }
         };
-        self.app.dispatcher.unary(&model, &id.0, ask).await
+        let answer = self.app.dispatcher.unary(&route, &id.0, Purpose::Answer, ask).await?;
+        settle(&route);
+        Ok(answer)
     }
 
     async fn infer(
         &self,
         mut request: ModelInferRequest,
+        caller: &Caller,
         id: &RequestId,
         record: &mut Record,
     ) -> Result<ModelInferResponse, Failure> {
-        let model = self.app.dispatcher.known(&request.model_name)?;
-        record.model(&model);
-        request.model_name.clone_from(&model);
+        let work = Work::of_bytes(request.encoded_len());
+        let route = self.app.dispatcher.admit(caller, &request.model_name, work)?;
+        record.model(&route);
+        request.model_name.clone_from(&route.target.model);
         let ask = async |channel: Channel| {
             let answer = self.client(channel).model_infer(request.clone()).await?;
             Ok(answer.into_inner())
         };
-        self.app.dispatcher.unary(&model, &id.0, ask).await
+        let answer = self.app.dispatcher.unary(&route, &id.0, Purpose::Answer, ask).await?;
+        settle(&route);
+        Ok(answer)
     }
 }
 
@@ -131,25 +147,25 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
-        let id = request_id(&request);
+        let (id, caller) = (request_id(&request), caller(&request));
         let mut request = request.into_inner();
-        let model = self.app.dispatcher.model(&request.name)?;
-        request.name.clone_from(&model);
+        let route = self.app.dispatcher.admit(&caller, &request.name, Work::default())?;
+        request.name.clone_from(&route.target.model);
         let ask = async |channel: Channel| {
             let answer = self.client(channel).model_metadata(request.clone()).await?;
             Ok(answer.into_inner())
         };
-        Ok(Response::new(self.app.dispatcher.unary(&model, &id.0, ask).await?))
+        Ok(Response::new(self.app.dispatcher.unary(&route, &id.0, Purpose::Aside, ask).await?))
     }
 
     async fn model_infer(
         &self,
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
-        let id = request_id(&request);
+        let (id, caller) = (request_id(&request), caller(&request));
         let path = "/inference.GRPCInferenceService/ModelInfer";
         let mut record = Record::begin(&self.app.dispatcher.metrics, &self.app.flights, id.clone(), path);
-        let answer = self.infer(request.into_inner(), &id, &mut record).await.map_err(Status::from);
+        let answer = self.infer(request.into_inner(), &caller, &id, &mut record).await.map_err(Status::from);
         record.outcome(code_name(answer.as_ref().err().map_or(Code::Ok, Status::code)));
         answer.map(Response::new)
     }
@@ -160,12 +176,12 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        let id = request_id(&request);
+        let (id, caller) = (request_id(&request), caller(&request));
         let service = self.clone();
         let answers = request
             .into_inner()
             .map(move |request| match request {
-                Ok(request) => service.clone().answers(request, id.clone()),
+                Ok(request) => service.clone().answers(request, caller.clone(), id.clone()),
                 Err(status) => futures::stream::once(async { Err(status) }).boxed(),
             })
             .flatten_unordered(STREAMED_AT_ONCE);
@@ -176,15 +192,22 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<ModelConfigRequest>,
     ) -> Result<Response<ModelConfigResponse>, Status> {
-        let id = request_id(&request);
+        let (id, caller) = (request_id(&request), caller(&request));
         let mut request = request.into_inner();
-        let model = self.app.dispatcher.model(&request.name)?;
-        request.name.clone_from(&model);
+        let route = self.app.dispatcher.admit(&caller, &request.name, Work::default())?;
+        request.name.clone_from(&route.target.model);
         let ask = async |channel: Channel| {
             let answer = self.client(channel).model_config(request.clone()).await?;
             Ok(answer.into_inner())
         };
-        Ok(Response::new(self.app.dispatcher.unary(&model, &id.0, ask).await?))
+        Ok(Response::new(self.app.dispatcher.unary(&route, &id.0, Purpose::Aside, ask).await?))
+    }
+}
+
+/// This protocol does not say how many tokens an answer took.
+fn settle(route: &Route) {
+    if let Some(ticket) = &route.ticket {
+        ticket.settle_as_expected();
     }
 }
 

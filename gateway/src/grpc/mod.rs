@@ -13,7 +13,7 @@ use belay_proto::{
 use tonic::{codec::CompressionEncoding, server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{request_id::RequestId, serve::App};
+use crate::{life::Caller, request_id::RequestId, serve::App};
 
 type Text = InferenceServer<inference::Service>;
 type Kserve = GrpcInferenceServiceServer<kserve::Service>;
@@ -48,6 +48,11 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
     for service in SERVICES {
         reporter.set_service_status(service, status).await;
     }
+}
+
+/// Who sent a request.
+fn caller<T>(request: &tonic::Request<T>) -> Caller {
+    Caller::of(request.metadata().as_ref(), request.extensions())
 }
 
 fn code_name(code: tonic::Code) -> String {

@@ -5,12 +5,12 @@ use prost_types::FileDescriptorSet;
 use tonic_reflection::server::Builder;
 
 /// Files whose services are not served at this address.
-const NOT_SERVED: &str = "belay.admin.v1";
+const NOT_SERVED: [&str; 2] = ["belay.admin.v1", "belay.gateway.v1"];
 
 /// Descriptors of the services that this address serves.
 pub fn files() -> Result<FileDescriptorSet, prost::DecodeError> {
     let mut files = FileDescriptorSet::decode(DESCRIPTORS)?;
-    files.file.retain(|file| file.package() != NOT_SERVED);
+    files.file.retain(|file| !NOT_SERVED.contains(&file.package()));
     Ok(files)
 }
 

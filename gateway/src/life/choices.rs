@@ -10,7 +10,9 @@ use futures::{
     stream::{self, BoxStream},
 };
 
-use super::{Call, Dispatcher, Failure, Generation};
+use crate::{measure::Work, routing::Route};
+
+use super::{Call, Caller, Dispatcher, Failure, Generation};
 
 /// Most answers to one request, over all its prompts.
 pub const MOST_ANSWERS: usize = 1024;
@@ -23,7 +25,7 @@ const BYTES_AT_ONCE: usize = 64 << 20;
 
 /// See the module. Nothing runs unless it is polled; dropping it cancels every answer.
 pub struct Choices {
-    model: String,
+    route: Route,
     revision: Arc<OnceLock<String>>,
     pieces: BoxStream<'static, Result<GenerateResponse, Failure>>,
     failed: bool,
@@ -32,10 +34,10 @@ pub struct Choices {
 impl Choices {
     /// All answers to these calls, numbered through: those to the first call come first. Refuses unknown models at
     /// once; everything else shows with the first piece.
-    pub fn new(dispatcher: &Dispatcher, mut calls: Vec<Call>) -> Result<Self, Failure> {
+    pub fn new(dispatcher: &Dispatcher, caller: &Caller, mut calls: Vec<Call>) -> Result<Self, Failure> {
         let begin = Instant::now();
         let asked = calls.first().map_or("", Call::model);
-        let model = dispatcher.known(asked)?;
+        let route = dispatcher.admit(caller, asked, Work::of_all(&calls))?;
         let mut total = 0;
         for call in &mut calls {
             let answers = call.answers();
@@ -46,7 +48,7 @@ impl Choices {
                 return Err(Failure::Invalid("resume_ids: must be empty with n > 1".into()));
             }
             total += answers as usize;
-            call.set_model(model.clone());
+            call.set_model(route.target.model.clone());
             call.fix_seed();
         }
         if total > MOST_ANSWERS {
@@ -54,7 +56,12 @@ impl Choices {
         }
         let revision = Arc::<OnceLock<String>>::default();
         let deadline = calls.first().and_then(Call::timeout).and_then(|timeout| begin.checked_add(timeout));
-        let life = Life { dispatcher: dispatcher.clone(), deadline, revision: revision.clone() };
+        let life = Life {
+            dispatcher: dispatcher.clone(),
+            route: route.clone(),
+            deadline,
+            revision: revision.clone(),
+        };
         let pieces = match calls.pop() {
             Some(only) if total == 1 => life.pieces(0, only),
             last => {
@@ -62,12 +69,17 @@ impl Choices {
                 life.merged(calls)
             }
         };
-        Ok(Self { model, revision, pieces, failed: false })
+        Ok(Self { route, revision, pieces, failed: false })
     }
 
     /// Served model name.
     pub fn model(&self) -> &str {
-        &self.model
+        &self.route.target.model
+    }
+
+    /// Where its attempts go.
+    pub fn route(&self) -> &Route {
+        &self.route
     }
 
     /// Revision of the first worker that took the request; `None` before, or if it has none.
@@ -102,14 +114,15 @@ impl Choices {
 #[derive(Clone)]
 struct Life {
     dispatcher: Dispatcher,
+    route: Route,
     deadline: Option<Instant>,
     revision: Arc<OnceLock<String>>,
 }
 
 impl Life {
     fn pieces(self, index: u32, call: Call) -> BoxStream<'static, Result<GenerateResponse, Failure>> {
-        let Self { dispatcher, deadline, revision } = self;
-        let generation = Generation::new(dispatcher, call, deadline);
+        let Self { dispatcher, route, deadline, revision } = self;
+        let generation = Generation::new(dispatcher, route, call, deadline);
         stream::unfold((generation, revision), move |(mut generation, revision)| async move {
             let mut piece = generation.next().await?;
             if let Ok(piece) = &mut piece {
@@ -137,7 +150,7 @@ impl Life {
 impl std::fmt::Debug for Choices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Choices")
-            .field("model", &self.model)
+            .field("target", &self.route.target)
             .field("failed", &self.failed)
             .finish_non_exhaustive()
     }

@@ -1,18 +1,22 @@
 //! Finds a worker for a request, holding the request while there is none.
 use std::{
     future::Future,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use tonic::{Status, transport::Channel};
 
 use crate::{
+    keys::{Key, Ticket},
+    measure::{Attempt, Outcome, Work},
     observe::{Metrics, RetryKind},
-    routing::{Fleet, Lease, Pick},
+    routing::{Affinity, Fleet, Lease, Pick, Route, Target, Unknown},
 };
 
-use super::{Failure, Patience, Verdict, WaitingRoom, lost_with_request, room_after, verdict};
+use super::{
+    Caller, Failure, Patience, Verdict, WaitingRoom, lost_with_request, outcome, room_after, verdict,
+};
 
 /// Workers that one request may lose in a row, without any progress, before it is suspected to be the cause: a
 /// request that kills what serves it must not go through the whole fleet.
@@ -82,45 +86,69 @@ impl Dispatcher {
         Self { fleet, metrics, limits, room }
     }
 
-    /// The name of the model asked for: the only one there is when `name` is empty.
-    pub fn model(&self, name: &str) -> Result<String, Failure> {
-        if !name.is_empty() {
-            return Ok(name.to_owned());
-        }
+    /// Lets a request in: finds what it asks for by `name`, which may be left empty where there is only one model. Until
+    /// discovery has looked, any name may be one.
+    pub fn admit(&self, caller: &Caller, name: &str, work: Work) -> Result<Route, Failure> {
         let view = self.fleet.view();
-        match view.models.keys().collect::<Vec<_>>().as_slice() {
-            [only] => Ok((*only).clone()),
-            _ => {
-                Err(Failure::Invalid("model: must be named, this gateway does not serve exactly one".into()))
+        let name = match (name, view.models.keys().collect::<Vec<_>>().as_slice()) {
+            ("", [only]) => only.as_str(),
+            ("", _) => {
+                let message = "model: must be named, this gateway does not serve exactly one";
+                return Err(Failure::Invalid(message.into()));
             }
+            (name, _) => name,
+        };
+        let target = Target::read(name, &view).map_err(|unknown| failure(unknown, name))?;
+        let ticket = caller.key.as_ref().map(|key| self.ticket(key, &target.model, work)).transpose()?;
+        Ok(Route {
+            meter: self.fleet.meters().model(&target.model),
+            target,
+            work,
+            affinity: Affinity { session: caller.session, prefix: None },
+            ticket,
+        })
+    }
+
+    fn ticket(&self, key: &Arc<Key>, model: &str, work: Work) -> Result<Arc<Ticket>, Failure> {
+        if !key.allows(model) {
+            return Err(Failure::Forbidden(model.to_owned()));
         }
-    }
-
-    /// Whether anybody serves this model, ready or not. Until discovery has looked, it may be.
-    pub fn knows(&self, model: &str) -> bool {
-        let view = self.fleet.view();
-        !view.synced || view.models.contains_key(model)
-    }
-
-    /// As [`Self::model`]; refuses one that nobody serves.
-    pub fn known(&self, name: &str) -> Result<String, Failure> {
-        let model = self.model(name)?;
-        if self.knows(&model) { Ok(model) } else { Err(Failure::UnknownModel(model)) }
+        let ticket = key.admit(work.total()).map_err(|refusal| {
+            self.metrics.limited(&key.name, refusal.reason);
+            Failure::Limited(refusal)
+        })?;
+        Ok(Arc::new(ticket))
     }
 
     /// A worker for the request; waits for one within bounds. `revision` is that of the tokens streamed so far:
     /// set, the request has started, and gives up only when its patience ends.
     pub(super) async fn worker(
         &self,
-        model: &str,
+        route: &Route,
         revision: Option<&str>,
         trials: &mut Trials,
     ) -> Result<Lease, Failure> {
+        let found = self.find(route, revision, trials).await;
+        if let Err(Failure::HoldFull { .. } | Failure::HoldTimeout { .. } | Failure::Overloaded { .. }) =
+            &found
+        {
+            route.meter.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        found
+    }
+
+    async fn find(
+        &self,
+        route: &Route,
+        revision: Option<&str>,
+        trials: &mut Trials,
+    ) -> Result<Lease, Failure> {
+        let model = &route.target.model;
         let started = revision.is_some();
         let mut changes = self.fleet.subscribe();
         loop {
             changes.borrow_and_update();
-            let again = match self.fleet.pick(model, &trials.avoided, revision) {
+            let again = match self.fleet.pick(route, &trials.avoided, revision) {
                 Pick::Worker(lease) => {
                     trials.patience.found();
                     return Ok(lease);
@@ -130,8 +158,8 @@ impl Dispatcher {
                     Some(full @ Failure::Overloaded { .. }) if !started => return Err(full.clone()),
                     _ => again,
                 },
-                Pick::UnknownModel if started => None,
-                Pick::UnknownModel => return Err(Failure::UnknownModel(model.to_owned())),
+                Pick::Unknown(Unknown::Model) if started => None,
+                Pick::Unknown(unknown) => return Err(failure(unknown, model)),
                 Pick::Exhausted => {
                     trials.avoided.clear();
                     match trials.refusal.take() {
@@ -142,13 +170,10 @@ impl Dispatcher {
             };
             let end = trials
                 .patience
-                .wait(&self.room, self.limits.hold, started)
-                .map_err(|held| Failure::HoldFull { model: model.to_owned(), held })?;
+                .wait(&self.room, route, self.limits.hold, started)
+                .map_err(|held| Failure::HoldFull { model: model.clone(), held })?;
             if Instant::now() >= end {
-                return Err(Failure::HoldTimeout {
-                    model: model.to_owned(),
-                    waited: trials.patience.waited(),
-                });
+                return Err(Failure::HoldTimeout { model: model.clone(), waited: trials.patience.waited() });
             }
             let next_look = again.map_or(end, |again| again.min(end));
             tokio::select! {
@@ -191,28 +216,59 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// A call with one answer: asked of one worker after the other until one answers. `request` is its id for logs.
+    /// A call with one answer: asked of one worker after the other until one answers. `request` is its id for logs. Its
+    /// attempts are measured if they are for an answer of the model, which is what it is judged by.
     pub async fn unary<T, F>(
         &self,
-        model: &str,
+        route: &Route,
         request: &str,
+        purpose: Purpose,
         ask: impl Fn(Channel) -> F,
     ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let mut trials = Trials::default();
+        let model = &route.target.model;
         loop {
-            let mut lease = self.worker(model, None, &mut trials).await?;
+            let mut lease = self.worker(route, None, &mut trials).await?;
+            let measured = (purpose == Purpose::Answer).then(|| attempt(route, &lease));
             match ask(lease.channel()).await {
                 Ok(answer) => {
                     lease.served();
+                    if let Some(measured) = measured {
+                        measured.end(Outcome::Served);
+                    }
                     return Ok(answer);
                 }
                 Err(status) => {
+                    if let (Some(measured), Some(outcome)) = (measured, outcome(&status)) {
+                        measured.end(outcome);
+                    }
                     self.attempt_failed(model, request, &mut lease, &status, &mut trials, RetryKind::Retry)?;
                 }
             }
         }
+    }
+}
+
+/// What a call with one answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The model's answer.
+    Answer,
+    /// Something about the model, or about texts.
+    Aside,
+}
+
+/// A worker is asked now.
+pub(super) fn attempt(route: &Route, lease: &Lease) -> Attempt {
+    Attempt::new(route.meter.revision(&lease.worker().revision))
+}
+
+fn failure(unknown: Unknown, name: &str) -> Failure {
+    match unknown {
+        Unknown::Model => Failure::UnknownModel(name.to_owned()),
+        Unknown::Revision { model, revision } => Failure::UnknownRevision { model, revision },
     }
 }

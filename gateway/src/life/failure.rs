@@ -3,20 +3,39 @@ use std::time::Duration;
 
 use tonic::{Code, Status, metadata::MetadataValue};
 
+use crate::keys::Refusal;
+
 /// What a worker without an estimate is given to make room.
 const REST: Duration = Duration::from_secs(1);
 
-/// Seconds of a `retry-after`: rounded up, never 0, never more than an hour.
+/// Seconds of a `retry-after`: rounded up, never 0, never more than a day.
 pub fn whole_seconds(after: Duration) -> u64 {
-    (after.as_secs() + u64::from(after.subsec_nanos() > 0)).clamp(1, 3600)
+    (after.as_secs() + u64::from(after.subsec_nanos() > 0)).clamp(1, 86_400)
 }
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
+    /// The gateway wants a key, and the request shows none that it knows.
+    #[error("a known API key is needed: as a bearer token in 'authorization', or in 'x-api-key'")]
+    Unauthenticated,
+    /// The key may not ask for this model.
+    #[error("this API key may not ask for the model '{0}'")]
+    Forbidden(String),
+    /// The key has taken what it may take for now.
+    #[error("this API key has reached its limit: {}", .0.reason)]
+    Limited(Refusal),
     /// No deployment serves this model.
     #[error("the model '{0}' does not exist")]
     UnknownModel(String),
+    /// The model is there, but nothing of the revision asked for (`MODEL@REVISION`).
+    #[error("the model '{model}' has no revision '{revision}'")]
+    UnknownRevision {
+        /// Served model name.
+        model: String,
+        /// As it was asked for.
+        revision: String,
+    },
     /// A worker found the request unsound; its words.
     #[error("{0}")]
     Invalid(String),
@@ -63,7 +82,14 @@ impl Failure {
         match self {
             Self::Overloaded { after, .. } => Some(after.unwrap_or(REST)),
             Self::HoldFull { .. } | Self::HoldTimeout { .. } | Self::Lost(_) => Some(Duration::from_secs(5)),
-            Self::UnknownModel(_) | Self::Invalid(_) | Self::Deadline | Self::Worker(_) => None,
+            Self::Limited(refusal) => Some(refusal.after),
+            Self::Unauthenticated
+            | Self::Forbidden(_)
+            | Self::UnknownModel(_)
+            | Self::UnknownRevision { .. }
+            | Self::Invalid(_)
+            | Self::Deadline
+            | Self::Worker(_) => None,
         }
     }
 }
@@ -71,9 +97,13 @@ impl Failure {
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let code = match &failure {
-            Failure::UnknownModel(_) => Code::NotFound,
+            Failure::Unauthenticated => Code::Unauthenticated,
+            Failure::Forbidden(_) => Code::PermissionDenied,
+            Failure::UnknownModel(_) | Failure::UnknownRevision { .. } => Code::NotFound,
             Failure::Invalid(_) => Code::InvalidArgument,
-            Failure::Overloaded { .. } | Failure::HoldFull { .. } => Code::ResourceExhausted,
+            Failure::Limited(_) | Failure::Overloaded { .. } | Failure::HoldFull { .. } => {
+                Code::ResourceExhausted
+            }
             Failure::HoldTimeout { .. } | Failure::Lost(_) => Code::Unavailable,
             Failure::Deadline => Code::DeadlineExceeded,
             Failure::Worker(_) => Code::Internal,

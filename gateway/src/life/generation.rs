@@ -6,14 +6,24 @@ use belay_telemetry::Span;
 use tokio::time::timeout_at;
 use tonic::{Status, Streaming};
 
-use crate::{observe::RetryKind, routing::Lease, telemetry};
+use crate::{
+    measure::{self, Outcome, Work},
+    observe::RetryKind,
+    routing::{Affinity, Lease, Route},
+    telemetry,
+};
 
-use super::{Call, Dispatcher, Failure, dispatcher::Trials};
+use super::{
+    Call, Dispatcher, Failure,
+    dispatcher::{Trials, attempt},
+    outcome, prefix,
+};
 
 /// See the module. Nothing runs unless it is polled; dropping it drops the worker call, which cancels it there.
 #[derive(Debug)]
 pub struct Generation {
     dispatcher: Dispatcher,
+    route: Route,
     /// Its `resume_ids` are the tokens produced so far: always ready to be asked of the next worker.
     call: Call,
     attempt: Option<Attempt>,
@@ -32,13 +42,17 @@ pub struct Generation {
 struct Attempt {
     lease: Lease,
     pieces: Streaming<GenerateResponse>,
+    measured: measure::Attempt,
 }
 
 impl Generation {
     /// Starts the life of a request for one answer; its model is known and its seed fixed.
-    pub fn new(dispatcher: Dispatcher, call: Call, deadline: Option<Instant>) -> Self {
+    pub fn new(dispatcher: Dispatcher, route: Route, call: Call, deadline: Option<Instant>) -> Self {
+        let affinity = Affinity { prefix: prefix(&call), ..route.affinity };
+        let route = Route { work: Work::of(&call), affinity, ..route };
         Self {
             dispatcher,
+            route,
             call,
             attempt: None,
             revision: None,
@@ -87,6 +101,8 @@ impl Generation {
         match attempt.pieces.message().await {
             Ok(Some(piece)) => {
                 attempt.lease.served();
+                attempt.lease.produced(piece.ids.len());
+                attempt.measured.piece(&piece);
                 Ok(self.take(piece))
             }
             Ok(None) => self.lose(&Status::unavailable("the stream ended without a finish reason")),
@@ -95,8 +111,9 @@ impl Generation {
     }
 
     async fn ask(&mut self) -> Result<(), Failure> {
-        let Self { dispatcher, call, trials, revision, deadline, span, .. } = self;
-        let mut lease = dispatcher.worker(call.model(), revision.as_deref(), trials).await?;
+        let Self { dispatcher, route, call, trials, revision, deadline, span, .. } = self;
+        let mut lease = dispatcher.worker(route, revision.as_deref(), trials).await?;
+        let measured = attempt(route, &lease);
         if let Some(deadline) = deadline {
             call.set_timeout(deadline.saturating_duration_since(Instant::now()));
         }
@@ -105,22 +122,32 @@ impl Generation {
                 lease.accepted();
                 span.event("asked", "worker", lease.worker().name.clone());
                 tracing::debug!(request = call.request_id(), worker = lease.worker().name, "asked");
-                self.attempt = Some(Attempt { lease, pieces });
+                self.attempt = Some(Attempt { lease, pieces, measured });
                 Ok(())
             }
-            Err(status) => self.refused(lease, &status),
+            Err(status) => self.refused(lease, measured, &status),
         }
     }
 
     /// The worker broke off after it had accepted.
     fn lose(&mut self, status: &Status) -> Result<Option<GenerateResponse>, Failure> {
-        if let Some(Attempt { lease, .. }) = self.attempt.take() {
-            self.refused(lease, status)?;
+        if let Some(Attempt { lease, measured, .. }) = self.attempt.take() {
+            self.refused(lease, measured, status)?;
         }
         Ok(None)
     }
 
-    fn refused(&mut self, mut lease: Lease, status: &Status) -> Result<(), Failure> {
+    fn refused(
+        &mut self,
+        mut lease: Lease,
+        measured: measure::Attempt,
+        status: &Status,
+    ) -> Result<(), Failure> {
+        if let Some(outcome) = outcome(status) {
+            measured.end(outcome);
+        }
+        // what has come already must be read again
+        self.route.work = Work::of(&self.call);
         let kind = if self.revision.is_some() { RetryKind::Resume } else { RetryKind::Retry };
         let Self { dispatcher, call, trials, .. } = self;
         dispatcher.attempt_failed(call.model(), call.request_id(), &mut lease, status, trials, kind)
@@ -140,7 +167,9 @@ impl Generation {
         self.call.produced().extend_from_slice(&piece.ids);
         if is_last {
             self.ended = true;
-            self.attempt = None;
+            if let Some(Attempt { measured, .. }) = self.attempt.take() {
+                measured.end(Outcome::Served);
+            }
         } else if self.prompt_told {
             // a worker that resumes counts the prompt again
             piece.usage = None;

@@ -9,6 +9,8 @@ use std::{
 
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::{measure::Burden, routing::Route};
+
 /// Counts the requests that wait for a worker, and bounds them.
 #[derive(Clone, Debug)]
 pub struct WaitingRoom {
@@ -25,14 +27,15 @@ impl WaitingRoom {
 
     /// Takes a seat. A request that has streamed tokens already always gets one: it must not be lost, and there
     /// are no more of those than clients that were let in. `Err` says how many are waiting.
-    fn enter(&self, started: bool) -> Result<Seat, usize> {
+    fn enter(&self, route: &Route, started: bool) -> Result<Seat, usize> {
         let taken = self.taken.fetch_add(1, Ordering::AcqRel);
         if taken >= self.seats && !started {
             self.taken.fetch_sub(1, Ordering::AcqRel);
             return Err(taken);
         }
         self.gauge.inc();
-        Ok(Seat { taken: self.taken.clone(), gauge: self.gauge.clone() })
+        let held = Burden::new([route.meter.held.clone()], route.work);
+        Ok(Seat { taken: self.taken.clone(), gauge: self.gauge.clone(), _held: held })
     }
 }
 
@@ -40,6 +43,7 @@ impl WaitingRoom {
 struct Seat {
     taken: Arc<AtomicUsize>,
     gauge: Gauge,
+    _held: Burden<1>,
 }
 
 impl Drop for Seat {
@@ -58,9 +62,15 @@ pub struct Patience {
 
 impl Patience {
     /// The request has to wait. Gives the time at which its patience ends; `Err` says how many wait already.
-    pub fn wait(&mut self, room: &WaitingRoom, longest: Duration, started: bool) -> Result<Instant, usize> {
+    pub fn wait(
+        &mut self,
+        room: &WaitingRoom,
+        route: &Route,
+        longest: Duration,
+        started: bool,
+    ) -> Result<Instant, usize> {
         if self.seat.is_none() {
-            self.seat = Some(room.enter(started)?);
+            self.seat = Some(room.enter(route, started)?);
         }
         Ok(*self.since.get_or_insert_with(Instant::now) + longest)
     }
@@ -84,6 +94,14 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        measure::Work,
+        routing::{ConnectOptions, Fleet, PolicyName},
+    };
+
+    fn route() -> Route {
+        Fleet::new(PolicyName::LeastLoad.build(), ConnectOptions::default()).route("m", Work::default())
+    }
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -91,12 +109,12 @@ mod tests {
     fn the_room_is_bounded_and_seats_are_given_back() {
         let room = WaitingRoom::new(2, Gauge::default());
         let mut requests: Vec<Patience> = (0..3).map(|_| Patience::default()).collect();
-        assert!(requests[0].wait(&room, MINUTE, false).is_ok());
-        assert!(requests[1].wait(&room, MINUTE, false).is_ok());
-        assert_eq!(requests[2].wait(&room, MINUTE, false), Err(2));
+        assert!(requests[0].wait(&room, &route(), MINUTE, false).is_ok());
+        assert!(requests[1].wait(&room, &route(), MINUTE, false).is_ok());
+        assert_eq!(requests[2].wait(&room, &route(), MINUTE, false), Err(2));
         assert_eq!(room.gauge.get(), 2);
         requests[0].found();
-        assert!(requests[2].wait(&room, MINUTE, false).is_ok());
+        assert!(requests[2].wait(&room, &route(), MINUTE, false).is_ok());
         requests.clear();
         assert_eq!(room.gauge.get(), 0);
     }
@@ -104,19 +122,19 @@ mod tests {
     #[test]
     fn a_started_stream_always_gets_a_seat() {
         let room = WaitingRoom::new(0, Gauge::default());
-        assert!(Patience::default().wait(&room, MINUTE, false).is_err());
-        assert!(Patience::default().wait(&room, MINUTE, true).is_ok());
+        assert!(Patience::default().wait(&room, &route(), MINUTE, false).is_err());
+        assert!(Patience::default().wait(&room, &route(), MINUTE, true).is_ok());
     }
 
     #[test]
     fn patience_runs_on_over_attempts_and_starts_anew_with_progress() {
         let room = WaitingRoom::new(1, Gauge::default());
         let mut patience = Patience::default();
-        let end = patience.wait(&room, MINUTE, false).unwrap();
+        let end = patience.wait(&room, &route(), MINUTE, false).unwrap();
         patience.found();
         std::thread::sleep(Duration::from_millis(2));
-        assert_eq!(patience.wait(&room, MINUTE, false).unwrap(), end);
+        assert_eq!(patience.wait(&room, &route(), MINUTE, false).unwrap(), end);
         patience.progressed();
-        assert!(patience.wait(&room, MINUTE, false).unwrap() > end);
+        assert!(patience.wait(&room, &route(), MINUTE, false).unwrap() > end);
     }
 }

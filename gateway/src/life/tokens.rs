@@ -5,7 +5,9 @@ use belay_proto::inference::{
 };
 use tonic::transport::Channel;
 
-use super::{Dispatcher, Failure};
+use crate::routing::Route;
+
+use super::{Dispatcher, Failure, Purpose};
 
 /// Largest answer, bytes: ids and texts of a prompt as large as bodies may be.
 const LARGEST: usize = 256 << 20;
@@ -15,20 +17,28 @@ fn client(channel: Channel) -> InferenceClient<Channel> {
 }
 
 impl Dispatcher {
-    /// Token ids. `id` is the request's for logs.
-    pub async fn tokenize(&self, request: TokenizeRequest, id: &str) -> Result<TokenizeResponse, Failure> {
+    /// Token ids; the request's model is the route's. `id` is the request's for logs.
+    pub async fn tokenize(
+        &self,
+        route: &Route,
+        mut request: TokenizeRequest,
+        id: &str,
+    ) -> Result<TokenizeResponse, Failure> {
+        request.model.clone_from(&route.target.model);
         let ask = async |channel: Channel| Ok(client(channel).tokenize(request.clone()).await?.into_inner());
-        self.unary(&request.model, id, ask).await
+        self.unary(route, id, Purpose::Aside, ask).await
     }
 
-    /// Text. `id` is the request's for logs.
+    /// Text; the request's model is the route's. `id` is the request's for logs.
     pub async fn detokenize(
         &self,
-        request: DetokenizeRequest,
+        route: &Route,
+        mut request: DetokenizeRequest,
         id: &str,
     ) -> Result<DetokenizeResponse, Failure> {
+        request.model.clone_from(&route.target.model);
         let ask =
             async |channel: Channel| Ok(client(channel).detokenize(request.clone()).await?.into_inner());
-        self.unary(&request.model, id, ask).await
+        self.unary(route, id, Purpose::Aside, ask).await
     }
 }

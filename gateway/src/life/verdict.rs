@@ -3,6 +3,8 @@ use std::{error::Error, time::Duration};
 
 use tonic::{Code, ConnectError, Status};
 
+use crate::measure::Outcome;
+
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -41,6 +43,22 @@ pub fn verdict(status: &Status) -> Verdict {
 pub fn room_after(status: &Status) -> Option<Duration> {
     let value = status.metadata().get("belay-retry-after-ms")?;
     value.to_str().ok()?.parse().ok().map(Duration::from_millis)
+}
+
+/// How an attempt that ended with this status counts. `None`: the client's time was over, which is nobody's outcome.
+pub fn outcome(status: &Status) -> Option<Outcome> {
+    let retry = status.metadata().get("belay-retry").and_then(|value| value.to_str().ok());
+    match verdict(status) {
+        Verdict::Full => Some(Outcome::PassedOn),
+        // a worker that is shut down cancels what it serves
+        Verdict::Elsewhere if status.source().is_none() && status.code() == Code::Cancelled => {
+            Some(Outcome::PassedOn)
+        }
+        Verdict::Elsewhere if matches!(retry, Some("draining" | "not-ready")) => Some(Outcome::PassedOn),
+        Verdict::Elsewhere | Verdict::Stranger | Verdict::Broken => Some(Outcome::Failed),
+        Verdict::Unsound => Some(Outcome::Rejected),
+        Verdict::Late => None,
+    }
 }
 
 /// Whether a worker was lost while it may have had the request, which may be why. Not so when it could not be

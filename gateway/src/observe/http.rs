@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz`, `/readyz`.
+//! `/metrics`, `/healthz`, `/readyz`; and over gRPC what the operator reads.
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -12,7 +12,7 @@ use axum::{
 };
 use http::{StatusCode, header};
 
-use crate::routing::Fleet;
+use crate::{measure::Measurements, routing::Fleet};
 
 use super::Metrics;
 
@@ -46,13 +46,15 @@ impl Health {
     }
 }
 
-/// The routes of the metrics address.
-pub fn router(metrics: Arc<Metrics>, health: Arc<Health>) -> Router {
+/// Everything on the metrics address.
+pub fn router(metrics: Arc<Metrics>, health: Arc<Health>, measurements: Measurements) -> Router {
+    let measurements = measurements.routes().into_axum_router().reset_fallback();
     Router::new()
         .route("/metrics", get(move || exposition(metrics)))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readiness))
         .with_state(health)
+        .merge(measurements)
 }
 
 async fn exposition(metrics: Arc<Metrics>) -> Response {

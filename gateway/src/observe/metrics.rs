@@ -13,7 +13,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::routing::{Fleet, ModelState};
+use crate::{
+    keys::Reason,
+    measure::Attempts,
+    routing::{Fleet, ModelState},
+};
 
 /// Labels of a finished request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -34,6 +38,12 @@ struct Counted {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limited {
+    key: String,
+    limit: String,
+}
+
 /// When an attempt failed and the request went on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryKind {
@@ -50,6 +60,8 @@ pub struct Metrics {
     requests: Family<Finished, Counter>,
     retries: Family<Counted, Counter>,
     tokens: Family<Counted, Counter>,
+    limited: Family<Limited, Counter>,
+    keys_current: Gauge,
     first_token: Family<OfModel, Histogram, fn() -> Histogram>,
     duration: Family<OfModel, Histogram, fn() -> Histogram>,
     /// Requests being served.
@@ -66,13 +78,28 @@ impl Metrics {
             requests: Family::default(),
             retries: Family::default(),
             tokens: Family::default(),
+            limited: Family::default(),
+            keys_current: Gauge::default(),
             first_token: Family::new_with_constructor(latency),
             duration: Family::new_with_constructor(latency),
             in_flight: Gauge::default(),
             held: Gauge::default(),
         };
-        let Self { registry, requests, retries, tokens, first_token, duration, in_flight, held } =
-            &mut metrics;
+        let Self {
+            registry,
+            requests,
+            retries,
+            tokens,
+            limited,
+            keys_current,
+            first_token,
+            duration,
+            in_flight,
+            held,
+        } = &mut metrics;
+        registry.register("limited_requests", "Requests beyond a limit of their API key", limited.clone());
+        let help = "1 while the API keys in use are those of the file";
+        registry.register("keys_current", help, keys_current.clone());
         registry.register("requests", "Finished requests", requests.clone());
         registry.register("requests_in_flight", "Requests being served", in_flight.clone());
         registry.register("requests_held", "Requests that wait for a worker", held.clone());
@@ -84,6 +111,7 @@ impl Metrics {
             first_token.clone(),
         );
         registry.register("request_duration_seconds", "From the request to its end", duration.clone());
+        registry.register_collector(Box::new(Attempts(fleet.clone())));
         registry.register_collector(Box::new(Workers(fleet)));
         Arc::new(metrics)
     }
@@ -102,6 +130,17 @@ impl Metrics {
             RetryKind::Resume => "resume",
         };
         self.retries.get_or_create(&Counted { model: model.to_owned(), kind }).inc();
+    }
+
+    /// A key has reached a limit. Keys and limits are few.
+    pub fn limited(&self, key: &str, limit: Reason) {
+        let labels = Limited { key: key.to_owned(), limit: limit.to_string() };
+        self.limited.get_or_create(&labels).inc();
+    }
+
+    /// Whether the keys in use are those of the file.
+    pub fn keys_are_current(&self, are: bool) {
+        self.keys_current.set(are.into());
     }
 
     pub(super) fn first_token(&self, model: &str, seconds: f64) {

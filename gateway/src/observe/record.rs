@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Instant};
 
 use belay_proto::inference::{GenerateResponse, Usage};
 
-use crate::{edge::Tally, request_id::RequestId};
+use crate::{edge::Tally, keys::Ticket, measure::ModelMeter, request_id::RequestId, routing::Route};
 
 use super::{Flight, Flights, Metrics};
 
@@ -15,6 +15,8 @@ pub struct Record {
     id: RequestId,
     path: &'static str,
     model: String,
+    meter: Option<Arc<ModelMeter>>,
+    ticket: Option<Arc<Ticket>>,
     begin: Instant,
     first_token: Option<f64>,
     tally: Tally,
@@ -31,6 +33,8 @@ impl Record {
             id,
             path,
             model: String::new(),
+            meter: None,
+            ticket: None,
             begin: Instant::now(),
             first_token: None,
             tally: Tally::new(1),
@@ -39,8 +43,11 @@ impl Record {
     }
 
     /// The model, once it is certain that there is one of that name.
-    pub fn model(&mut self, name: &str) {
-        self.model = name.to_owned();
+    pub fn model(&mut self, route: &Route) {
+        self.model.clone_from(&route.target.model);
+        route.meter.arrive();
+        self.meter = Some(route.meter.clone());
+        self.ticket.clone_from(&route.ticket);
     }
 
     /// How many answers each prompt gets; 1 unless told otherwise.
@@ -51,9 +58,12 @@ impl Record {
     /// A piece goes to the client.
     pub fn piece(&mut self, piece: &GenerateResponse) {
         if self.first_token.is_none() && !piece.ids.is_empty() {
-            let seconds = self.begin.elapsed().as_secs_f64();
-            self.first_token = Some(seconds);
-            self.metrics.first_token(&self.model, seconds);
+            let elapsed = self.begin.elapsed();
+            self.first_token = Some(elapsed.as_secs_f64());
+            self.metrics.first_token(&self.model, elapsed.as_secs_f64());
+            if let Some(meter) = &self.meter {
+                meter.first_token.observe(elapsed);
+            }
         }
         self.tally.piece(piece);
     }
@@ -71,6 +81,12 @@ impl Drop for Record {
         let code = self.code.take().unwrap_or_else(|| "client_gone".to_owned());
         let Usage { prompt_tokens, completion_tokens, .. } = self.tally.total();
         metrics.in_flight.dec();
+        if let Some(ticket) = &self.ticket {
+            ticket.settle(u64::from(prompt_tokens) + u64::from(completion_tokens));
+        }
+        if let Some(meter) = &self.meter {
+            meter.touch();
+        }
         metrics.tokens(model, prompt_tokens, completion_tokens);
         let (request, first_token) = (&id.0, self.first_token);
         tracing::info!(

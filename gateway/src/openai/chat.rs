@@ -75,7 +75,7 @@ pub fn read(object: &Map<String, Value>) -> Result<Asked<Form>, ApiError> {
     call.sampling = Some(common.sampling);
     call.options = Some(options);
     let form = Form { logprobs: wanted, ..common.form };
-    Ok(Asked { form, calls: vec![Call::Chat(call)], names })
+    Ok(Asked { form, calls: vec![Call::Chat(call)], names, session: common.session })
 }
 
 #[derive(Deserialize)]

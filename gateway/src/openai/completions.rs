@@ -52,7 +52,7 @@ struct Raw {
 pub fn read(object: &Map<String, Value>) -> Result<Asked<Form>, ApiError> {
     fields::refuse(object, UNSUPPORTED)?;
     fields::refuse(object, constraint::UNSUPPORTED)?;
-    let Common { model, mut sampling, options, form } = Common::read(object)?;
+    let Common { model, mut sampling, options, form, session } = Common::read(object)?;
     let raw: Raw = fields::read(object)?;
     if raw.best_of.is_some_and(|best_of| best_of != form.answers) {
         return Err(ApiError::unsupported("best_of"));
@@ -90,7 +90,7 @@ pub fn read(object: &Map<String, Value>) -> Result<Asked<Form>, ApiError> {
             ..GenerateRequest::default()
         })
     };
-    Ok(Asked { form, calls: prompts.into_iter().map(call).collect(), names })
+    Ok(Asked { form, calls: prompts.into_iter().map(call).collect(), names, session })
 }
 
 fn logprobs(value: Option<Value>) -> Result<Option<u32>, ApiError> {

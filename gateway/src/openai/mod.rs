@@ -50,6 +50,7 @@ pub async fn wrong_method(request: Request) -> Response {
     ApiError::wrong_method(request.method().as_str(), request.uri().path()).into_response()
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+/// Whether the caller speaks gRPC.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }

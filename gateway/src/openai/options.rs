@@ -40,6 +40,8 @@ pub struct Common {
     pub options: Options,
     /// How to answer.
     pub form: Form,
+    /// `prompt_cache_key`: what belongs together.
+    pub session: Option<String>,
 }
 
 /// What the answer looks like.
@@ -87,6 +89,7 @@ struct Raw {
     ignore_eos: Option<bool>,
     priority: Option<i32>,
     cache_salt: Option<String>,
+    prompt_cache_key: Option<String>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     #[serde(rename = "user")]
@@ -151,7 +154,7 @@ impl Common {
             answers,
             prompts: 1,
         };
-        Ok(Self { model, sampling, options, form })
+        Ok(Self { model, sampling, options, form, session: raw.prompt_cache_key })
     }
 }
 

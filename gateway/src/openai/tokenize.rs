@@ -4,11 +4,14 @@ use axum::{
     extract::{Request, State},
 };
 use belay_proto::inference::{DetokenizeRequest, TokenizeRequest, TokenizeResponse, tokenize_request::Input};
+use prost::Message;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
     edge::{self, ApiError, Names, fields},
+    life::Caller,
+    measure::Work,
     observe::Record,
     request_id::RequestId,
     serve::App,
@@ -43,10 +46,11 @@ pub async fn detokenize(
 }
 
 async fn encode(app: &App, id: &RequestId, request: Request, record: &mut Record) -> Result<Value, ApiError> {
-    let (mut request, wants_texts, names) = read(&edge::object(app, request).await?)?;
-    request.model = app.dispatcher.known(&request.model)?;
-    record.model(&request.model);
-    let answer = app.dispatcher.tokenize(request, &id.0).await;
+    let caller = Caller::of(request.headers(), request.extensions());
+    let (request, wants_texts, names) = read(&edge::object(app, request).await?)?;
+    let route = app.dispatcher.admit(&caller, &request.model, Work::of_bytes(request.encoded_len()))?;
+    record.model(&route);
+    let answer = app.dispatcher.tokenize(&route, request, &id.0).await;
     let answer = answer.map_err(|failure| ApiError::from(failure).renamed(&names))?;
     let TokenizeResponse { ids, tokens, max_context_tokens } = answer;
     let texts = || tokens.iter().map(|bytes| String::from_utf8_lossy(bytes)).collect::<Value>();
@@ -55,10 +59,11 @@ async fn encode(app: &App, id: &RequestId, request: Request, record: &mut Record
 }
 
 async fn decode(app: &App, id: &RequestId, request: Request, record: &mut Record) -> Result<Value, ApiError> {
-    let mut request = read_ids(&edge::object(app, request).await?)?;
-    request.model = app.dispatcher.known(&request.model)?;
-    record.model(&request.model);
-    let answer = app.dispatcher.detokenize(request, &id.0).await;
+    let caller = Caller::of(request.headers(), request.extensions());
+    let request = read_ids(&edge::object(app, request).await?)?;
+    let route = app.dispatcher.admit(&caller, &request.model, Work::of_bytes(request.encoded_len()))?;
+    record.model(&route);
+    let answer = app.dispatcher.detokenize(&route, request, &id.0).await;
     let answer = answer.map_err(|failure| ApiError::from(failure).renamed(&[("ids", "tokens")]))?;
     Ok(json!({ "prompt": answer.text }))
 }

@@ -1,35 +1,21 @@
-//! The live workers: what discovery found, joined with what this gateway knows of each (channel, load, circuit).
+//! The live workers of every model.
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use tokio::sync::watch;
-use tonic::transport::{Channel, Endpoint};
 
-use crate::discovery::{Table, Worker};
+use crate::{
+    discovery::{Role, Share, Table, Worker},
+    measure::{Meters, Work},
+};
 
-use super::{Candidate, Circuit, Gate, Policy};
-
-/// Bytes of one answer that a worker may send ahead of its reader.
-const STREAM_WINDOW: u32 = 64 << 10;
-
-/// Bytes of all answers of a worker. So large that readers who have stopped reading cannot use it up: the others share
-/// the connection with them.
-const CONNECTION_WINDOW: u32 = 1 << 30;
-
-/// How to connect to workers.
-#[derive(Clone, Copy, Debug)]
-pub struct ConnectOptions {
-    /// Longest time to connect.
-    pub connect: Duration,
-    /// Interval of HTTP/2 pings, and how long an answer may take.
-    pub keep_alive: Duration,
-}
+use super::{
+    Affinity, Candidate, ConnectOptions, Gate, Lease, Policy, Route, Target, Turns, Unknown, Wanted,
+    live::Live, shares,
+};
 
 /// Every live worker by model. Replaced as a whole when discovery has news.
 #[derive(Debug, Default)]
@@ -47,7 +33,14 @@ pub struct ModelState {
     pub created: i64,
     /// As in [`crate::discovery::Model`].
     pub known: usize,
+    /// As in [`crate::discovery::Model`].
+    pub namespace: String,
+    /// As in [`crate::discovery::Model`].
+    pub deployment: String,
     workers: Vec<Arc<Live>>,
+    shares: Vec<Share>,
+    /// Stays when the rest is replaced.
+    turns: Arc<Mutex<Turns>>,
 }
 
 impl ModelState {
@@ -55,36 +48,44 @@ impl ModelState {
     pub fn ready(&self) -> usize {
         self.workers.len()
     }
-}
 
-#[derive(Debug)]
-struct Live {
-    info: Worker,
-    channel: Channel,
-    outstanding: AtomicUsize,
-    circuit: Mutex<Circuit>,
-}
-
-impl Live {
-    fn new(info: Worker, options: ConnectOptions) -> Result<Self, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", info.address))?
-            .connect_timeout(options.connect)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(options.keep_alive)
-            .keep_alive_timeout(options.keep_alive)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
-        Ok(Self {
-            info,
-            channel: endpoint.connect_lazy(),
-            outstanding: AtomicUsize::new(0),
-            circuit: Mutex::default(),
-        })
+    /// Whether there is such a revision: one that the rollout names, or that a ready worker has.
+    pub fn has_revision(&self, revision: &str) -> bool {
+        self.shares.iter().any(|share| share.revision == revision)
+            || self.workers.iter().any(|live| live.info.revision == revision)
     }
 
-    fn circuit(&self) -> MutexGuard<'_, Circuit> {
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether there is something of what is wanted, ready or not.
+    pub fn has(&self, wanted: &Wanted) -> bool {
+        match wanted {
+            Wanted::Any => true,
+            // without a rollout there is nothing new
+            Wanted::Role(Role::Stable) if self.shares.is_empty() => true,
+            Wanted::Role(role) => self.shares.iter().any(|share| share.role == *role),
+            Wanted::Revision(revision) => self.has_revision(revision),
+        }
+    }
+
+    fn allows(&self, wanted: &Wanted, revision: &str) -> bool {
+        match wanted {
+            Wanted::Any => true,
+            Wanted::Role(Role::Stable) if self.shares.is_empty() => true,
+            Wanted::Role(role) => {
+                self.shares.iter().any(|share| share.role == *role && share.revision == revision)
+            }
+            Wanted::Revision(wanted) => wanted == revision,
+        }
+    }
+
+    /// The revision whose turn it is, or the session's. `None`: any will do, since no revision that has a share is among
+    /// these workers.
+    fn revision(&self, open: &[&Arc<Live>], session: Option<u64>) -> Option<&str> {
+        let is_able = |revision: &str| open.iter().any(|live| live.info.revision == revision);
+        let able = shares::able(&self.shares, is_able);
+        match session {
+            Some(session) => shares::of_session(session, &able),
+            None => self.turns.lock().unwrap_or_else(PoisonError::into_inner).next(&able),
+        }
     }
 }
 
@@ -93,6 +94,7 @@ pub struct Fleet {
     view: watch::Sender<Arc<View>>,
     policy: Box<dyn Policy>,
     options: ConnectOptions,
+    meters: Meters,
     /// Held from reading loads to raising one, so that two requests never take the same last place.
     picking: Mutex<()>,
 }
@@ -106,14 +108,31 @@ pub enum Pick {
     Wait(Option<Instant>),
     /// Every ready worker is among those to avoid.
     Exhausted,
-    /// No such model.
-    UnknownModel,
+    /// No such model, or nothing of the revision asked for.
+    Unknown(Unknown),
 }
 
 impl Fleet {
     /// A fleet without workers.
     pub fn new(policy: Box<dyn Policy>, options: ConnectOptions) -> Arc<Self> {
-        Arc::new(Self { view: watch::Sender::default(), policy, options, picking: Mutex::default() })
+        Arc::new(Self {
+            view: watch::Sender::default(),
+            policy,
+            options,
+            meters: Meters::default(),
+            picking: Mutex::default(),
+        })
+    }
+
+    /// What was measured of every model.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// The way of a request to any revision of `model`, without affinity.
+    pub fn route(&self, model: &str, work: Work) -> Route {
+        let target = Target { model: model.to_owned(), wanted: Wanted::Any };
+        Route { target, meter: self.meters.model(model), work, affinity: Affinity::default(), ticket: None }
     }
 
     /// What is known now; marked as changed whenever a waiting request should look again.
@@ -132,9 +151,19 @@ impl Fleet {
         let old = self.view();
         let mut models = BTreeMap::new();
         for (name, model) in &table.models {
-            let current = old.models.get(name).map(|state| state.workers.as_slice()).unwrap_or_default();
+            let old = old.models.get(name);
+            let current = old.map(|state| state.workers.as_slice()).unwrap_or_default();
             let workers = model.ready.iter().filter_map(|info| self.live(current, info)).collect();
-            models.insert(name.clone(), ModelState { created: model.created, known: model.known, workers });
+            let state = ModelState {
+                created: model.created,
+                known: model.known,
+                namespace: model.namespace.clone(),
+                deployment: model.deployment.clone(),
+                workers,
+                shares: model.shares.clone(),
+                turns: old.map(|state| state.turns.clone()).unwrap_or_default(),
+            };
+            models.insert(name.clone(), state);
         }
         self.view.send_replace(Arc::new(View { synced: true, models }));
     }
@@ -149,126 +178,63 @@ impl Fleet {
             .map(Arc::new)
     }
 
-    /// Picks a worker of `model`, none of those in `avoid`; one of `revision` if it can.
-    pub fn pick(self: &Arc<Self>, model: &str, avoid: &[String], revision: Option<&str>) -> Pick {
+    /// Picks a worker for `route`, none of those in `avoid`. `begun` is the revision of an answer that has begun: it is
+    /// kept if it can be, and must be kept if a revision was asked for.
+    pub fn pick(self: &Arc<Self>, route: &Route, avoid: &[String], begun: Option<&str>) -> Pick {
         let view = self.view();
-        let Some(state) = view.models.get(model) else {
-            return if view.synced { Pick::UnknownModel } else { Pick::Wait(None) };
+        let Some(state) = view.models.get(&route.target.model) else {
+            return if view.synced { Pick::Unknown(Unknown::Model) } else { Pick::Wait(None) };
         };
-        let eligible: Vec<&Arc<Live>> =
-            state.workers.iter().filter(|live| !avoid.contains(&live.info.id)).collect();
-        if eligible.is_empty() && !avoid.is_empty() && !state.workers.is_empty() {
-            return Pick::Exhausted;
+        let pinned = begun.filter(|_| route.target.wanted != Wanted::Any);
+        let pinned = pinned.map(|begun| Wanted::Revision(begun.to_owned()));
+        let wanted = pinned.as_ref().unwrap_or(&route.target.wanted);
+        if !state.has(wanted) {
+            return Pick::Unknown(Unknown::of(&route.target));
         }
+        let (mut allowed, mut eligible) = (0, 0);
+        let mut open = Vec::with_capacity(state.workers.len());
+        let mut again: Option<Instant> = None;
         let now = Instant::now();
         let _picking = self.picking.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut open = Vec::with_capacity(eligible.len());
-        let mut again: Option<Instant> = None;
-        for live in eligible {
+        for live in state.workers.iter().filter(|live| state.allows(wanted, &live.info.revision)) {
+            allowed += 1;
+            if avoid.contains(&live.info.id) {
+                continue;
+            }
+            eligible += 1;
             match live.circuit().gate(now) {
                 Gate::Open => open.push(live),
                 Gate::Resting(until) => again = Some(again.map_or(until, |other| other.min(until))),
                 Gate::Probing => {}
             }
         }
-        if let Some(revision) = revision
-            && open.iter().any(|live| live.info.revision == revision)
-        {
+        if eligible == 0 && allowed > 0 {
+            return Pick::Exhausted;
+        }
+        let begun = begun.filter(|begun| open.iter().any(|live| live.info.revision == *begun));
+        let revision = match begun {
+            None if *wanted == Wanted::Any => state.revision(&open, route.affinity.session),
+            begun => begun,
+        };
+        if let Some(revision) = revision {
             open.retain(|live| live.info.revision == revision);
         }
         let candidates: Vec<Candidate> = open
             .iter()
-            .map(|live| Candidate { outstanding: live.outstanding.load(Ordering::Relaxed) })
+            .map(|live| Candidate {
+                requests: live.load.requests(),
+                tokens: live.load.tokens(),
+                identity: live.identity,
+            })
             .collect();
-        match self.policy.pick(&candidates) {
-            Some(index) => Pick::Worker(Lease::new(self.clone(), open[index].clone())),
+        match self.policy.pick(&candidates, route.affinity) {
+            Some(index) => Pick::Worker(Lease::new(self.clone(), open[index].clone(), route)),
             None => Pick::Wait(again),
         }
     }
 
-    fn wake_waiting(&self) {
+    pub(super) fn wake_waiting(&self) {
         self.view.send_modify(|_| {});
-    }
-}
-
-/// One request on one worker. Counts towards its load until dropped.
-pub struct Lease {
-    fleet: Arc<Fleet>,
-    worker: Arc<Live>,
-    epoch: u64,
-    stage: Stage,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Asked,
-    Accepted,
-    Served,
-    Failed,
-}
-
-impl Lease {
-    fn new(fleet: Arc<Fleet>, worker: Arc<Live>) -> Self {
-        worker.outstanding.fetch_add(1, Ordering::Relaxed);
-        let epoch = worker.circuit().take();
-        Self { fleet, worker, epoch, stage: Stage::Asked }
-    }
-
-    /// The worker's channel.
-    pub fn channel(&self) -> Channel {
-        self.worker.channel.clone()
-    }
-
-    /// The worker.
-    pub fn worker(&self) -> &Worker {
-        &self.worker.info
-    }
-
-    /// Whether the worker took the request.
-    pub fn is_accepted(&self) -> bool {
-        matches!(self.stage, Stage::Accepted | Stage::Served)
-    }
-
-    /// The worker took the request.
-    pub fn accepted(&mut self) {
-        if self.stage == Stage::Asked {
-            self.stage = Stage::Accepted;
-            if self.worker.circuit().accepted(self.epoch) {
-                self.fleet.wake_waiting();
-            }
-        }
-    }
-
-    /// The worker answered something useful.
-    pub fn served(&mut self) {
-        self.accepted();
-        if self.stage == Stage::Accepted {
-            self.stage = Stage::Served;
-            self.worker.circuit().served(self.epoch);
-        }
-    }
-
-    /// The worker is not able to serve: it rests.
-    pub fn failed(&mut self) {
-        self.stage = Stage::Failed;
-        if self.worker.circuit().failed(self.epoch, Instant::now()) {
-            self.fleet.wake_waiting();
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.worker.outstanding.fetch_sub(1, Ordering::Relaxed);
-        if self.stage == Stage::Asked && self.worker.circuit().abandoned(self.epoch) {
-            self.fleet.wake_waiting();
-        }
-    }
-}
-
-impl std::fmt::Debug for Lease {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lease").field("worker", &self.worker.info.name).field("stage", &self.stage).finish()
     }
 }
 
@@ -281,6 +247,8 @@ impl std::fmt::Debug for Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use crate::routing::PolicyName;
 
     fn fleet(workers: &[(&str, &str)]) -> Arc<Fleet> {
@@ -307,7 +275,7 @@ mod tests {
 
     fn lease(fleet: &Arc<Fleet>, avoid: &[&str], revision: Option<&str>) -> Lease {
         let avoid: Vec<String> = avoid.iter().map(|id| (*id).to_owned()).collect();
-        match fleet.pick("m", &avoid, revision) {
+        match fleet.pick(&fleet.route("m", Work::default()), &avoid, revision) {
             Pick::Worker(lease) => lease,
             other => panic!("{other:?}"),
         }
@@ -327,22 +295,28 @@ mod tests {
     #[tokio::test]
     async fn a_model_without_workers_is_waited_for_and_an_unknown_one_is_not() {
         let fleet = fleet(&[]);
-        assert!(matches!(fleet.pick("m", &[], None), Pick::Wait(None)));
-        assert!(matches!(fleet.pick("other", &[], None), Pick::UnknownModel));
+        assert!(matches!(fleet.pick(&fleet.route("m", Work::default()), &[], None), Pick::Wait(None)));
+        assert!(matches!(
+            fleet.pick(&fleet.route("other", Work::default()), &[], None),
+            Pick::Unknown(Unknown::Model)
+        ));
     }
 
     #[tokio::test]
     async fn before_the_first_look_no_model_is_unknown() {
         let options = ConnectOptions { connect: Duration::ZERO, keep_alive: Duration::ZERO };
         let fleet = Fleet::new(PolicyName::LeastLoad.build(), options);
-        assert!(matches!(fleet.pick("m", &[], None), Pick::Wait(None)));
+        assert!(matches!(fleet.pick(&fleet.route("m", Work::default()), &[], None), Pick::Wait(None)));
     }
 
     #[tokio::test]
     async fn avoided_workers_are_not_picked_and_avoiding_all_is_told() {
         let fleet = fleet(&[("a", ""), ("b", "")]);
         assert_eq!(lease(&fleet, &["a"], None).worker().id, "b");
-        assert!(matches!(fleet.pick("m", &["a".into(), "b".into()], None), Pick::Exhausted));
+        assert!(matches!(
+            fleet.pick(&fleet.route("m", Work::default()), &["a".into(), "b".into()], None),
+            Pick::Exhausted
+        ));
     }
 
     #[tokio::test]
@@ -360,12 +334,14 @@ mod tests {
         for outcome in outcomes {
             let fleet = fleet(&[("a", "")]);
             lease(&fleet, &[], None).failed();
-            let Pick::Wait(Some(rested)) = fleet.pick("m", &[], None) else { panic!("it must rest") };
+            let Pick::Wait(Some(rested)) = fleet.pick(&fleet.route("m", Work::default()), &[], None) else {
+                panic!("it must rest")
+            };
             tokio::time::sleep_until(rested.into()).await;
             let probe = lease(&fleet, &[], None);
             let mut waiting = fleet.subscribe();
             waiting.borrow_and_update();
-            assert!(matches!(fleet.pick("m", &[], None), Pick::Wait(None)));
+            assert!(matches!(fleet.pick(&fleet.route("m", Work::default()), &[], None), Pick::Wait(None)));
             outcome(probe);
             assert!(waiting.has_changed().unwrap());
         }
@@ -376,7 +352,7 @@ mod tests {
         let fleet = fleet(&[("a", "")]);
         lease(&fleet, &[], None).failed();
         fleet.update(&table(&[("a", "")]));
-        assert!(matches!(fleet.pick("m", &[], None), Pick::Wait(Some(_))));
+        assert!(matches!(fleet.pick(&fleet.route("m", Work::default()), &[], None), Pick::Wait(Some(_))));
         fleet.update(&table(&[("another life of a", "")]));
         lease(&fleet, &[], None);
     }

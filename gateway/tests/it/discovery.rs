@@ -1,123 +1,17 @@
 //! Discovery follows the Kubernetes API, and outlives it.
-//!
-//! The API server here speaks just enough of the protocol (list, watch) to be followed and to go away; how a real one
-//! behaves is what the cluster tests see.
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    body::{Body, Bytes},
-    extract::{Request, State},
-    response::Response,
-};
 use belay_gateway::{
     discovery::kubernetes,
     routing::{ConnectOptions, Fleet, PolicyName},
 };
-use futures::StreamExt;
-use kube::{Client, Config};
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    sync::broadcast,
-    task::{JoinHandle, JoinSet},
+use tokio::task::JoinHandle;
+
+use crate::support::{
+    eventually,
+    kubernetes::{Cluster, client},
 };
-use tokio_stream::wrappers::BroadcastStream;
-
-use crate::support::eventually;
-
-/// What the API server knows, and the changes since.
-#[derive(Clone)]
-struct Cluster {
-    deployments: Arc<Mutex<Vec<Value>>>,
-    pods: Arc<Mutex<Vec<Value>>>,
-    changes: broadcast::Sender<(&'static str, Value)>,
-    /// How often it was started. It forgets what changed before: who asks for that has to list again.
-    life: Arc<AtomicUsize>,
-}
-
-impl Cluster {
-    fn new() -> Self {
-        Self {
-            deployments: Arc::default(),
-            pods: Arc::default(),
-            changes: broadcast::channel(64).0,
-            life: Arc::default(),
-        }
-    }
-
-    fn add_pod(&self, name: &str) -> Value {
-        let pod = pod(name);
-        self.pods.lock().unwrap().push(pod.clone());
-        self.tell("pods", "ADDED", &pod);
-        pod
-    }
-
-    fn tell(&self, kind: &'static str, what: &str, object: &Value) {
-        let _ = self.changes.send((kind, json!({"type": what, "object": object})));
-    }
-
-    async fn serve(&self, address: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
-        self.life.fetch_add(1, Ordering::SeqCst);
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let router = Router::new().fallback(answer).with_state(self.clone());
-        let server = tokio::spawn(async move {
-            // dropped with this task, so that connections go away as well
-            let mut connections = JoinSet::new();
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let service = hyper_util::service::TowerToHyperService::new(router.clone());
-                connections.spawn(async move {
-                    let http = hyper::server::conn::http1::Builder::new();
-                    let _ = http.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
-                });
-            }
-        });
-        (address, server)
-    }
-}
-
-async fn answer(State(cluster): State<Cluster>, request: Request) -> Response {
-    let (kind, list, objects) = match request.uri().path() {
-        "/api/v1/pods" => ("pods", "PodList", &cluster.pods),
-        "/apis/serving.belay.dev/v1alpha1/modeldeployments" => {
-            ("deployments", "ModelDeploymentList", &cluster.deployments)
-        }
-        _ => return Response::builder().status(404).body(Body::empty()).unwrap(),
-    };
-    let query = request.uri().query().unwrap_or_default();
-    if kind == "pods" {
-        assert!(query.contains("labelSelector=app.kubernetes.io%2Fname%3Dbelay-worker"), "{query}");
-    }
-    let life = cluster.life.load(Ordering::SeqCst);
-    let is_watch = query.contains("watch=true");
-    let body = if is_watch && !query.contains(&format!("resourceVersion={life}")) {
-        let expired = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                             "message": "too old resource version", "reason": "Expired", "code": 410});
-        Body::from(json!({"type": "ERROR", "object": expired}).to_string() + "\n")
-    } else if is_watch {
-        let lines = BroadcastStream::new(cluster.changes.subscribe()).filter_map(move |change| async move {
-            let (of, event) = change.ok()?;
-            (of == kind).then(|| Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n"))))
-        });
-        Body::from_stream(lines)
-    } else {
-        let items = objects.lock().unwrap().clone();
-        Body::from(
-            json!({"kind": list, "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items})
-                .to_string(),
-        )
-    };
-    Response::builder().header("content-type", "application/json").body(body).unwrap()
-}
 
 fn deployment() -> Value {
     json!({"apiVersion": "serving.belay.dev/v1alpha1", "kind": "ModelDeployment",
@@ -137,8 +31,7 @@ fn follow(api: SocketAddr) -> (Arc<Fleet>, JoinHandle<()>) {
     let second = Duration::from_secs(1);
     let fleet =
         Fleet::new(PolicyName::LeastLoad.build(), ConnectOptions { connect: second, keep_alive: second });
-    let client = Client::try_from(Config::new(format!("http://{api}").parse().unwrap())).unwrap();
-    (fleet.clone(), tokio::spawn(kubernetes::watch(client, None, fleet)))
+    (fleet.clone(), tokio::spawn(kubernetes::watch(client(api), None, fleet)))
 }
 
 fn ready(fleet: &Fleet) -> Option<usize> {
@@ -156,7 +49,8 @@ async fn workers_come_and_go_as_the_api_says() {
     eventually("two watches", || cluster.changes.receiver_count() == 2).await;
     cluster.tell("deployments", "ADDED", &deployment());
     eventually("the model is known", || ready(&fleet) == Some(0)).await;
-    let mut pod = cluster.add_pod("p0");
+    let mut pod = pod("p0");
+    cluster.add_pod(&pod);
     eventually("a worker is ready", || ready(&fleet) == Some(1)).await;
     pod["metadata"]["annotations"] = json!({"serving.belay.dev/draining": "true"});
     cluster.tell("pods", "MODIFIED", &pod);
@@ -174,7 +68,7 @@ async fn workers_come_and_go_as_the_api_says() {
 async fn the_last_state_stays_while_the_api_is_away() {
     let cluster = Cluster::new();
     cluster.deployments.lock().unwrap().push(deployment());
-    cluster.add_pod("p0");
+    cluster.add_pod(&pod("p0"));
     let (api, server) = cluster.serve("127.0.0.1:0".parse().unwrap()).await;
     let (fleet, watch) = follow(api);
     eventually("a worker is ready", || ready(&fleet) == Some(1)).await;
@@ -186,7 +80,7 @@ async fn the_last_state_stays_while_the_api_is_away() {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(ready(&fleet), Some(1));
 
-    cluster.add_pod("p1");
+    cluster.add_pod(&pod("p1"));
     let (_, server) = cluster.serve(api).await;
     eventually("the news of the meantime", || ready(&fleet) == Some(2)).await;
     watch.abort();

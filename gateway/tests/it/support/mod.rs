@@ -1,5 +1,6 @@
 //! A gateway in this process, its clients, and workers to put behind it.
 pub mod http;
+pub mod kubernetes;
 mod script;
 mod worker;
 
@@ -9,8 +10,12 @@ pub use worker::Worker;
 use std::time::Duration;
 
 use belay_gateway::{config::Config, run::Gateway};
-use belay_proto::inference::{
-    GenerateRequest, GenerateResponse, Sampling, generate_request::Prompt, inference_client::InferenceClient,
+use belay_proto::{
+    gateway::{ReadRequest, ReadResponse, measurements_client::MeasurementsClient},
+    inference::{
+        GenerateRequest, GenerateResponse, Sampling, generate_request::Prompt,
+        inference_client::InferenceClient,
+    },
 };
 use clap::Parser;
 use tonic::transport::Channel;
@@ -35,6 +40,13 @@ pub async fn gateway(workers: &[&Worker], flags: &[&str]) -> Gateway {
 pub async fn channel(gateway: &Gateway) -> Channel {
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", gateway.api)).unwrap();
     endpoint.connect().await.unwrap()
+}
+
+/// What the operator would read.
+pub async fn measured(gateway: &Gateway) -> ReadResponse {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", gateway.metrics)).unwrap();
+    let mut client = MeasurementsClient::new(endpoint.connect().await.unwrap());
+    client.read(ReadRequest {}).await.unwrap().into_inner()
 }
 
 pub fn request(prompt: &str, max_tokens: u32) -> GenerateRequest {

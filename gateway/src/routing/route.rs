@@ -1,0 +1,102 @@
+//! Where a request may go, and what it will take.
+use std::sync::Arc;
+
+use crate::{
+    discovery::Role,
+    keys::Ticket,
+    measure::{ModelMeter, Work},
+};
+
+use super::View;
+
+/// What a client asked for by a model's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Served model name.
+    pub model: String,
+    /// Of which revision.
+    pub wanted: Wanted,
+}
+
+/// Revisions that will do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Every one: shares decide.
+    #[default]
+    Any,
+    /// `MODEL@stable` and so on: whichever has this role.
+    Role(Role),
+    /// `MODEL@<revision>`: only that one.
+    Revision(String),
+}
+
+/// Why a name is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// No deployment serves this model.
+    Model,
+    /// The model is there, but nothing of that revision.
+    Revision {
+        /// Served model name.
+        model: String,
+        /// As it was asked for.
+        revision: String,
+    },
+}
+
+impl Unknown {
+    /// Nothing is left of what was asked for.
+    pub(super) fn of(target: &Target) -> Self {
+        let revision = match &target.wanted {
+            Wanted::Any => return Self::Model,
+            Wanted::Role(role) => role.name().to_owned(),
+            Wanted::Revision(revision) => revision.clone(),
+        };
+        Self::Revision { model: target.model.clone(), revision }
+    }
+}
+
+impl Target {
+    /// Reads a name: that of a model, or `MODEL@REVISION`. A model whose own name has an `@` is found by it. Until discovery
+    /// has looked, a name is taken as it is.
+    pub fn read(name: &str, view: &View) -> Result<Self, Unknown> {
+        let whole = || Self { model: name.to_owned(), wanted: Wanted::Any };
+        if !view.synced || view.models.contains_key(name) {
+            return Ok(whole());
+        }
+        let Some((model, revision)) = name.rsplit_once('@') else { return Err(Unknown::Model) };
+        let Some(state) = view.models.get(model) else { return Err(Unknown::Model) };
+        let wanted = match Role::named(revision) {
+            Some(role) => Wanted::Role(role),
+            None => Wanted::Revision(revision.to_owned()),
+        };
+        if !state.has(&wanted) {
+            return Err(Unknown::Revision { model: model.to_owned(), revision: revision.to_owned() });
+        }
+        Ok(Self { model: model.to_owned(), wanted })
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// What was asked for.
+    pub target: Target,
+    /// Of its model.
+    pub meter: Arc<ModelMeter>,
+    /// What one answer takes.
+    pub work: Work,
+    /// What it has in common with other requests.
+    pub affinity: Affinity,
+    /// What it takes of its key, if it has one.
+    pub ticket: Option<Arc<Ticket>>,
+}
+
+/// What requests can have in common: where one of them went, the others go as well if they may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// Hash of what the client calls its session.
+    pub session: Option<u64>,
+    /// Hash of how the prompt begins.
+    pub prefix: Option<u64>,
+}
