@@ -39,6 +39,10 @@ test-cluster: ## the tests on a kind cluster of their own
 chaos: ## every fault on every shape of a group, again and again: docs/reliability.md (hours; BELAY_CHAOS=words selects)
 	@tests/run.sh chaos
 
+.PHONY: e2e-report
+e2e-report: ## rollouts, scaling, drains and restarts under load: docs/reliability.md (half an hour; BELAY_REPORT=words selects)
+	@tests/run.sh report
+
 .PHONY: e2e-rebalance
 e2e-rebalance: ## the part of it that skews a load and watches the experts move, and an even load (a quarter of an hour)
 	@BELAY_CHAOS=load/ tests/run.sh chaos

@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh PART...: lint, unit, cluster, chaos.  Every part runs, whatever happened to the ones before; the last line counts.
+# run.sh PART...: lint, unit, cluster, chaos, report.  Every part runs, whatever happened to the ones before; the last line counts.
 set -uo pipefail
 . "$(dirname "$0")/cluster/env.sh"
 cd "$checkout"
@@ -118,11 +118,22 @@ chaos() {
   fi
 }
 
-[ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster | chaos ..."
+# Changes under load, for docs/reliability.md: no part of `make test` either.
+report() {
+  local environment
+  prepare report
+  if [ -f "$environment" ]; then
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    check "report: changes" bash -c '. "$0" && exec "$@"' "$environment" \
+      cargo test --locked -p belay-e2e --features cluster --test report
+  fi
+}
+
+[ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster | chaos | report ..."
 tests/cluster/install-tools.sh build || exit 1
 for part in "$@"; do
   case $part in
-  lint | unit | cluster | chaos) "$part" ;;
+  lint | unit | cluster | chaos | report) "$part" ;;
   *) die "no part is called $part" ;;
   esac
 done

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod campaign;
+pub mod checkpoint;
 pub mod client;
 pub mod coverage;
 pub mod env;
@@ -16,6 +17,7 @@ pub mod ledger;
 pub mod node;
 pub mod oracle;
 pub mod routing;
+pub mod service;
 pub mod timeline;
 pub mod traffic;
 pub mod tunnel;

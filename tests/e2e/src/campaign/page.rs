@@ -5,6 +5,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use anyhow::{Context, Result};
 
 use super::{
+    change::Change,
     load::{Moment, Summary},
     row::Row,
     scenario::Fault,
@@ -19,6 +20,52 @@ pub fn publish(page: &Path, faults: &[Row], load: &[Moment]) -> Result<()> {
     let text = between(&text, "faults", &fault_table(faults))?;
     let text = between(&text, "load", &load_table(load))?;
     fs::write(page, text).with_context(|| page.display().to_string())
+}
+
+/// Puts the table of changes between its marks.
+///
+/// # Errors
+/// If the page can't be read or written, or a mark is missing.
+pub fn publish_changes(page: &Path, changes: &[Change]) -> Result<()> {
+    let text = fs::read_to_string(page).with_context(|| page.display().to_string())?;
+    let text = between(&text, "changes", &change_table(changes))?;
+    fs::write(page, text).with_context(|| page.display().to_string())
+}
+
+/// A line for each kind of change, of the commit with which it was made last.
+#[must_use]
+pub fn change_table(changes: &[Change]) -> String {
+    let Some(last) = changes.last() else { return "Nothing was measured yet.\n".into() };
+    let mut groups: Vec<Vec<&Change>> = Vec::new();
+    for change in changes {
+        match groups.iter_mut().find(|group| group[0].event == change.event) {
+            Some(group) if group[0].provenance.commit == change.provenance.commit => group.push(change),
+            Some(older) => *older = vec![change],
+            None => groups.push(vec![change]),
+        }
+    }
+    let mut text = format!("{}, {}.\n\n", last.provenance.date, last.provenance.machine);
+    text += "| change | commit | n | streams | failed | differ | worst wait for a first piece | worst wait between two | took | not as it should be |\n\
+             |---|---|---|---|---|---|---|---|---|---|\n";
+    for group in groups {
+        let sum = |of: fn(&Change) -> usize| group.iter().map(|change| of(change)).sum::<usize>();
+        let spread = |of: fn(&Change) -> f64| spread(group.iter().map(|change| Some(of(change))).collect());
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            group[0].event,
+            group[0].provenance.commit,
+            group.len(),
+            sum(|change| change.right + change.failed + change.differing),
+            sum(|change| change.failed),
+            sum(|change| change.differing),
+            spread(|change| change.first_s),
+            spread(|change| change.gap_s),
+            spread(|change| change.took_s),
+            group.iter().filter(|change| !change.problem.is_empty()).count(),
+        );
+    }
+    text
 }
 
 fn between(text: &str, name: &str, new: &str) -> Result<String> {
@@ -176,6 +223,31 @@ mod tests {
         assert!(lines[5].contains("SIGSTOP) | 2 × 2 | 2 | old | 1 |"), "{table}");
         assert!(
             lines[6].starts_with("| node stopped | 2 × 2 | 2 | new | 1 | 10 | 0 | 0 | 2.0 / 2.0 / 2.0 | – |")
+        );
+    }
+
+    #[test]
+    fn changes_of_a_kind_are_a_line() {
+        let change = |event: &str, commit: &str, gap_s, problem: &str| Change {
+            provenance: Provenance { date: "d".into(), commit: commit.into(), machine: "m".into() },
+            event: event.into(),
+            right: 10,
+            gap_s,
+            problem: problem.into(),
+            ..Change::default()
+        };
+        let changes = [
+            change("scale", "old", 9.0, ""),
+            change("drain", "old", 1.0, ""),
+            change("scale", "new", 1.0, ""),
+            change("scale", "new", 2.0, "late"),
+        ];
+        let table = change_table(&changes);
+        let lines: Vec<&str> = table.lines().skip(4).collect();
+        assert_eq!(lines.len(), 2, "{table}");
+        assert_eq!(
+            lines[0],
+            "| scale | new | 2 | 20 | 0 | 0 | 0.0 / 0.0 / 0.0 | 1.0 / 1.5 / 2.0 | 0.0 / 0.0 / 0.0 | 1 |"
         );
     }
 

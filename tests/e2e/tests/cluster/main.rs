@@ -8,6 +8,7 @@ mod step30_answers;
 mod step40_clients;
 mod step50_bad_requests;
 mod step60_scale_and_rollout;
+mod step62_canary;
 mod step70_faults;
 mod step72_rank_loss;
 mod step80_bad_sources;
