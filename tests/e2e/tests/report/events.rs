@@ -133,7 +133,7 @@ fn canary(fixture: &Fixture) -> Result<Value> {
             "minRequests": 20,
             "maxTimeToFirstTokenIncreasePercent": 100,
             "maxInterTokenIncreasePercent": 100,
-            "parity": { "prompts": prompts, "maxTokens": 64 },
+            "parity": { "prompts": prompts, "maxTokens": 64, "maxLogprobDifferenceThousandths": 1 },
         },
     }))
 }
