@@ -12,5 +12,6 @@ pub mod commands;
 pub mod error;
 pub mod observe;
 pub mod picture;
+pub mod status;
 pub mod terminal;
 pub mod workers;

@@ -4,6 +4,7 @@ pub mod experts;
 pub mod inject;
 pub mod rebalance;
 pub mod rollout;
+pub mod status;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -13,6 +14,12 @@ use crate::cli::{Access, Outcome};
 /// Subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show how a deployment does: its revisions, groups and pods, what loads, drains or fails
+    ///
+    /// A line for each pod: the phase that its worker tells (or, where the worker is not heard, what the pod is), its node, the
+    /// requests that it has, and while it reads the checkpoint how far it is, how fast, and what is left. Above, the conditions
+    /// that matter and the rollout; below, the last events of an hour. Without NAME: a line for each deployment.
+    Status(status::StatusArgs),
     /// Show where the experts are, how much load each copy has, and what moves
     ///
     /// A row for each rank, a column for each expert; where the terminal is too narrow, a column for several. A cell says
@@ -41,6 +48,7 @@ impl Command {
     /// Whatever stopped it.
     pub async fn run(self, access: &Access) -> Result<Outcome> {
         match self {
+            Self::Status(args) => status::run(&args, access).await,
             Self::Experts(args) => experts::run(&args, access).await,
             Self::Inject(args) => inject::run(&args, access).await,
             Self::Rebalance(args) => rebalance::run(&args, access).await,

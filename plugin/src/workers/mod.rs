@@ -11,7 +11,8 @@ use std::{
 };
 
 use belay_proto::admin::{
-    GetExpertLoadRequest, GetExpertsRequest, GetStatusRequest, InjectRequest, admin_client::AdminClient,
+    GetExpertLoadRequest, GetExpertsRequest, GetStatusRequest, InjectRequest, WorkerStatus,
+    admin_client::AdminClient,
 };
 use futures::{
     FutureExt,
@@ -33,7 +34,7 @@ pub const ADMIN_PORT: u16 = 50052;
 /// How long a worker may take to answer a person, the way to it included.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// A two-way stream of bytes to a worker's admin port.
+/// A two-way stream of bytes to a port of a pod.
 pub trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
@@ -49,7 +50,7 @@ pub struct Stream {
     pub trouble: Trouble,
 }
 
-/// A way to the admin ports of pods.
+/// A way to a port of pods.
 pub trait Reach: Send + Sync {
     /// Opens a stream to the pod of this name.
     fn open(&self, pod: &str) -> BoxFuture<'static, io::Result<Stream>>;
@@ -113,6 +114,17 @@ impl Workers {
                 experts: experts.map(tonic::Response::into_inner).map_err(why),
                 load: load.map(tonic::Response::into_inner).map_err(why),
             })
+        })
+        .await
+    }
+
+    /// What the worker in this pod says of itself.
+    ///
+    /// # Errors
+    /// When it does not tell in time.
+    pub async fn status(&self, pod: &str) -> Result<WorkerStatus, WorkerError> {
+        self.call(pod, |mut client| async move {
+            client.get_status(GetStatusRequest {}).await.map(tonic::Response::into_inner)
         })
         .await
     }

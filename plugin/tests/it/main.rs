@@ -5,5 +5,6 @@ mod commands;
 mod picture;
 mod properties;
 mod rollout;
+mod status;
 mod support;
 mod workers;

@@ -39,6 +39,8 @@ pub struct Objects {
     pub config_maps: Vec<Value>,
     pub pods: Vec<Value>,
     pub revisions: Vec<Value>,
+    /// Other collections, by path.
+    pub lists: BTreeMap<String, Vec<Value>>,
     /// Where the admin port of a pod is.
     pub workers: BTreeMap<String, SocketAddr>,
     /// Bodies of patches of the deployment.
@@ -173,12 +175,17 @@ fn metadata(name: &str, uid: &str, group: &GroupAnswers, worker: Option<u32>) ->
 fn pod(pod: &WorkerPod, group: &GroupAnswers) -> Value {
     let container = json!({
         "name": "worker", "image": "", "imageID": "", "ready": true, "restartCount": pod.restarts,
+        "state": {"running": {"startedAt": "2026-11-27T10:00:00Z"}},
     });
+    let condition = |kind: &str| json!({"type": kind, "status": "True"});
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": metadata(&pod.name, &pod.uid, group, Some(pod.worker)),
         "spec": {"nodeName": pod.node, "containers": []},
-        "status": {"containerStatuses": [container]},
+        "status": {
+            "phase": "Running", "containerStatuses": [container],
+            "conditions": [condition("PodScheduled"), condition("Ready")],
+        },
     })
 }
 
@@ -215,6 +222,17 @@ async fn answer(
             objects.lock().unwrap().patches.push(serde_json::from_slice(&body).unwrap());
         }
         return Ok(reply(StatusCode::OK, &known));
+    }
+    let whole = ["/apis/serving.belay.dev/v1alpha1/modeldeployments", own.trim_end_matches('/')];
+    if whole.contains(&path.as_str()) {
+        let known = objects.lock().unwrap().deployment.clone();
+        return Ok(list(
+            "ModelDeploymentList",
+            if known.is_null() { &[] } else { std::slice::from_ref(&known) },
+        ));
+    }
+    if let Some(items) = objects.lock().unwrap().lists.get(&path) {
+        return Ok(list("List", items));
     }
     if path == "/apis/apps/v1/namespaces/models/controllerrevisions" {
         return Ok(list("ControllerRevisionList", &objects.lock().unwrap().revisions));
