@@ -47,6 +47,10 @@ pub enum Outcome {
     Done,
     /// It asked, and the answer was no: nothing was done.
     NotConfirmed,
+    /// What was asked about does not fit, or is refused.
+    DoesNotFit,
+    /// It could not be found out; why has been told.
+    NoVerdict,
 }
 
 impl Cli {
@@ -64,6 +68,8 @@ pub fn finish(outcome: Result<Outcome>) -> ExitCode {
     match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::NotConfirmed) => ExitCode::from(3),
+        Ok(Outcome::DoesNotFit) => ExitCode::FAILURE,
+        Ok(Outcome::NoVerdict) => ExitCode::from(2),
         // `| head` has seen enough
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

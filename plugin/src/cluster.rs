@@ -107,7 +107,8 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    fn deployments(&self) -> Api<DynamicObject> {
+    /// ModelDeployments of the namespace.
+    pub fn deployments(&self) -> Api<DynamicObject> {
         Api::namespaced_with(
             self.client.clone(),
             &self.namespace,

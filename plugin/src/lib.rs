@@ -12,6 +12,7 @@ pub mod commands;
 pub mod error;
 pub mod observe;
 pub mod picture;
+pub mod preflight;
 pub mod status;
 pub mod terminal;
 pub mod workers;

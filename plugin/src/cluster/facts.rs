@@ -1,7 +1,10 @@
 //! Objects as they are, for commands that look at more than groups.
 use anyhow::{Context as _, Result};
 use belay_crds::{ModelDeployment, labels};
-use k8s_openapi::api::core::v1::{Event, Pod, Service};
+use k8s_openapi::api::{
+    apps::v1::ControllerRevision,
+    core::v1::{ConfigMap, Event, Node, Pod, Service},
+};
 use kube::{
     Api,
     api::{DynamicObject, ListParams},
@@ -19,7 +22,85 @@ pub struct Owned {
     pub services: Vec<Service>,
 }
 
+/// All that the operator made for a deployment, as far as it decides about groups by it.
+#[derive(Clone, Debug, Default)]
+pub struct Holdings {
+    /// Pods of its workers.
+    pub pods: Vec<Pod>,
+    /// The records of its groups.
+    pub services: Vec<Service>,
+    /// Placements.
+    pub config_maps: Vec<ConfigMap>,
+    /// Revisions.
+    pub revisions: Vec<ControllerRevision>,
+}
+
 impl Cluster {
+    /// The same cluster, another namespace.
+    #[must_use]
+    pub fn within(&self, namespace: &str) -> Self {
+        Self { client: self.client.clone(), namespace: namespace.to_owned() }
+    }
+
+    /// A deployment as the API server has it.
+    ///
+    /// # Errors
+    /// If it does not exist, or can't be read.
+    pub async fn object(&self, name: &str) -> Result<DynamicObject> {
+        self.deployments().get(name).await.with_context(|| self.what(name))
+    }
+
+    /// The same; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub async fn object_if_any(&self, name: &str) -> Result<Option<DynamicObject>> {
+        self.deployments().get_opt(name).await.with_context(|| self.what(name))
+    }
+
+    /// All nodes and all pods of the cluster.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub async fn inventory(&self) -> Result<(Vec<Node>, Vec<Pod>)> {
+        let (nodes, pods) = (Api::<Node>::all(self.client.clone()), Api::<Pod>::all(self.client.clone()));
+        let everything = ListParams::default();
+        let (nodes, pods) = tokio::join!(nodes.list(&everything), pods.list(&everything));
+        let (mut nodes, pods) =
+            (nodes.context("nodes")?.items, pods.context("pods of all namespaces")?.items);
+        nodes.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        Ok((nodes, pods))
+    }
+
+    /// All that the operator made for a deployment.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub async fn holdings(&self, deployment: &Deployment) -> Result<Holdings> {
+        let params = ListParams::default().labels(&labels::selector(&deployment.name));
+        let (pods, services, config_maps, revisions) = (
+            self.pods(),
+            Api::<Service>::namespaced(self.client.clone(), &self.namespace),
+            Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace),
+            Api::<ControllerRevision>::namespaced(self.client.clone(), &self.namespace),
+        );
+        let lists = tokio::try_join!(
+            pods.list(&params),
+            services.list(&params),
+            config_maps.list(&params),
+            revisions.list(&params),
+        );
+        let (pods, services, config_maps, revisions) =
+            lists.with_context(|| format!("objects of {}", self.what(&deployment.name)))?;
+        let uid = deployment.uid();
+        Ok(Holdings {
+            pods: owned(pods, uid),
+            services: owned(services, uid),
+            config_maps: owned(config_maps, uid),
+            revisions: owned(revisions, uid),
+        })
+    }
+
     /// The deployments of the namespace, or of all, by namespace and name.
     ///
     /// # Errors

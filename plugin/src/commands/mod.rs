@@ -2,6 +2,7 @@
 
 pub mod experts;
 pub mod inject;
+pub mod plan;
 pub mod rebalance;
 pub mod rollout;
 pub mod status;
@@ -33,6 +34,15 @@ pub enum Command {
     /// Says first what will happen, and asks. The workers must have been started with fault injection: the variable
     /// BELAY_FAULT_INJECTION=on in spec.group.template.env.
     Inject(inject::InjectArgs),
+    /// Tell what would happen if a ModelDeployment were applied: what changes, in which steps, and whether it fits
+    ///
+    /// Nothing is changed. The API server's admission looks at it first (a dry run). Then the operator's own decisions are played
+    /// through on the groups and nodes as they are: which groups are made and removed and in which order, on which nodes their
+    /// pods find room, what stalls and what would help. Not looked at: volumes, quotas, rules about pods beside others,
+    /// preemption of other pods.
+    ///
+    /// Exit codes: 0 it fits; 1 it does not fit, or is refused; 2 that could not be found out.
+    Plan(plan::PlanArgs),
     /// Ask the operator to spread the load anew, once
     ///
     /// Sets the annotation serving.belay.dev/rebalance to the present time. What moves, `experts --watch` shows.
@@ -51,6 +61,7 @@ impl Command {
             Self::Status(args) => status::run(&args, access).await,
             Self::Experts(args) => experts::run(&args, access).await,
             Self::Inject(args) => inject::run(&args, access).await,
+            Self::Plan(args) => plan::run(&args, access).await,
             Self::Rebalance(args) => rebalance::run(&args, access).await,
             Self::Rollout(args) => rollout::run(&args, access).await,
         }

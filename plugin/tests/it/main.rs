@@ -3,6 +3,7 @@
 
 mod commands;
 mod picture;
+mod preflight;
 mod properties;
 mod rollout;
 mod status;
