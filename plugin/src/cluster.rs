@@ -102,6 +102,11 @@ impl Cluster {
         &self.namespace
     }
 
+    /// The client of its API server.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Pods of the namespace.
     pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.namespace)

@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod answers;
+pub mod chat;
 pub mod cli;
 pub mod cluster;
 pub mod commands;
 pub mod error;
+pub mod logs;
 pub mod observe;
 pub mod picture;
 pub mod preflight;

@@ -1,7 +1,9 @@
 //! The subcommands, one file each.
 
+pub mod chat;
 pub mod experts;
 pub mod inject;
+pub mod logs;
 pub mod plan;
 pub mod rebalance;
 pub mod rollout;
@@ -21,6 +23,11 @@ pub enum Command {
     /// requests that it has, and while it reads the checkpoint how far it is, how fast, and what is left. Above, the conditions
     /// that matter and the rollout; below, the last events of an hour. Without NAME: a line for each deployment.
     Status(status::StatusArgs),
+    /// Talk with the model, or ask it one thing
+    ///
+    /// Asks a gateway if one is ready, else a worker, either through a port-forward. The conversation is kept: each question comes
+    /// with all that was said before. Ctrl-C stops an answer, Ctrl-D ends. Reasoning is shown faintly, and only on a terminal.
+    Chat(chat::ChatArgs),
     /// Show where the experts are, how much load each copy has, and what moves
     ///
     /// A row for each rank, a column for each expert; where the terminal is too narrow, a column for several. A cell says
@@ -34,6 +41,10 @@ pub enum Command {
     /// Says first what will happen, and asks. The workers must have been started with fault injection: the variable
     /// BELAY_FAULT_INJECTION=on in spec.group.template.env.
     Inject(inject::InjectArgs),
+    /// Show the logs of all workers as one
+    ///
+    /// Each line is behind the name of its pod. Without --follow, lines are in the order of their time.
+    Logs(logs::LogsArgs),
     /// Tell what would happen if a ModelDeployment were applied: what changes, in which steps, and whether it fits
     ///
     /// Nothing is changed. The API server's admission looks at it first (a dry run). Then the operator's own decisions are played
@@ -59,8 +70,10 @@ impl Command {
     pub async fn run(self, access: &Access) -> Result<Outcome> {
         match self {
             Self::Status(args) => status::run(&args, access).await,
+            Self::Chat(args) => chat::run(&args, access).await,
             Self::Experts(args) => experts::run(&args, access).await,
             Self::Inject(args) => inject::run(&args, access).await,
+            Self::Logs(args) => logs::run(&args, access).await,
             Self::Plan(args) => plan::run(&args, access).await,
             Self::Rebalance(args) => rebalance::run(&args, access).await,
             Self::Rollout(args) => rollout::run(&args, access).await,

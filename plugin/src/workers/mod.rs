@@ -164,26 +164,32 @@ impl Workers {
     fn line(&self, pod: &str) -> Line {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let open = || {
-            let (reach, name) = (Arc::clone(&self.reach), pod.to_owned());
-            let trouble: Arc<Mutex<Option<Trouble>>> = Arc::default();
-            let told = Arc::clone(&trouble);
-            let connector = tower::service_fn(move |_: Uri| {
-                let (stream, told) = (reach.open(&name), Arc::clone(&told));
-                async move {
-                    let Stream { bytes, trouble } = stream.await?;
-                    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
-                    Ok::<_, io::Error>(TokioIo::new(bytes))
-                }
-            });
-            // the address is not looked up: the connector knows the way
-            let channel = Endpoint::from_static("http://worker").connect_with_connector_lazy(connector);
+            let (channel, trouble) = channel(Arc::clone(&self.reach), pod.to_owned());
             Line { channel, trouble }
         };
         lines.entry(pod.to_owned()).or_insert_with(open).clone()
     }
 }
 
-fn of_status(status: &Status) -> WorkerError {
+/// A connection to a pod that is opened when it is used first, and what breaks it from outside once something does.
+pub fn channel(reach: Arc<dyn Reach>, pod: String) -> (Channel, Arc<Mutex<Option<Trouble>>>) {
+    let trouble: Arc<Mutex<Option<Trouble>>> = Arc::default();
+    let told = Arc::clone(&trouble);
+    let connector = tower::service_fn(move |_: Uri| {
+        let (stream, told) = (reach.open(&pod), Arc::clone(&told));
+        async move {
+            let Stream { bytes, trouble } = stream.await?;
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
+            Ok::<_, io::Error>(TokioIo::new(bytes))
+        }
+    });
+    // the address is not looked up: the connector knows the way
+    let channel = Endpoint::from_static("http://worker").connect_with_connector_lazy(connector);
+    (channel, trouble)
+}
+
+/// The words for a call that failed.
+pub fn of_status(status: &Status) -> WorkerError {
     let message = status.message().to_owned();
     match status.code() {
         Code::PermissionDenied => WorkerError::Forbidden(message),
