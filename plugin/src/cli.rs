@@ -9,7 +9,8 @@ use clap::{Args, Parser};
 
 use crate::{commands::Command, error::describe};
 
-/// Looks at the experts of a ModelDeployment, moves them, follows rollouts, and breaks workers on purpose.
+/// Shows how ModelDeployments do, tells what a change of one would bring, follows and steers rollouts, shows logs and experts, talks
+/// with models, and breaks workers on purpose.
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong arguments; 3 not confirmed.
 #[derive(Debug, Parser)]

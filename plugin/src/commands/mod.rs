@@ -58,7 +58,7 @@ pub enum Command {
     ///
     /// Sets the annotation serving.belay.dev/rebalance to the present time. What moves, `experts --watch` shows.
     Rebalance(rebalance::RebalanceArgs),
-    /// Follow a rollout, pause it, let it go on, take it back; list revisions
+    /// Follow a rollout, pause it, let it go on, promote it, take it back; list revisions
     Rollout(rollout::RolloutArgs),
 }
 

@@ -79,7 +79,7 @@ pub fn rollout(rollout: &serde_json::Value) -> Vec<Line> {
     let text = |path: &str| rollout.pointer(path).and_then(|value| value.as_str()).map(clean);
     let number = |path: &str| rollout.pointer(path).and_then(serde_json::Value::as_i64);
     let mut pieces = vec![];
-    if let Some(phase) = text("/phase") {
+    if let Some(phase) = text("/phase").filter(|phase| phase != "Complete") {
         let mut line =
             word(format!("rollout of {}: {phase}", text("/revision").unwrap_or_default()), Style::NOTE);
         match (number("/step"), number("/steps")) {
