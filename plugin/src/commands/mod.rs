@@ -69,12 +69,12 @@ impl Command {
     /// Whatever stopped it.
     pub async fn run(self, access: &Access) -> Result<Outcome> {
         match self {
-            Self::Status(args) => status::run(&args, access).await,
+            Self::Status(args) => Box::pin(status::run(&args, access)).await,
             Self::Chat(args) => chat::run(&args, access).await,
             Self::Experts(args) => experts::run(&args, access).await,
             Self::Inject(args) => inject::run(&args, access).await,
             Self::Logs(args) => logs::run(&args, access).await,
-            Self::Plan(args) => plan::run(&args, access).await,
+            Self::Plan(args) => Box::pin(plan::run(&args, access)).await,
             Self::Rebalance(args) => rebalance::run(&args, access).await,
             Self::Rollout(args) => rollout::run(&args, access).await,
         }

@@ -60,7 +60,8 @@ pub enum Format {
 /// # Errors
 /// When nobody reads what is printed.
 pub async fn run(args: &PlanArgs, access: &Access) -> Result<Outcome> {
-    let reports = match progress::during(|| "asking the API server ...".to_owned(), all(args, access)).await {
+    let asked = Box::pin(all(args, access));
+    let reports = match progress::during(|| "asking the API server ...".to_owned(), asked).await {
         Ok(reports) => reports,
         Err(error) => {
             writeln!(io::stderr(), "error: {}", describe(error.as_ref()))?;

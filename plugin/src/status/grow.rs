@@ -225,6 +225,8 @@ fn by_worker(view: &mut PodView, told: &WorkerStatus, load: impl FnOnce(u64, u64
     view.told_by = Teller::Worker;
     let name = told.phase().as_str_name();
     view.phase = name.strip_prefix("PHASE_").unwrap_or(name).to_owned();
+    // as the operator sees it: a worker that contradicts the kubelet is believed
+    view.ready &= told.phase() == Phase::Ready;
     view.draining |= told.draining;
     view.requests_in_flight = Some(u64::from(told.requests_in_flight));
     view.expert_bytes = Some(told.ranks.iter().fold(0u64, |sum, rank| sum.saturating_add(rank.expert_bytes)));

@@ -149,7 +149,7 @@ pub struct PodView {
     pub phase: String,
     /// Who told the phase.
     pub told_by: Teller,
-    /// Whether the kubelet finds it ready.
+    /// Whether it takes requests: the kubelet finds it ready, and its worker does not say otherwise.
     pub ready: bool,
     /// Whether its worker takes no new requests.
     pub draining: bool,

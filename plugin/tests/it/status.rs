@@ -36,7 +36,7 @@ fn deployment(status: Value) -> Deployment {
             "name": "nano", "namespace": "models", "uid": "uid-nano", "generation": 7,
             "creationTimestamp": "2026-11-27T08:00:00Z",
         },
-        "spec": {"replicas": 2, "model": {"name": "deepseek-v4-nano"}},
+        "spec": {"replicas": 2, "model": {"name": "deepseek-v4-nano"}, "rollout": {"strategy": "Canary"}},
         "status": status,
     });
     Deployment::of(serde_json::from_value(object).unwrap())
@@ -84,16 +84,16 @@ fn canary() -> Seen {
         "currentRevision": "bbbb2222", "updatedRevision": "cccc3333",
         "conditions": [
             {"type": "Available", "status": "True", "reason": "GroupsReady", "message": "1 group"},
-            {"type": "Progressing", "status": "True", "reason": "RollingOut", "message": "starting: nano-cccc3333-0"},
+            {"type": "Progressing", "status": "True", "reason": "GroupsStarting", "message": "starting: nano-cccc3333-0"},
             {"type": "Degraded", "status": "True", "reason": "PodUnschedulable", "message": "pod nano-cccc3333-0-1: no room"},
         ],
         "traffic": [
-            {"revision": "cccc3333", "weightPercent": 10, "role": "Canary"},
-            {"revision": "bbbb2222", "weightPercent": 90, "role": "Stable"},
+            {"revision": "cccc3333", "weightPercent": 0, "role": "Canary"},
+            {"revision": "bbbb2222", "weightPercent": 100, "role": "Stable"},
         ],
         "rollout": {
-            "revision": "cccc3333", "phase": "Holding", "step": 1, "steps": 2, "weightPercent": 10,
-            "message": "until 50 requests were answered",
+            "revision": "cccc3333", "phase": "Starting", "step": 1, "steps": 2, "weightPercent": 0,
+            "message": "0 of 1 groups are ready",
             "lastRollback": {"revision": "aaaa1111", "reason": "AnalysisFailed", "message": "5% errors", "time": "2026-11-26T09:00:00Z"},
         },
         "groups": [
@@ -189,7 +189,7 @@ fn a_canary_as_programs_see_it() {
     let tree = serde_json::to_value(grow::tree(&canary(), &mut Pace::default())).unwrap();
     let group = &tree["revisions"][0]["groups"][0];
     assert_eq!(tree["revisions"][0]["age"], "updated");
-    assert_eq!(tree["revisions"][0]["trafficPercent"], 10);
+    assert_eq!(tree["revisions"][0]["trafficPercent"], 0);
     assert_eq!(
         group["pods"][0]["loading"],
         json!({
