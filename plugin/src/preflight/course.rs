@@ -1,7 +1,9 @@
 //! The course of a rollout, by the operator's own decisions: pure. Each round asks the operator's planner what it would do,
-//! does it, and lets everything under way come to its end: groups whose pods have nodes get ready, groups that drain go.
+//! does it, and lets everything under way come to its end: groups whose pods have nodes get ready, groups that drain go. Where
+//! only time is waited for, it passes. An analysis finds nothing bad.
 use std::collections::BTreeMap;
 
+use belay_crds::TrafficRole;
 use belay_operator::{
     group::{Group, WorkerPod},
     reconcile::{
@@ -11,9 +13,12 @@ use belay_operator::{
     },
     recovery::{self, Ask},
     revision::Record,
-    rollout::Health,
+    rollout::{Evidence, Health, Phase, Strategy},
 };
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::Pod,
+    jiff::{SignedDuration, Timestamp},
+};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -25,6 +30,9 @@ use super::{
 
 /// More rounds than any rollout needs: each makes or removes a group.
 const MOST_ROUNDS: usize = 10_000;
+
+/// More holds than any rollout has: one for each step of a canary.
+const MOST_HOLDS: usize = 100;
 
 /// Stands for the image of the operator's configuration where the spec names none: it is no part of a hash.
 pub const DEFAULT_IMAGE: &str = "the operator's default";
@@ -68,6 +76,12 @@ pub struct Sequence {
     pub loads: u32,
     /// Rounds in which groups drain.
     pub drains: u32,
+    /// Seconds for which steps, previews and old groups are held.
+    pub hold_seconds: u64,
+    /// Groups that the strategy lets exist on top of the wanted ones.
+    pub surge: u32,
+    /// Where the rollout is in the end: as `status.rollout.phase`.
+    pub phase: String,
 }
 
 /// What is done at once.
@@ -88,6 +102,9 @@ pub struct Round {
     pub ready: u32,
     /// Groups that exist meanwhile.
     pub groups: u32,
+    /// Share of new requests that the new revision has, in percent; absent: as many as its groups take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_percent: Option<u32>,
 }
 
 /// Why there is no course.
@@ -105,6 +122,9 @@ pub enum CourseError {
         #[source]
         source: BadQuantity,
     },
+    /// Times add up to more than a calendar has.
+    #[error("the times of the rollout")]
+    Time(#[from] k8s_openapi::jiff::Error),
     /// The operator's decisions go on and on.
     #[error("the rollout does not come to an end within {MOST_ROUNDS} steps")]
     Endless,
@@ -119,26 +139,41 @@ pub fn sequence(start: Start) -> Result<(Sequence, Record), CourseError> {
     let mut sequence = Sequence { fewest_ready: u32::MAX, ..Sequence::default() };
     for _ in 0..MOST_ROUNDS {
         let plan = scene.plan()?;
+        let got_on = scene.note(&plan);
         let mut round = scene.act(&plan)?;
         scene.place(&mut round);
         round.ready = count(scene.groups.iter().filter(|group| group.ready() && !group.draining()));
         round.groups = count(scene.groups.iter());
+        let of_new = plan.stage.shares.iter().find(|share| share.role != TrafficRole::Stable);
+        round.weight_percent = of_new.map(|share| share.percent);
         sequence.fewest_ready = sequence.fewest_ready.min(round.ready);
         sequence.most_groups = sequence.most_groups.max(round.groups);
+        sequence.surge = sequence.surge.max(plan.stage.surge);
         let end = scene.come_to_an_end();
         let acts = !(round.create.is_empty() && round.drain.is_empty() && round.replace.is_empty());
-        if !acts && end == End::default() {
+        if !acts && !got_on && end == End::default() {
+            // a hold is over after its time; whatever else is waited for does not come by itself
+            let hold = scene.longest_hold();
+            if plan.stage.phase == Phase::Holding && hold > 0 && scene.held < MOST_HOLDS {
+                scene.held += 1;
+                scene.now = scene.now.saturating_add(SignedDuration::from_secs(hold))?;
+                sequence.hold_seconds += u64::try_from(scene.hold_of(&plan)).unwrap_or(0);
+                continue;
+            }
             sequence.misfits = round.waiting;
             sequence.surge_groups = sequence.most_groups.saturating_sub(scene.wanted.budget.desired);
             let (new, left): (Vec<&Group>, Vec<&Group>) =
                 scene.groups.iter().partition(|group| group.revision == plan.target.revision);
             sequence.updated = count(new.iter().filter(|group| group.ready()));
             sequence.left = left.iter().map(|group| group.name.clone()).collect();
+            sequence.phase = format!("{:?}", plan.stage.phase);
             return Ok((sequence, plan.target));
         }
         sequence.loads += u32::from(end.got_ready);
         sequence.drains += u32::from(end.went);
-        if acts || !round.placed.is_empty() {
+        let shifts = round.weight_percent.is_some() && round.weight_percent != scene.share;
+        scene.share = round.weight_percent;
+        if acts || shifts || !round.placed.is_empty() {
             sequence.rounds.push(round);
         }
     }
@@ -169,12 +204,17 @@ struct Scene {
     now: Timestamp,
     /// By name.
     actors: BTreeMap<String, Actor>,
+    /// How often time has passed.
+    held: usize,
+    /// Share of the new revision in the round before.
+    share: Option<u32>,
 }
 
 impl Scene {
     fn open(start: Start) -> Result<Self, CourseError> {
         let Start { wanted, groups, pods, revisions, rooms, now } = start;
-        let mut scene = Self { wanted, groups, revisions, rooms, now, actors: BTreeMap::new() };
+        let actors = BTreeMap::new();
+        let mut scene = Self { wanted, groups, revisions, rooms, now, actors, held: 0, share: None };
         let present: Vec<String> =
             scene.groups.iter().flat_map(Group::pods).map(|(_, pod)| pod.name.clone()).collect();
         for pod in present.iter().filter_map(|name| pods.get(name)) {
@@ -202,16 +242,41 @@ impl Scene {
 
     /// What the operator would do now.
     fn plan(&self) -> Result<Plan, PlanError> {
-        plan::plan(&self.wanted, &self.groups, &self.revisions, Some(DEFAULT_IMAGE), self.now)
+        let evidence = Evidence::default();
+        plan::plan(&self.wanted, &self.groups, &self.revisions, Some(DEFAULT_IMAGE), &evidence, self.now)
+    }
+
+    /// Writes down how far the rollout is; says whether that is news.
+    fn note(&mut self, plan: &Plan) -> bool {
+        let is_news = !self.revisions.contains(&plan.target);
+        self.revisions.retain(|record| record.revision != plan.target.revision);
+        self.revisions.push(plan.target.clone());
+        is_news
+    }
+
+    /// How long what the strategy holds is held at most.
+    fn longest_hold(&self) -> i64 {
+        match &self.wanted.rules.strategy {
+            Strategy::RollingUpdate { .. } => 0,
+            Strategy::Canary { steps } => steps.iter().map(|(_, hold)| *hold).max().unwrap_or(0),
+            Strategy::BlueGreen { preview_seconds, keep_seconds, .. } => *preview_seconds.max(keep_seconds),
+        }
+    }
+
+    /// How long what is held now is held.
+    fn hold_of(&self, plan: &Plan) -> i64 {
+        let step = usize::try_from(plan.stage.state.step).unwrap_or(usize::MAX);
+        match &self.wanted.rules.strategy {
+            Strategy::RollingUpdate { .. } => 0,
+            Strategy::Canary { steps } => steps.get(step).map_or(0, |(_, hold)| *hold),
+            Strategy::BlueGreen { preview_seconds, .. } if step == 0 => *preview_seconds,
+            Strategy::BlueGreen { keep_seconds, .. } => *keep_seconds,
+        }
     }
 
     /// Does it.
     fn act(&mut self, plan: &Plan) -> Result<Round, CourseError> {
         let mut round = Round::default();
-        if plan.record_target {
-            self.revisions.retain(|record| record.revision != plan.target.revision);
-            self.revisions.push(plan.target.clone());
-        }
         for group_plan in &plan.groups {
             let Some(index) = self.groups.iter().position(|group| group.name == group_plan.name) else {
                 continue;

@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
-use belay_crds::{ModelDeployment, labels};
+use belay_crds::ModelDeployment;
 use belay_operator::{
     nodes::{NodeState, Nodes},
     reconcile::{
@@ -131,7 +131,7 @@ pub async fn facts(
         None => (Holdings::default(), vec![]),
     };
     let Holdings { pods, services, config_maps, revisions: kept } = holdings;
-    let revisions: Vec<Record> = kept.iter().filter_map(record).collect();
+    let revisions: Vec<Record> = kept.iter().filter_map(observe::record).collect();
     let look = Look::new(cluster.clone());
     let workers = look.ask(&pods).await;
     let mut warnings: BTreeMap<String, Vec<Event>> = BTreeMap::new();
@@ -179,12 +179,6 @@ fn typed(object: DynamicObject) -> Result<ModelDeployment> {
         Ok(deployment) => Ok(deployment),
         Err(error) => bail!("modeldeployment {name} is of a kind that this program does not know: {error}"),
     }
-}
-
-fn record(object: &k8s_openapi::api::apps::v1::ControllerRevision) -> Option<Record> {
-    let revision = object.labels().get(labels::REVISION)?.clone();
-    let data = serde_json::from_value(object.data.clone()?.0).ok()?;
-    Some(Record { revision, number: object.revision, data })
 }
 
 /// When groups were created and ready first, by events that are still there.

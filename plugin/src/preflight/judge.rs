@@ -9,7 +9,7 @@ use belay_operator::{
         validate::{Validated, validate},
     },
     revision::Record,
-    rollout::{Budget, Health, Reach},
+    rollout::{Budget, Health, Strategy},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -80,7 +80,8 @@ pub fn judge(facts: &Facts) -> Result<Report, CourseError> {
     };
     let (sequence, target) = course::sequence(start(facts, wanted.clone()))?;
     report.change = change(facts, &target, std::mem::take(&mut report.change.fields));
-    let Budget { desired, surge, unavailable } = wanted.budget;
+    let Budget { desired, unavailable, .. } = wanted.budget;
+    let surge = sequence.surge;
     let present = u32::try_from(facts.groups.len()).unwrap_or(u32::MAX);
     report.budget = BudgetView { desired, surge, unavailable, present };
     report.demand = demands(&wanted, &target, sequence.surge_groups)?;
@@ -133,6 +134,7 @@ fn duration(facts: &Facts, wanted: &Validated, sequence: &Sequence) -> Option<Sp
     let pace = forecast::pace(&facts.services, &facts.past, &facts.pods)?;
     Some(Span {
         load_seconds: pace.ready_seconds.saturating_mul(u64::from(sequence.loads)),
+        hold_seconds: sequence.hold_seconds,
         waves: sequence.loads,
         drain_seconds_at_most: u64::from(wanted.drain_seconds).saturating_mul(u64::from(sequence.drains)),
         pace,
@@ -187,13 +189,23 @@ fn verdict(
 
 /// What else would fit: an old group that goes before the new one comes, or fewer groups.
 fn help(facts: &Facts, wanted: &Validated) -> Result<Vec<String>, CourseError> {
-    let with = |budget: Budget| -> Result<Option<Sequence>, CourseError> {
-        let (sequence, _) = course::sequence(start(facts, Validated { budget, ..wanted.clone() }))?;
+    let fits = |wanted: Validated| -> Result<Option<Sequence>, CourseError> {
+        let (sequence, _) = course::sequence(start(facts, wanted))?;
         Ok(sequence.misfits.is_empty().then_some(sequence))
     };
+    let with = |budget: Budget| fits(Validated { budget, ..wanted.clone() });
     let mut help = vec![];
     let Budget { desired, surge, unavailable } = wanted.budget;
-    if unavailable == 0 && desired > 0 {
+    let is_rolling = matches!(wanted.rules.strategy, Strategy::RollingUpdate { .. });
+    if !is_rolling {
+        let mut rolling = wanted.clone();
+        rolling.rules.strategy = Strategy::RollingUpdate { partition: 0 };
+        if fits(rolling)?.is_some() {
+            help.push("spec.rollout.strategy: RollingUpdate: fewer groups are there at once".to_owned());
+        }
+    }
+    // a canary is a group more in any case
+    if is_rolling && unavailable == 0 && desired > 0 {
         let less = [
             (surge, "spec.rollout.maxUnavailable: 1"),
             (0, "spec.rollout.maxSurge: 0 with maxUnavailable: 1"),
@@ -221,12 +233,25 @@ fn help(facts: &Facts, wanted: &Validated) -> Result<Vec<String>, CourseError> {
 }
 
 fn notes(facts: &Facts, wanted: &Validated, sequence: &Sequence, target: &Record, report: &mut Report) {
+    if !sequence.misfits.is_empty()
+        && wanted.rules.rolls_back
+        && let Some(seconds) = wanted.rules.deadline_seconds
+    {
+        report.notes.push(format!("after {seconds} s without progress the new revision is taken back"));
+    }
+    if wanted.analysis.is_some() && sequence.hold_seconds > 0 {
+        report.notes.push("an analysis decides as well; it is taken to find nothing bad".to_owned());
+    }
     let stays = sequence.left.len();
     if stays > 0 && sequence.misfits.is_empty() {
-        let why = match wanted.reach {
-            Reach::Paused => "spec.rollout.progress is Paused",
-            Reach::AllBut(kept) if kept > 0 => "spec.rollout.partition keeps them",
-            Reach::AllBut(_) => "groups of the new revision do not get ready",
+        let why = match sequence.phase.as_str() {
+            "Paused" => "spec.rollout.progress is Paused",
+            "Partitioned" => "spec.rollout.partition keeps them",
+            "WaitingForPromotion" => "a person has to promote the preview: kubectl belay rollout promote",
+            "RolledBack" => {
+                "the new revision was taken back before; it is tried anew once the spec was another one"
+            }
+            _ => "groups of the new revision do not get ready",
         };
         report
             .notes

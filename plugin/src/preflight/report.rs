@@ -131,6 +131,8 @@ pub struct Demands {
 pub struct Span {
     /// Seconds until the last group is ready, without drains.
     pub load_seconds: u64,
+    /// Seconds for which steps, previews and old groups are held.
+    pub hold_seconds: u64,
     /// Times that groups load one after the other.
     pub waves: u32,
     /// Seconds that drains may take on top: they take as long as the requests under way.

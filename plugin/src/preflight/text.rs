@@ -163,9 +163,11 @@ fn step(round: &Round) -> String {
         parts.push(format!("drain and remove {}", round.drain.join(", ")));
     }
     if parts.is_empty() {
-        parts.push("pods that waited get nodes".to_owned());
+        let shifts = round.placed.is_empty();
+        parts.push(if shifts { "share requests anew" } else { "pods that waited get nodes" }.to_owned());
     }
-    let mut text = format!("{} ({} ready)", parts.join("; "), round.ready);
+    let share = round.weight_percent.map(|percent| format!(", {percent}% of requests to the new revision"));
+    let mut text = format!("{} ({} ready{})", parts.join("; "), round.ready, share.unwrap_or_default());
     if !round.waiting.is_empty() {
         let pods: Vec<&str> = round.waiting.iter().map(|misfit| misfit.pod.as_str()).collect();
         text += &format!("; no node for {}", pods.join(", "));
@@ -190,7 +192,7 @@ fn memory(memory: Option<&Memory>) -> String {
 }
 
 fn duration(span: Option<&Span>) -> String {
-    let Some(Span { load_seconds, waves, drain_seconds_at_most, pace }) = span else {
+    let Some(Span { load_seconds, hold_seconds, waves, drain_seconds_at_most, pace }) = span else {
         return "  unknown until a group of it was ready once".to_owned();
     };
     let mut text = format!(
@@ -211,6 +213,9 @@ fn duration(span: Option<&Span>) -> String {
         text += &format!("; its pods took {}", told.join(", "));
     }
     text += ")";
+    if *hold_seconds > 0 {
+        text += &format!(", holds of {}", seconds(*hold_seconds));
+    }
     if *drain_seconds_at_most > 0 {
         text +=
             &format!(", and drains as long as requests go on, {} at most", seconds(*drain_seconds_at_most));

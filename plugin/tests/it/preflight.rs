@@ -319,6 +319,46 @@ fn a_model_that_is_too_large_for_its_workers_does_not_fit() {
 }
 
 #[test]
+fn canaries_and_previews_are_played_through_with_their_shares_and_holds() {
+    let case = |rollout: Value, nodes: usize| {
+        let mut wanted = spec(2, "worker:2", resources("4", "8Gi"));
+        wanted["rollout"] = rollout;
+        let size = json!({"cpu": "8", "memory": "32Gi", "pods": "110"});
+        let names = ["n0", "n1", "n2", "n3"];
+        Case {
+            present: Some(spec(2, "worker:1", resources("4", "8Gi"))),
+            groups: 2,
+            wanted,
+            nodes: names[..nodes].iter().map(|name| node(name, size.clone())).collect(),
+            on: vec!["n0", "n0", "n1", "n1"],
+            card: None,
+        }
+    };
+    let steps = json!([{"weightPercent": 10, "holdSeconds": 30}, {"weightPercent": 50, "holdSeconds": 90}]);
+    let canary = case(json!({"strategy": "Canary", "canary": {"steps": steps}}), 3).judged();
+    assert_eq!(canary.verdict, Verdict::Fits, "{}", plain(&canary));
+    let course = canary.course.as_ref().unwrap();
+    assert_eq!((course.updated, course.left.len(), course.hold_seconds), (2, 0, 120));
+    assert_eq!((course.fewest_ready, course.most_groups, course.phase.as_str()), (2, 3, "Complete"));
+    let shares: Vec<u32> = course.rounds.iter().filter_map(|round| round.weight_percent).collect();
+    assert!(shares.contains(&10) && shares.contains(&50), "{shares:?}");
+    insta::assert_snapshot!("canary", plain(&canary));
+    // a preview takes twice the devices
+    let preview = case(json!({"strategy": "BlueGreen"}), 4).judged();
+    assert_eq!(preview.verdict, Verdict::Fits, "{}", plain(&preview));
+    let course = preview.course.as_ref().unwrap();
+    assert_eq!((course.most_groups, course.surge_groups, course.hold_seconds), (4, 2, 60));
+    let tight = case(json!({"strategy": "BlueGreen"}), 3).judged();
+    assert_eq!(tight.verdict, Verdict::DoesNotFit);
+    assert!(tight.help[0].starts_with("spec.rollout.strategy: RollingUpdate"), "{:?}", tight.help);
+    // nobody promotes it here
+    let manual = case(json!({"strategy": "BlueGreen", "blueGreen": {"promotion": "Manual"}}), 4).judged();
+    let course = manual.course.as_ref().unwrap();
+    assert_eq!((course.phase.as_str(), course.left.len()), ("WaitingForPromotion", 2));
+    assert!(manual.notes[0].contains("a person has to promote the preview"), "{:?}", manual.notes);
+}
+
+#[test]
 fn a_spec_that_contradicts_itself_is_refused_with_its_field() {
     let mut wanted = spec(1, "worker:1", json!({}));
     wanted["rollout"] = json!({"maxSurge": 0, "maxUnavailable": 0});

@@ -3,14 +3,12 @@
 use std::io::{self, Write as _};
 
 use anyhow::{Result, bail};
+use belay_crds::labels::PROMOTE;
 
 use crate::{
     cli::Outcome,
     cluster::{Cluster, Deployment},
 };
-
-/// Annotation of a ModelDeployment: the revision that a person wants promoted. The operator reads it.
-const PROMOTE: &str = "serving.belay.dev/promote";
 
 /// Asks for it.
 pub async fn run(cluster: &Cluster, name: &str) -> Result<Outcome> {
