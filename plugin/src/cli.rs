@@ -9,7 +9,8 @@ use clap::{Args, Parser};
 
 use crate::{commands::Command, error::describe};
 
-/// Looks at the experts of a ModelDeployment, moves them, follows rollouts, and breaks workers on purpose.
+/// Shows how ModelDeployments do, tells what a change of one would bring, follows and steers rollouts, shows logs and experts, talks
+/// with models, and breaks workers on purpose.
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong arguments; 3 not confirmed.
 #[derive(Debug, Parser)]
@@ -47,6 +48,10 @@ pub enum Outcome {
     Done,
     /// It asked, and the answer was no: nothing was done.
     NotConfirmed,
+    /// What was asked about does not fit, or is refused.
+    DoesNotFit,
+    /// It could not be found out; why has been told.
+    NoVerdict,
 }
 
 impl Cli {
@@ -64,6 +69,8 @@ pub fn finish(outcome: Result<Outcome>) -> ExitCode {
     match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::NotConfirmed) => ExitCode::from(3),
+        Ok(Outcome::DoesNotFit) => ExitCode::FAILURE,
+        Ok(Outcome::NoVerdict) => ExitCode::from(2),
         // `| head` has seen enough
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,5 +1,7 @@
 //! What the API server knows of a ModelDeployment. Objects are read leniently: a field of a newer or older version must
 //! not hide the rest.
+pub mod facts;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
@@ -40,8 +42,13 @@ pub struct Cluster {
 pub struct Deployment {
     /// Name.
     pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// When it was made.
+    pub created: Option<jiff::Timestamp>,
     uid: String,
     generation: Option<i64>,
+    annotations: BTreeMap<String, String>,
     /// `spec`, `status`.
     data: serde_json::Value,
 }
@@ -95,12 +102,18 @@ impl Cluster {
         &self.namespace
     }
 
+    /// The client of its API server.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Pods of the namespace.
     pub fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    fn deployments(&self) -> Api<DynamicObject> {
+    /// ModelDeployments of the namespace.
+    pub fn deployments(&self) -> Api<DynamicObject> {
         Api::namespaced_with(
             self.client.clone(),
             &self.namespace,
@@ -114,12 +127,7 @@ impl Cluster {
     /// If it does not exist, or can't be read.
     pub async fn deployment(&self, name: &str) -> Result<Deployment> {
         let object = self.deployments().get(name).await.with_context(|| self.what(name))?;
-        Ok(Deployment {
-            name: name.to_owned(),
-            uid: object.uid().unwrap_or_default(),
-            generation: object.metadata.generation,
-            data: object.data,
-        })
+        Ok(Deployment::of(object))
     }
 
     /// The revisions of a deployment, the newest first.
@@ -219,6 +227,29 @@ impl Cluster {
 }
 
 impl Deployment {
+    /// From the API object.
+    pub fn of(object: DynamicObject) -> Self {
+        Self {
+            name: object.name_any(),
+            namespace: object.namespace().unwrap_or_default(),
+            created: object.creation_timestamp().map(|time| time.0),
+            uid: object.uid().unwrap_or_default(),
+            generation: object.metadata.generation,
+            annotations: object.metadata.annotations.unwrap_or_default(),
+            data: object.data,
+        }
+    }
+
+    /// Tells it from others of its name.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// One of its annotations.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+
     /// Which spec this is.
     pub fn generation(&self) -> Option<i64> {
         self.generation
@@ -227,6 +258,21 @@ impl Deployment {
     /// What a path of its spec or status says, as `/spec/replicas`.
     pub fn at(&self, path: &str) -> Option<&serde_json::Value> {
         self.data.pointer(path)
+    }
+
+    /// The words at a path; empty if there are none.
+    pub fn word(&self, path: &str) -> &str {
+        self.at(path).and_then(serde_json::Value::as_str).unwrap_or_default()
+    }
+
+    /// The number at a path.
+    pub fn number(&self, path: &str) -> Option<i64> {
+        self.at(path).and_then(serde_json::Value::as_i64)
+    }
+
+    /// The members of a list at a path.
+    pub fn list(&self, path: &str) -> impl Iterator<Item = &serde_json::Value> {
+        self.at(path).and_then(serde_json::Value::as_array).into_iter().flatten()
     }
 
     /// Its conditions that tell of trouble, as `Reason: message`.

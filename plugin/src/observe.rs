@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use crate::{
     answers::{Answers, GroupAnswers, PodAnswer},
     cluster::{Cluster, Group},
-    workers::{ANSWER_LIMIT, Workers, port_forward::PortForward},
+    workers::{ADMIN_PORT, ANSWER_LIMIT, Workers, port_forward::PortForward},
 };
 
 /// Looks again and again, over connections that it keeps.
@@ -41,7 +41,7 @@ impl Tally {
 impl Observer {
     /// Workers are reached by port-forward.
     pub fn new(cluster: Cluster) -> Self {
-        let reach = PortForward::new(cluster.pods());
+        let reach = PortForward::new(cluster.pods(), ADMIN_PORT);
         Self {
             workers: Arc::new(Workers::new(Arc::new(reach), ANSWER_LIMIT)),
             cluster,

@@ -318,7 +318,8 @@ fn state(object: &ControllerRevision) -> Option<State> {
     .ok()
 }
 
-fn record(object: &ControllerRevision) -> Option<Record> {
+/// A revision, from the object that keeps it; `None` if it is not readable.
+pub fn record(object: &ControllerRevision) -> Option<Record> {
     let revision = object.labels().get(labels::REVISION)?.clone();
     match serde_json::from_value::<Data>(object.data.clone()?.0) {
         Ok(data) => Some(Record { revision, number: object.revision, data, state: state(object) }),

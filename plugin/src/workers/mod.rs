@@ -11,7 +11,8 @@ use std::{
 };
 
 use belay_proto::admin::{
-    GetExpertLoadRequest, GetExpertsRequest, GetStatusRequest, InjectRequest, admin_client::AdminClient,
+    GetExpertLoadRequest, GetExpertsRequest, GetStatusRequest, InjectRequest, WorkerStatus,
+    admin_client::AdminClient,
 };
 use futures::{
     FutureExt,
@@ -33,7 +34,7 @@ pub const ADMIN_PORT: u16 = 50052;
 /// How long a worker may take to answer a person, the way to it included.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// A two-way stream of bytes to a worker's admin port.
+/// A two-way stream of bytes to a port of a pod.
 pub trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
@@ -49,7 +50,7 @@ pub struct Stream {
     pub trouble: Trouble,
 }
 
-/// A way to the admin ports of pods.
+/// A way to a port of pods.
 pub trait Reach: Send + Sync {
     /// Opens a stream to the pod of this name.
     fn open(&self, pod: &str) -> BoxFuture<'static, io::Result<Stream>>;
@@ -117,6 +118,17 @@ impl Workers {
         .await
     }
 
+    /// What the worker in this pod says of itself.
+    ///
+    /// # Errors
+    /// When it does not tell in time.
+    pub async fn status(&self, pod: &str) -> Result<WorkerStatus, WorkerError> {
+        self.call(pod, |mut client| async move {
+            client.get_status(GetStatusRequest {}).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
     /// Breaks the worker in this pod on purpose.
     ///
     /// # Errors
@@ -152,26 +164,32 @@ impl Workers {
     fn line(&self, pod: &str) -> Line {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let open = || {
-            let (reach, name) = (Arc::clone(&self.reach), pod.to_owned());
-            let trouble: Arc<Mutex<Option<Trouble>>> = Arc::default();
-            let told = Arc::clone(&trouble);
-            let connector = tower::service_fn(move |_: Uri| {
-                let (stream, told) = (reach.open(&name), Arc::clone(&told));
-                async move {
-                    let Stream { bytes, trouble } = stream.await?;
-                    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
-                    Ok::<_, io::Error>(TokioIo::new(bytes))
-                }
-            });
-            // the address is not looked up: the connector knows the way
-            let channel = Endpoint::from_static("http://worker").connect_with_connector_lazy(connector);
+            let (channel, trouble) = channel(Arc::clone(&self.reach), pod.to_owned());
             Line { channel, trouble }
         };
         lines.entry(pod.to_owned()).or_insert_with(open).clone()
     }
 }
 
-fn of_status(status: &Status) -> WorkerError {
+/// A connection to a pod that is opened when it is used first, and what breaks it from outside once something does.
+pub fn channel(reach: Arc<dyn Reach>, pod: String) -> (Channel, Arc<Mutex<Option<Trouble>>>) {
+    let trouble: Arc<Mutex<Option<Trouble>>> = Arc::default();
+    let told = Arc::clone(&trouble);
+    let connector = tower::service_fn(move |_: Uri| {
+        let (stream, told) = (reach.open(&pod), Arc::clone(&told));
+        async move {
+            let Stream { bytes, trouble } = stream.await?;
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
+            Ok::<_, io::Error>(TokioIo::new(bytes))
+        }
+    });
+    // the address is not looked up: the connector knows the way
+    let channel = Endpoint::from_static("http://worker").connect_with_connector_lazy(connector);
+    (channel, trouble)
+}
+
+/// The words for a call that failed.
+pub fn of_status(status: &Status) -> WorkerError {
     let message = status.message().to_owned();
     match status.code() {
         Code::PermissionDenied => WorkerError::Forbidden(message),

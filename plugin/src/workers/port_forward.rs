@@ -6,37 +6,36 @@ use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Error};
 
-use super::{ADMIN_PORT, Reach, Stream};
+use super::{Reach, Stream};
 use crate::error::describe;
 
-/// Forwards to pods of one namespace.
+/// Forwards to one port of pods of one namespace.
 #[derive(Clone, Debug)]
 pub struct PortForward {
     pods: Api<Pod>,
+    port: u16,
 }
 
 impl PortForward {
-    /// To these pods.
-    pub fn new(pods: Api<Pod>) -> Self {
-        Self { pods }
+    /// To this port of these pods.
+    pub fn new(pods: Api<Pod>, port: u16) -> Self {
+        Self { pods, port }
     }
 }
 
 impl Reach for PortForward {
     fn open(&self, pod: &str) -> BoxFuture<'static, io::Result<Stream>> {
-        let (pods, pod) = (self.pods.clone(), pod.to_owned());
+        let (pods, port, pod) = (self.pods.clone(), self.port, pod.to_owned());
         async move {
             let mut forwarder =
-                pods.portforward(&pod, &[ADMIN_PORT]).await.map_err(|error| refused(&pod, &error))?;
-            let bytes = forwarder.take_stream(ADMIN_PORT);
-            let bytes = bytes
-                .ok_or_else(|| io::Error::other(format!("pod {pod}: no stream to port {ADMIN_PORT}")))?;
-            let error = forwarder.take_error(ADMIN_PORT);
+                pods.portforward(&pod, &[port]).await.map_err(|error| refused(&pod, &error))?;
+            let bytes = forwarder.take_stream(port);
+            let bytes =
+                bytes.ok_or_else(|| io::Error::other(format!("pod {pod}: no stream to port {port}")))?;
+            let error = forwarder.take_error(port);
             let trouble = async move {
                 match error {
-                    Some(error) => {
-                        error.await.map(|message| format!("pod {pod}, port {ADMIN_PORT}: {message}"))
-                    }
+                    Some(error) => error.await.map(|message| format!("pod {pod}, port {port}: {message}")),
                     None => None,
                 }
             };

@@ -259,7 +259,21 @@ fn help() {
     let mut text = String::new();
     let mut command = Cli::command();
     command.build();
-    for path in [&[][..], &["experts"], &["inject"], &["inject", "partition"], &["rebalance"]] {
+    let paths = [
+        &[][..],
+        &["status"],
+        &["chat"],
+        &["experts"],
+        &["inject"],
+        &["inject", "partition"],
+        &["logs"],
+        &["plan"],
+        &["rebalance"],
+        &["rollout"],
+        &["rollout", "status"],
+        &["rollout", "promote"],
+    ];
+    for path in paths {
         let mut at = &mut command;
         for name in path {
             at = at.find_subcommand_mut(name).unwrap();

@@ -1,9 +1,13 @@
 //! Tests of `kubectl belay`.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "test code")]
 
+mod chat;
 mod commands;
+mod logs;
 mod picture;
+mod preflight;
 mod properties;
 mod rollout;
+mod status;
 mod support;
 mod workers;

@@ -46,7 +46,7 @@ async fn status_tells_each_step_until_it_is_over() {
     assert_eq!(
         ran.stdout,
         "revision cccc3333: 1 of 2 groups updated, 2 ready; 1 group of bbbb2222, 1 draining \
-         (RollingOut: still there: nano-bbbb2222-0)\n"
+         (RollingOut: still there: nano-bbbb2222-0)\n  strategy RollingUpdate\n"
     );
     assert!(ran.stderr.contains("modeldeployment models/nano: the rollout is not over"), "{}", ran.stderr);
 
@@ -58,8 +58,10 @@ async fn status_tells_each_step_until_it_is_over() {
         line.unwrap()
     };
     assert!(line().await.unwrap().contains("1 of 2 groups updated"));
+    assert_eq!(line().await.unwrap(), "  strategy RollingUpdate");
     status(&api, "False", "Settled", 2);
     assert!(line().await.unwrap().contains("2 of 2 groups updated"));
+    assert_eq!(line().await.unwrap(), "  strategy RollingUpdate");
     assert_eq!(line().await, None, "it is over");
     assert!(child.wait().await.unwrap().success());
 }
@@ -75,6 +77,73 @@ async fn what_stays_where_it_is_is_over_too_and_what_nobody_has_seen_is_not() {
     api.objects.lock().unwrap().deployment["metadata"]["generation"] = 8.into();
     let ran = api.run(&["rollout", "status", "nano", "--once"]).await;
     assert_eq!((ran.code, ran.stdout.as_str()), (1, "the operator has not seen the spec yet\n"));
+}
+
+/// What the operator says of a canary, or a preview.
+fn waits(api: &ApiServer, role: &str, phase: &str) {
+    let mut objects = api.objects.lock().unwrap();
+    let share = |revision: &str, percent: i64, role: &str| json!({"revision": revision, "weightPercent": percent, "role": role});
+    objects.deployment["status"]["traffic"] =
+        json!([share("bbbb2222", 90, "Stable"), share("cccc3333", 10, role)]);
+    objects.deployment["status"]["rollout"] = json!({
+        "revision": "cccc3333", "phase": phase, "step": 1, "steps": 2, "weightPercent": 10, "since": "2026-11-27T10:00:00Z",
+        "message": "until 2026-11-27T10:01:00Z",
+        "analysis": [{"name": "Errors", "verdict": "Good", "message": "0 of 120, 1 of 1080"}],
+    });
+}
+
+#[tokio::test]
+async fn status_tells_shares_steps_and_what_the_analysis_finds() {
+    let api = play(json!({"replicas": 2, "rollout": {"strategy": "Canary"}})).await;
+    status(&api, "False", "RolloutHolding", 2);
+    waits(&api, "Canary", "Holding");
+    let ran = api.run(&["rollout", "status", "nano", "--once"]).await;
+    assert_eq!(ran.code, 1, "it holds: {}", ran.stdout);
+    let lines: Vec<&str> = ran.stdout.lines().skip(1).collect();
+    assert_eq!(
+        lines,
+        [
+            "  strategy Canary; 90% of requests to bbbb2222 (stable); 10% of requests to cccc3333 (canary)",
+            "  rollout of cccc3333: Holding, step 1 of 2, 10% of requests, since 2026-11-27T10:00:00Z: until \
+             2026-11-27T10:01:00Z",
+            "  analysis Errors: Good (0 of 120, 1 of 1080)",
+        ]
+    );
+    waits(&api, "Preview", "WaitingForPromotion");
+    assert_eq!(api.run(&["rollout", "status", "nano", "--once"]).await.code, 0, "it waits for a person");
+    for (phase, why) in [("RolledBack", "the revision was taken back"), ("Stuck", "the rollout is stuck")] {
+        waits(&api, "Canary", phase);
+        let ran = api.run(&["rollout", "status", "nano"]).await;
+        assert!(ran.code == 1 && ran.stderr.contains(why), "{}", ran.stderr);
+    }
+}
+
+#[tokio::test]
+async fn promote_is_for_what_waits() {
+    let api = play(json!({"replicas": 2})).await;
+    let refused = async |words: &str| {
+        let ran = api.run(&["rollout", "promote", "nano"]).await;
+        assert!(ran.code == 1 && ran.stderr.contains(words), "{words}: {}", ran.stderr);
+    };
+    refused("modeldeployment models/nano: no canary or preview waits to be promoted: strategy RollingUpdate")
+        .await;
+    api.objects.lock().unwrap().deployment["spec"]["rollout"] = json!({"strategy": "Canary"});
+    refused("no canary or preview waits to be promoted\n").await;
+    waits(&api, "Canary", "RolledBack");
+    refused("revision cccc3333 was taken back").await;
+    waits(&api, "Canary", "Holding");
+    api.objects.lock().unwrap().deployment["metadata"]["generation"] = 8.into();
+    refused("has not seen the newest spec yet").await;
+    assert!(patches(&api).is_empty());
+    api.objects.lock().unwrap().deployment["metadata"]["generation"] = 7.into();
+    let ran = api.run(&["rollout", "promote", "nano"]).await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let annotations = json!({"serving.belay.dev/promote": "cccc3333"});
+    assert_eq!(patches(&api), [json!({"metadata": {"annotations": annotations}})]);
+    api.objects.lock().unwrap().deployment["metadata"]["annotations"] = annotations;
+    let again = api.run(&["rollout", "promote", "nano"]).await;
+    assert!(again.code == 0 && again.stdout.contains("is asked for already"), "{}", again.stdout);
+    assert_eq!(patches(&api).len(), 1);
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! `kubectl belay rollout`: how far a change of the spec has come, and which revisions there were; stops it, lets it go on,
-//! takes it back.
+//! promotes it, takes it back.
 
 mod history;
 mod progress;
+mod promote;
 
 use std::io::{self, Write as _};
 use std::time::Duration;
@@ -31,9 +32,10 @@ pub struct RolloutArgs {
 /// What to do about a rollout.
 #[derive(Debug, Subcommand)]
 pub enum RolloutCommand {
-    /// Tell how far it is, until it is over
+    /// Tell how far it is, until it is over: its strategy, the shares of requests, its steps, what the analysis finds
     ///
-    /// Over is: complete, paused, or as far as spec.rollout.partition lets it go.
+    /// Over is: complete, paused, as far as spec.rollout.partition lets it go, or waiting for a person to promote it. A revision
+    /// that was taken back, or that is stuck, ends it with exit code 1.
     Status {
         /// The ModelDeployment
         name: String,
@@ -59,6 +61,13 @@ pub enum RolloutCommand {
     },
     /// Let it go on
     Resume {
+        /// The ModelDeployment
+        name: String,
+    },
+    /// Promote a canary or preview at once, whatever it waits for
+    ///
+    /// Sets the annotation serving.belay.dev/promote to the revision of the spec. Refused if nothing waits.
+    Promote {
         /// The ModelDeployment
         name: String,
     },
@@ -97,6 +106,7 @@ pub async fn run(args: &RolloutArgs, access: &Access) -> Result<Outcome> {
         RolloutCommand::History { name, output } => history::show(&cluster, name, *output).await,
         RolloutCommand::Pause { name } => set_progress(&cluster, name, "Paused").await,
         RolloutCommand::Resume { name } => set_progress(&cluster, name, "Automatic").await,
+        RolloutCommand::Promote { name } => promote::run(&cluster, name).await,
         RolloutCommand::Undo { name, to_revision } => undo(&cluster, name, to_revision.as_deref()).await,
     }
 }
@@ -112,7 +122,10 @@ async fn status(cluster: &Cluster, name: &str, timeout: Duration) -> Result<Outc
             told = text;
         }
         if progress.is_over() {
-            return Ok(Outcome::Done);
+            return match progress.failure() {
+                Some(why) => bail!("modeldeployment {}/{name}: {why}", cluster.namespace()),
+                None => Ok(Outcome::Done),
+            };
         }
         if tokio::time::Instant::now() >= end {
             bail!("modeldeployment {}/{name}: the rollout is not over", cluster.namespace());

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt};
 
 use serde_json::Value;
 
-use crate::cluster::Deployment;
+use crate::{cluster::Deployment, picture::units::clean, status::text};
+
+/// Phases of a rollout in which nothing more happens by itself.
+const RESTING: [&str; 5] = ["Paused", "Partitioned", "WaitingForPromotion", "Stuck", "RolledBack"];
 
 /// What the status says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +20,13 @@ pub struct Progress {
     ready: i64,
     updated: i64,
     revision: String,
+    strategy: String,
+    /// Shares of requests, in words; empty: none are set.
+    shares: Vec<String>,
+    /// What the operator says about the rollout, line by line.
+    rollout: Vec<String>,
+    /// `status.rollout.phase`; empty if the operator does not tell it.
+    phase: String,
     /// Groups by revision: `(all, draining)`.
     groups: BTreeMap<String, (u32, u32)>,
     troubles: Vec<String>,
@@ -51,6 +61,13 @@ impl Progress {
                 .and_then(Value::as_str)
                 .unwrap_or_default()
                 .to_owned(),
+            strategy: match deployment.word("/spec/rollout/strategy") {
+                "" => "RollingUpdate".to_owned(),
+                strategy => clean(strategy),
+            },
+            shares: deployment.list("/status/traffic").map(share).collect(),
+            rollout: rollout(deployment),
+            phase: deployment.word("/status/rollout/phase").to_owned(),
             groups,
             troubles: deployment.troubles(),
         }
@@ -58,11 +75,38 @@ impl Progress {
 
     /// Whether nothing more will happen by itself.
     pub fn is_over(&self) -> bool {
-        let rests = self.moving.0 == "False";
         let complete = self.updated >= self.desired && self.ready >= self.desired;
         let stays = matches!(self.moving.1.as_str(), "RolloutPaused" | "RolloutPartitioned");
-        self.observed && rests && (complete || stays)
+        // an operator that tells of phases does not call a rollout over that still holds
+        let goes_on = !self.phase.is_empty() && self.phase != "Complete";
+        let rests = self.moving.0 == "False" && (stays || (complete && !goes_on));
+        self.observed && (rests || RESTING.contains(&self.phase.as_str()))
     }
+
+    /// Why it did not come to a good end, if it is over and did not.
+    pub fn failure(&self) -> Option<&'static str> {
+        match self.phase.as_str() {
+            "RolledBack" => Some("the revision was taken back"),
+            "Stuck" => Some("the rollout is stuck"),
+            _ => None,
+        }
+    }
+}
+
+fn share(traffic: &Value) -> String {
+    let word = |key: &str| clean(traffic[key].as_str().unwrap_or_default());
+    let percent = traffic["weightPercent"].as_i64().unwrap_or(0);
+    format!("{percent}% of requests to {} ({})", word("revision"), word("role").to_lowercase())
+}
+
+fn rollout(deployment: &Deployment) -> Vec<String> {
+    let told = deployment.at("/status/rollout").map(text::rollout).unwrap_or_default();
+    let check = |check: &Value| {
+        let word = |key: &str| clean(check[key].as_str().unwrap_or_default());
+        format!("analysis {}: {} ({})", word("name"), word("verdict"), word("message"))
+    };
+    let checks = deployment.list("/status/rollout/analysis").map(check);
+    told.iter().map(|line| line.plain()).chain(checks).collect()
 }
 
 impl fmt::Display for Progress {
@@ -84,7 +128,9 @@ impl fmt::Display for Progress {
         if !message.is_empty() {
             write!(f, ": {message}")?;
         }
-        f.write_str(")")?;
+        write!(f, ")\n  strategy {}", self.strategy)?;
+        self.shares.iter().try_for_each(|share| write!(f, "; {share}"))?;
+        self.rollout.iter().try_for_each(|line| write!(f, "\n  {line}"))?;
         self.troubles.iter().try_for_each(|trouble| write!(f, "\n  {trouble}"))
     }
 }

@@ -6,13 +6,14 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use futures::{SinkExt as _, StreamExt as _};
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
-    body::{Bytes, Incoming},
+    body::{Bytes, Frame, Incoming},
     server::conn::http1,
     service::service_fn,
 };
@@ -32,6 +33,11 @@ use tokio_tungstenite::{
 
 const ADMIN_PORT: u16 = 50052;
 
+/// How often a log that is followed is looked at.
+const LOG_PERIOD: Duration = Duration::from_millis(20);
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
 /// What it knows.
 #[derive(Debug, Default)]
 pub struct Objects {
@@ -39,8 +45,16 @@ pub struct Objects {
     pub config_maps: Vec<Value>,
     pub pods: Vec<Value>,
     pub revisions: Vec<Value>,
+    /// Other collections, by path.
+    pub lists: BTreeMap<String, Vec<Value>>,
     /// Where the admin port of a pod is.
     pub workers: BTreeMap<String, SocketAddr>,
+    /// Where other ports of pods are.
+    pub ports: BTreeMap<(String, u16), SocketAddr>,
+    /// What containers wrote, by pod; a line has its time in front.
+    pub logs: BTreeMap<String, Vec<String>>,
+    /// Queries of log requests.
+    pub log_queries: Vec<String>,
     /// Bodies of patches of the deployment.
     pub patches: Vec<Value>,
     /// How often a pod was read by its name.
@@ -173,21 +187,26 @@ fn metadata(name: &str, uid: &str, group: &GroupAnswers, worker: Option<u32>) ->
 fn pod(pod: &WorkerPod, group: &GroupAnswers) -> Value {
     let container = json!({
         "name": "worker", "image": "", "imageID": "", "ready": true, "restartCount": pod.restarts,
+        "state": {"running": {"startedAt": "2026-11-27T10:00:00Z"}},
     });
+    let condition = |kind: &str| json!({"type": kind, "status": "True"});
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": metadata(&pod.name, &pod.uid, group, Some(pod.worker)),
         "spec": {"nodeName": pod.node, "containers": []},
-        "status": {"containerStatuses": [container]},
+        "status": {
+            "phase": "Running", "containerStatuses": [container],
+            "conditions": [condition("PodScheduled"), condition("Ready")],
+        },
     })
 }
 
-fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+fn reply(status: StatusCode, body: &Value) -> Response<Body> {
     let response = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
-    response.body(Full::new(body.to_string().into())).unwrap()
+    response.body(Full::new(body.to_string().into()).boxed_unsync()).unwrap()
 }
 
-fn not_found(what: &str) -> Response<Full<Bytes>> {
+fn not_found(what: &str) -> Response<Body> {
     let status = json!({
         "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404,
         "message": format!("{what} not found"),
@@ -198,7 +217,7 @@ fn not_found(what: &str) -> Response<Full<Bytes>> {
 async fn answer(
     objects: Arc<Mutex<Objects>>,
     mut request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
     let list = |kind: &str, items: &[Value]| {
         reply(StatusCode::OK, &json!({"apiVersion": "v1", "kind": kind, "metadata": {}, "items": items}))
@@ -216,12 +235,32 @@ async fn answer(
         }
         return Ok(reply(StatusCode::OK, &known));
     }
+    let whole = ["/apis/serving.belay.dev/v1alpha1/modeldeployments", own.trim_end_matches('/')];
+    if whole.contains(&path.as_str()) {
+        let known = objects.lock().unwrap().deployment.clone();
+        return Ok(list(
+            "ModelDeploymentList",
+            if known.is_null() { &[] } else { std::slice::from_ref(&known) },
+        ));
+    }
+    if let Some(items) = objects.lock().unwrap().lists.get(&path) {
+        return Ok(list("List", items));
+    }
     if path == "/apis/apps/v1/namespaces/models/controllerrevisions" {
         return Ok(list("ControllerRevisionList", &objects.lock().unwrap().revisions));
     }
     let mut parts = path.strip_prefix(core).unwrap_or_default().split('/');
     Ok(match (parts.next(), parts.next(), parts.next()) {
-        (Some("pods"), None, _) => list("PodList", &objects.lock().unwrap().pods),
+        (Some("pods"), None, _) => {
+            let selector = request.uri().query().and_then(|query| query.split_once("labelSelector="));
+            let selector = selector.map_or("", |(_, rest)| rest.split('&').next().unwrap());
+            let selector = selector.replace("%2F", "/").replace("%3D", "=").replace("%2C", ",");
+            let mut pods = objects.lock().unwrap().pods.clone();
+            for (key, value) in selector.split(',').filter_map(|term| term.split_once('=')) {
+                pods.retain(|pod| pod["metadata"]["labels"][key] == value);
+            }
+            list("PodList", &pods)
+        }
         (Some("configmaps"), None, _) => list("ConfigMapList", &objects.lock().unwrap().config_maps),
         (Some("pods"), Some(name), None) => {
             let mut objects = objects.lock().unwrap();
@@ -239,25 +278,56 @@ async fn answer(
             }
         }
         (Some("pods"), Some(name), Some("portforward")) => {
-            assert!(request.uri().query().unwrap().ends_with("ports=50052"));
-            let worker = objects.lock().unwrap().workers.get(name).copied();
-            match worker {
-                Some(worker) => upgrade(&mut request, worker),
+            let port: u16 = request.uri().query().unwrap().rsplit_once("ports=").unwrap().1.parse().unwrap();
+            let objects = objects.lock().unwrap();
+            let address = match port {
+                ADMIN_PORT => objects.workers.get(name),
+                port => objects.ports.get(&(name.to_owned(), port)),
+            };
+            match address.copied() {
+                Some(address) => upgrade(&mut request, port, address),
                 None => not_found(&format!("pods \"{name}\"")),
+            }
+        }
+        (Some("pods"), Some(name), Some("log")) => {
+            let query = request.uri().query().unwrap().to_owned();
+            let known = objects.lock().unwrap().logs.contains_key(name);
+            objects.lock().unwrap().log_queries.push(query.clone());
+            match known {
+                true => log(Arc::clone(&objects), name.to_owned(), query.contains("follow=true")),
+                false => not_found(&format!("log of pod \"{name}\"")),
             }
         }
         _ => not_found(&path),
     })
 }
 
-fn upgrade(request: &mut Request<Incoming>, worker: SocketAddr) -> Response<Full<Bytes>> {
+/// What a container wrote; followed, also what it writes from now on, until its pod is gone.
+fn log(objects: Arc<Mutex<Objects>>, pod: String, follow: bool) -> Response<Body> {
+    let lines = futures::stream::unfold((objects, pod, 0), move |(objects, pod, told)| async move {
+        loop {
+            let known = objects.lock().unwrap().logs.get(&pod).cloned()?;
+            if known.len() > told {
+                let text = known[told..].iter().map(|line| line.clone() + "\n").collect::<String>();
+                return Some((Ok(Frame::data(Bytes::from(text))), (objects, pod, known.len())));
+            }
+            if !follow {
+                return None;
+            }
+            tokio::time::sleep(LOG_PERIOD).await;
+        }
+    });
+    Response::new(StreamBody::new(lines).boxed_unsync())
+}
+
+fn upgrade(request: &mut Request<Incoming>, port: u16, address: SocketAddr) -> Response<Body> {
     let key = derive_accept_key(request.headers()[header::SEC_WEBSOCKET_KEY].as_bytes());
     let upgraded = hyper::upgrade::on(request);
     tokio::spawn(async move {
         let io = TokioIo::new(upgraded.await.unwrap());
         let socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
         // a client that goes away is no error
-        drop(forward(socket, worker).await);
+        drop(forward(socket, port, address).await);
     });
     Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -265,24 +335,28 @@ fn upgrade(request: &mut Request<Incoming>, worker: SocketAddr) -> Response<Full
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_ACCEPT, key)
         .header(header::SEC_WEBSOCKET_PROTOCOL, "v4.channel.k8s.io")
-        .body(Full::default())
+        .body(Full::default().boxed_unsync())
         .unwrap()
 }
 
 /// Channel 0 has the bytes, channel 1 an error; the first frame of each is the port.
-async fn forward<S>(socket: WebSocketStream<S>, worker: SocketAddr) -> Result<(), tungstenite::Error>
+async fn forward<S>(
+    socket: WebSocketStream<S>,
+    port: u16,
+    address: SocketAddr,
+) -> Result<(), tungstenite::Error>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     let (mut to_client, mut from_client) = socket.split();
-    let [low, high] = ADMIN_PORT.to_le_bytes();
+    let [low, high] = port.to_le_bytes();
     for channel in [0, 1] {
         to_client.send(Message::binary(vec![channel, low, high])).await?;
     }
-    let mut stream = match TcpStream::connect(worker).await {
+    let mut stream = match TcpStream::connect(address).await {
         Ok(stream) => stream,
         Err(error) => {
-            let text = format!("failed to connect to localhost:{ADMIN_PORT} inside namespace: {error}");
+            let text = format!("failed to connect to localhost:{port} inside namespace: {error}");
             to_client.send(Message::binary([&[1], text.as_bytes()].concat())).await?;
             // the real one keeps the socket open
             while from_client.next().await.transpose()?.is_some() {}

@@ -2,4 +2,5 @@
 
 pub mod api_server;
 pub mod group;
+pub mod speaker;
 pub mod worker;
