@@ -203,6 +203,11 @@ impl Ticket {
         }
     }
 
+    /// Name of its key.
+    pub fn key_name(&self) -> Arc<str> {
+        self.key.name.clone()
+    }
+
     /// As many as were expected.
     pub fn settle_as_expected(&self) {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -14,7 +14,7 @@ use crate::{
 
 use super::{
     Affinity, Candidate, ConnectOptions, Gate, Lease, Policy, Route, Target, Turns, Unknown, Wanted,
-    live::Live, shares,
+    live::Live, progress::Progress, shares,
 };
 
 /// Every live worker by model. Replaced as a whole when discovery has news.
@@ -39,8 +39,12 @@ pub struct ModelState {
     pub deployment: String,
     workers: Vec<Arc<Live>>,
     shares: Vec<Share>,
+    /// When the next group will have read its checkpoint, if that is known.
+    pub loaded_at: Option<Instant>,
     /// Stays when the rest is replaced.
     turns: Arc<Mutex<Turns>>,
+    /// Stays when the rest is replaced.
+    progress: Arc<Mutex<Progress>>,
 }
 
 impl ModelState {
@@ -154,6 +158,11 @@ impl Fleet {
             let old = old.models.get(name);
             let current = old.map(|state| state.workers.as_slice()).unwrap_or_default();
             let workers = model.ready.iter().filter_map(|info| self.live(current, info)).collect();
+            let progress = old.map(|state| state.progress.clone()).unwrap_or_default();
+            let loaded_at = progress
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .observe(Instant::now(), &model.loading);
             let state = ModelState {
                 created: model.created,
                 known: model.known,
@@ -161,6 +170,8 @@ impl Fleet {
                 deployment: model.deployment.clone(),
                 workers,
                 shares: model.shares.clone(),
+                loaded_at,
+                progress,
                 turns: old.map(|state| state.turns.clone()).unwrap_or_default(),
             };
             models.insert(name.clone(), state);
