@@ -11,7 +11,7 @@ use crate::{
     keys::{Key, Ticket},
     measure::{Attempt, Outcome, Work},
     observe::{Metrics, RetryKind},
-    routing::{Affinity, Fleet, Lease, Pick, Route, Target, Unknown},
+    routing::{Affinity, Fleet, Lease, Pick, Route, Target, Unknown, View},
 };
 
 use super::{
@@ -83,6 +83,12 @@ impl Trials {
         self.owes_retry = false;
     }
 
+    /// A worker may have been lost because of the request: it must not go through the whole fleet.
+    pub(super) fn note_loss(&mut self, status: &Status) -> Result<(), Failure> {
+        self.lost += u32::from(lost_with_request(status));
+        if self.lost >= MOST_LOST { Err(Failure::Lost(self.lost)) } else { Ok(()) }
+    }
+
     /// When there may be budget for the retry that is due; `None`: now, or no retry is due.
     fn retry_at(&mut self, route: &Route, started: bool) -> Option<Instant> {
         if started || !self.owes_retry {
@@ -130,18 +136,11 @@ impl Dispatcher {
     /// discovery has looked, any name may be one.
     pub fn admit(&self, caller: &Caller, name: &str, work: Work) -> Result<Route, Failure> {
         let view = self.fleet.view();
-        let name = match (name, view.models.keys().collect::<Vec<_>>().as_slice()) {
-            ("", [only]) => only.as_str(),
-            ("", _) => {
-                let message = "model: must be named, this gateway does not serve exactly one";
-                return Err(Failure::Invalid(message.into()));
-            }
-            (name, _) => name,
-        };
+        let name = if name.is_empty() { only_model(&view)? } else { name };
         let target = Target::read(name, &view).map_err(|unknown| failure(unknown, name))?;
+        let ticket = caller.key.as_ref().map(|key| self.ticket(key, &target.model, work)).transpose()?;
         let meter = self.fleet.meters().model(&target.model);
         meter.request();
-        let ticket = caller.key.as_ref().map(|key| self.ticket(key, &target.model, work)).transpose()?;
         Ok(Route {
             meter,
             target,
@@ -295,10 +294,7 @@ impl Dispatcher {
             Verdict::Late => return Err(Failure::Deadline),
             Verdict::Broken => return Err(Failure::Worker(format!("{code:?}: {reason}"))),
         }
-        trials.lost += u32::from(lost_with_request(status));
-        if trials.lost >= MOST_LOST {
-            return Err(Failure::Lost(trials.lost));
-        }
+        trials.note_loss(status)?;
         // what was streamed must go on, and a worker that passes a request on has not failed at it
         trials.owes_retry = kind == RetryKind::Retry && outcome(status) == Some(Outcome::Failed);
         self.metrics.retry(&route.target.model, kind);
@@ -349,6 +345,14 @@ pub enum Purpose {
     Answer,
     /// Something about the model, or about texts.
     Aside,
+}
+
+fn only_model(view: &View) -> Result<&str, Failure> {
+    let mut names = view.models.keys();
+    match (names.next(), names.next()) {
+        (Some(only), None) => Ok(only),
+        _ => Err(Failure::Invalid("model: must be named, this gateway does not serve exactly one".into())),
+    }
 }
 
 fn failure(unknown: Unknown, name: &str) -> Failure {

@@ -165,8 +165,9 @@ impl Generation {
             match self.hedge.take() {
                 Some(mut hedge) => {
                     attempt.give_up(status);
-                    if let Some(ahead) = hedge.ahead().await {
-                        self.overtake(ahead);
+                    match hedge.ahead().await {
+                        Some(ahead) => self.overtake(ahead),
+                        None => self.trials.note_loss(status)?,
                     }
                 }
                 None => self.refused(attempt, status)?,

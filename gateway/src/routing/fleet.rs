@@ -340,6 +340,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_revision_asked_for_is_waited_for_and_nothing_else_will_do() {
+        let fleet = fleet(&[("a", "r1"), ("b", "r2")]);
+        let asking = |name: &str| Route {
+            target: Target::read(name, &fleet.view()).unwrap(),
+            ..fleet.route("m", Work::default())
+        };
+        let (of_r2, stable) = (asking("m@r2"), asking("m@stable"));
+        let Pick::Worker(lease) = fleet.pick(&of_r2, &[], None) else { panic!("b takes requests") };
+        assert_eq!(lease.worker().id, "b");
+        assert!(matches!(fleet.pick(&of_r2, &["b".into()], None), Pick::Exhausted));
+        assert!(matches!(fleet.pick(&stable, &[], None), Pick::Worker(_)), "without shares all are stable");
+        let unknown = |name: &str| Target::read(name, &fleet.view()).unwrap_err();
+        assert_eq!(unknown("other@r2"), Unknown::Model);
+        let revision = |revision: &str| Unknown::Revision { model: "m".into(), revision: revision.into() };
+        assert_eq!((unknown("m@canary"), unknown("m@r3")), (revision("canary"), revision("r3")));
+        // the rollout knows of it, but its workers are not there: it is worth waiting
+        let mut without = table(&[("a", "r1")]);
+        let share = Share { revision: "r2".into(), weight_percent: 0, role: Role::Preview };
+        without.models.entry("m".into()).or_default().shares.push(share);
+        fleet.update(&without);
+        assert!(matches!(fleet.pick(&of_r2, &[], None), Pick::Wait(None)));
+        assert!(matches!(fleet.pick(&of_r2, &[], Some("r1")), Pick::Worker(_)), "one that began there stays");
+        fleet.update(&table(&[("a", "r1")]));
+        assert!(matches!(fleet.pick(&of_r2, &[], None), Pick::Unknown(Unknown::Revision { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_model_with_an_at_in_its_name_is_found_by_it() {
+        let fleet = fleet(&[("a", "r1")]);
+        let mut both = table(&[("a", "r1")]);
+        both.models.insert("m@r1".into(), both.models["m"].clone());
+        fleet.update(&both);
+        let target = Target::read("m@r1", &fleet.view()).unwrap();
+        assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Any));
+        let target = Target::read("m@r1@r1", &fleet.view()).unwrap();
+        assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Revision("r1".into())));
+    }
+
+    #[tokio::test]
     async fn every_outcome_of_a_probe_makes_the_waiting_look_again() {
         let outcomes: [fn(Lease); 3] = [|mut probe| probe.accepted(), |mut probe| probe.failed(), drop];
         for outcome in outcomes {

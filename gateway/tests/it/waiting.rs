@@ -104,3 +104,19 @@ async fn no_request_is_lost_for_want_of_retries() {
         assert_eq!(ids(&asked.await.unwrap().unwrap()).len(), 3);
     }
 }
+
+#[tokio::test]
+async fn the_turns_of_a_conversation_go_to_one_worker() {
+    let workers = [Worker::start().await, Worker::start().await, Worker::start().await];
+    let gateway = gateway(&workers.each_ref(), &["--policy=prefix-affinity"]).await;
+    let mut messages =
+        vec![json!({"role": "system", "content": "be kind"}), json!({"role": "user", "content": "hi"})];
+    for turn in 1..=5 {
+        let body = json!({"model": MODEL, "messages": messages, "max_tokens": 2});
+        assert_eq!(client::post(gateway.api, "/v1/chat/completions", &body).await.status, 200);
+        let counts = workers.each_ref().map(|worker| worker.script.seen().len());
+        assert!(counts.contains(&turn), "{counts:?}");
+        messages.push(json!({"role": "assistant", "content": "hello"}));
+        messages.push(json!({"role": "user", "content": format!("turn {turn}")}));
+    }
+}
