@@ -48,7 +48,7 @@ e2e-rebalance: ## the part of it that skews a load and watches the experts move,
 	@BELAY_CHAOS=load/ tests/run.sh chaos
 
 .PHONY: bench
-bench: bench-serving bench-fabric bench-load soak ## all of the following: what they show is in docs/operations/benchmarks.md
+bench: bench-serving bench-fabric bench-gateway bench-load soak ## all of the following: what they show is in docs/operations/benchmarks.md
 
 .PHONY: bench-serving
 bench-serving: ## engine and gateway against the bare forward; CSV in docs/operations/bench (a quarter of an hour)
@@ -57,6 +57,10 @@ bench-serving: ## engine and gateway against the bare forward; CSV in docs/opera
 .PHONY: bench-fabric
 bench-fabric: ## exchanges between two processes against bare TCP; CSV in docs/operations/bench (a minute)
 	@tests/bench/run.sh fabric
+
+.PHONY: bench-gateway
+bench-gateway: ## the gateway as a proxy before a worker that computes nothing, against a plain one (two minutes)
+	@tests/bench/run.sh gateway
 
 .PHONY: bench-load
 bench-load: ## aiperf, a load generator that others wrote, against gateway and worker

@@ -47,6 +47,10 @@ pub struct Config {
     #[arg(long, env = "BELAY_HOLD_SECONDS", default_value = "60", value_parser = seconds)]
     pub hold_seconds: Duration,
 
+    /// After how many seconds without a first token a second worker is asked as well; unset: never
+    #[arg(long, env = "BELAY_HEDGE_AFTER_SECONDS", value_parser = seconds)]
+    pub hedge_after: Option<Duration>,
+
     /// Largest request body or gRPC message
     #[arg(long, env = "BELAY_MAX_BODY_BYTES", default_value_t = 8 << 20)]
     pub max_body_bytes: usize,

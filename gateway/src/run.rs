@@ -84,6 +84,7 @@ impl Gateway {
         let limits = Limits {
             hold_requests: config.hold_requests,
             hold: config.hold_seconds,
+            hedge_after: config.hedge_after,
             message_bytes: config.max_body_bytes,
         };
         let app = App {

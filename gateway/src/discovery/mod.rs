@@ -4,4 +4,4 @@ pub mod kubernetes;
 mod objects;
 mod table;
 
-pub use table::{Model, Role, Share, Table, Worker};
+pub use table::{Loading, Model, Role, Share, Table, Worker};

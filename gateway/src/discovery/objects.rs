@@ -9,7 +9,7 @@ use belay_crds::labels;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt, api::DynamicObject};
 
-use super::{Model, Role, Share, Table, Worker};
+use super::{Loading, Model, Role, Share, Table, Worker};
 
 const GRPC_PORT_NAME: &str = "grpc";
 const GRPC_PORT: i32 = 50051;
@@ -22,6 +22,7 @@ pub struct Deployment {
     name: String,
     model: String,
     shares: Vec<Share>,
+    loading: Vec<Loading>,
 }
 
 impl Deployment {
@@ -34,6 +35,7 @@ impl Deployment {
             namespace: object.namespace().unwrap_or_default(),
             model: model.map_or_else(|| name.clone(), str::to_owned),
             shares: shares(object),
+            loading: loading(object),
             name,
         })
     }
@@ -58,6 +60,23 @@ fn shares(object: &DynamicObject) -> Vec<Share> {
         share
     };
     traffic.iter().filter_map(read).collect()
+}
+
+/// `status.groups[].loading`, of groups that will serve.
+fn loading(object: &DynamicObject) -> Vec<Loading> {
+    let groups = object.data.pointer("/status/groups").and_then(|value| value.as_array());
+    let read = |group: &serde_json::Value| {
+        let bytes = |name: &str| group.pointer("/loading")?.get(name)?.as_u64();
+        if group.get("draining").and_then(serde_json::Value::as_bool) == Some(true) {
+            return None;
+        }
+        Some(Loading {
+            group: group.get("name")?.as_str()?.to_owned(),
+            bytes_done: bytes("bytesDone")?,
+            bytes_total: bytes("bytesTotal")?,
+        })
+    };
+    groups.into_iter().flatten().filter_map(read).collect()
 }
 
 fn share(entry: &serde_json::Value) -> Option<Share> {
@@ -118,6 +137,7 @@ fn belong(model: &mut Model, owner: &Deployment) {
     model.namespace.clone_from(&owner.namespace);
     model.deployment.clone_from(&owner.name);
     model.shares.clone_from(&owner.shares);
+    model.loading.clone_from(&owner.loading);
 }
 
 /// The worker in a pod, if it takes new requests: ready, not being deleted, not marked as draining.
@@ -301,11 +321,17 @@ mod tests {
                 {"revision": "too little", "weightPercent": -1, "role": "Canary"},
                 {"weightPercent": 10, "role": "Canary"},
                 "nonsense",
+            ], "groups": [
+                {"name": "flash-0123abcd-0", "loading": {"bytesDone": 5, "bytesTotal": 9}},
+                {"name": "flash-0123abcd-1"},
+                {"name": "flash-0123abcd-2", "draining": true, "loading": {"bytesDone": 5, "bytesTotal": 9}},
             ]},
         }))
         .unwrap();
         let model = table(&[Deployment::of(&object).unwrap()], &[]).models.remove("flash").unwrap();
         assert_eq!((model.namespace.as_str(), model.deployment.as_str()), ("prod", "flash"));
+        let loading = Loading { group: "flash-0123abcd-0".into(), bytes_done: 5, bytes_total: 9 };
+        assert_eq!(model.loading, [loading]);
         let share =
             |revision: &str, weight_percent, role| Share { revision: revision.into(), weight_percent, role };
         assert_eq!(model.shares, [share("0123abcd", 90, Role::Stable), share("4567cdef", 10, Role::Canary)]);

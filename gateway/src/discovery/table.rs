@@ -23,6 +23,19 @@ pub struct Model {
     pub ready: Vec<Worker>,
     /// What each revision gets of new requests. Empty: every worker is as good as another.
     pub shares: Vec<Share>,
+    /// Groups that read their checkpoint.
+    pub loading: Vec<Loading>,
+}
+
+/// A group that reads its checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loading {
+    /// Its name.
+    pub group: String,
+    /// Read so far.
+    pub bytes_done: u64,
+    /// To be read.
+    pub bytes_total: u64,
 }
 
 /// A worker that takes requests.
@@ -50,7 +63,7 @@ pub struct Share {
 }
 
 /// What a revision is in a rollout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// What was there before, or what has been promoted.
     Stable,

@@ -226,8 +226,12 @@ mod tests {
 
     #[test]
     fn overload_and_gaps_say_when_to_come_back() {
-        let held = Failure::HoldTimeout { model: "m".into(), waited: Duration::from_secs(60) };
-        let waiting = Failure::HoldFull { model: "m".into(), held: 256 };
+        let held = Failure::HoldTimeout {
+            model: "m".into(),
+            waited: Duration::from_secs(60),
+            after: Duration::from_secs(5),
+        };
+        let waiting = Failure::HoldFull { model: "m".into(), held: 256, after: Duration::from_secs(5) };
         let full = |after| Failure::Overloaded { model: "m".into(), reason: "busy".into(), after };
         let estimated = full(Some(Duration::from_millis(2001)));
         for (failure, status, seconds, milliseconds) in [

@@ -203,6 +203,11 @@ impl Ticket {
         }
     }
 
+    /// Name of its key.
+    pub fn key_name(&self) -> Arc<str> {
+        self.key.name.clone()
+    }
+
     /// As many as were expected.
     pub fn settle_as_expected(&self) {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -236,10 +241,9 @@ mod tests {
     #[test]
     fn each_limit_says_which_and_when() {
         let requests = key(Limits { requests_per_minute: Some(2), ..Limits::default() });
-        assert_eq!(
-            (0..3).map(|_| refused(&requests, 5, 0)).last(),
-            Some(Some((Reason::RequestsPerMinute, 30)))
-        );
+        for expected in [None, None, Some((Reason::RequestsPerMinute, 30))] {
+            assert_eq!(refused(&requests, 5, 0), expected);
+        }
         let concurrent = key(Limits { max_concurrent: Some(1), ..Limits::default() });
         let ticket = concurrent.admit(5).unwrap();
         assert_eq!(refused(&concurrent, 0, 0), Some((Reason::Concurrent, 1)));

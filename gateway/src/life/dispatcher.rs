@@ -11,11 +11,15 @@ use crate::{
     keys::{Key, Ticket},
     measure::{Attempt, Outcome, Work},
     observe::{Metrics, RetryKind},
-    routing::{Affinity, Fleet, Lease, Pick, Route, Target, Unknown},
+    routing::{Affinity, Fleet, Lease, Pick, Route, Target, Unknown, View},
 };
 
 use super::{
-    Caller, Failure, Patience, Verdict, WaitingRoom, lost_with_request, outcome, room_after, verdict,
+    Caller, Failure, Patience, Verdict,
+    eta::{Known, eta},
+    lost_with_request, outcome,
+    room::{Place, WaitingRoom},
+    room_after, verdict,
 };
 
 /// Workers that one request may lose in a row, without any progress, before it is suspected to be the cause: a
@@ -31,6 +35,8 @@ pub struct Limits {
     pub hold_requests: usize,
     /// Longest time without progress.
     pub hold: Duration,
+    /// After how long without a token a second worker is asked.
+    pub hedge_after: Option<Duration>,
     /// Largest message to and from workers, bytes.
     pub message_bytes: usize,
 }
@@ -56,6 +62,15 @@ pub(super) struct Trials {
     avoided: Vec<String>,
     refusal: Option<Failure>,
     lost: u32,
+    /// The next attempt counts towards the retries of the model.
+    owes_retry: bool,
+}
+
+/// What came of looking for a worker.
+enum Look {
+    Found(Lease),
+    /// Look again at this time, or when something changes.
+    Later(Option<Instant>),
 }
 
 impl Trials {
@@ -65,6 +80,37 @@ impl Trials {
         self.avoided.clear();
         self.refusal = None;
         self.lost = 0;
+        self.owes_retry = false;
+    }
+
+    /// A worker may have been lost because of the request: it must not go through the whole fleet.
+    pub(super) fn note_loss(&mut self, status: &Status) -> Result<(), Failure> {
+        self.lost += u32::from(lost_with_request(status));
+        if self.lost >= MOST_LOST { Err(Failure::Lost(self.lost)) } else { Ok(()) }
+    }
+
+    /// When there may be budget for the retry that is due; `None`: now, or no retry is due.
+    fn retry_at(&mut self, route: &Route, started: bool) -> Option<Instant> {
+        if started || !self.owes_retry {
+            return None;
+        }
+        match route.meter.retry() {
+            Ok(()) => {
+                self.owes_retry = false;
+                None
+            }
+            Err(after) => Some(Instant::now() + after),
+        }
+    }
+
+    fn place(&self, started: bool) -> Place {
+        if started {
+            Place::Started
+        } else if self.owes_retry || !self.avoided.is_empty() {
+            Place::Apart
+        } else {
+            Place::InLine
+        }
     }
 
     fn avoid(&mut self, lease: &Lease, mut refusal: Failure) {
@@ -90,18 +136,13 @@ impl Dispatcher {
     /// discovery has looked, any name may be one.
     pub fn admit(&self, caller: &Caller, name: &str, work: Work) -> Result<Route, Failure> {
         let view = self.fleet.view();
-        let name = match (name, view.models.keys().collect::<Vec<_>>().as_slice()) {
-            ("", [only]) => only.as_str(),
-            ("", _) => {
-                let message = "model: must be named, this gateway does not serve exactly one";
-                return Err(Failure::Invalid(message.into()));
-            }
-            (name, _) => name,
-        };
+        let name = if name.is_empty() { only_model(&view)? } else { name };
         let target = Target::read(name, &view).map_err(|unknown| failure(unknown, name))?;
         let ticket = caller.key.as_ref().map(|key| self.ticket(key, &target.model, work)).transpose()?;
+        let meter = self.fleet.meters().model(&target.model);
+        meter.request();
         Ok(Route {
-            meter: self.fleet.meters().model(&target.model),
+            meter,
             target,
             work,
             affinity: Affinity { session: caller.session, prefix: None },
@@ -120,15 +161,15 @@ impl Dispatcher {
         Ok(Arc::new(ticket))
     }
 
-    /// A worker for the request; waits for one within bounds. `revision` is that of the tokens streamed so far:
+    /// A worker for the request; waits for one within bounds. `begun` is the revision of the tokens streamed so far:
     /// set, the request has started, and gives up only when its patience ends.
     pub(super) async fn worker(
         &self,
         route: &Route,
-        revision: Option<&str>,
+        begun: Option<&str>,
         trials: &mut Trials,
     ) -> Result<Lease, Failure> {
-        let found = self.find(route, revision, trials).await;
+        let found = self.find(route, begun, trials).await;
         if let Err(Failure::HoldFull { .. } | Failure::HoldTimeout { .. } | Failure::Overloaded { .. }) =
             &found
         {
@@ -137,45 +178,47 @@ impl Dispatcher {
         found
     }
 
-    async fn find(
-        &self,
-        route: &Route,
-        revision: Option<&str>,
-        trials: &mut Trials,
-    ) -> Result<Lease, Failure> {
-        let model = &route.target.model;
-        let started = revision.is_some();
+    async fn find(&self, route: &Route, begun: Option<&str>, trials: &mut Trials) -> Result<Lease, Failure> {
         let mut changes = self.fleet.subscribe();
         loop {
             changes.borrow_and_update();
-            let again = match self.fleet.pick(route, &trials.avoided, revision) {
-                Pick::Worker(lease) => {
-                    trials.patience.found();
-                    return Ok(lease);
-                }
-                Pick::Wait(again) => match &trials.refusal {
-                    // the rest of the fleet is full, and those that are down would not have helped: say so at once
-                    Some(full @ Failure::Overloaded { .. }) if !started => return Err(full.clone()),
-                    _ => again,
-                },
-                Pick::Unknown(Unknown::Model) if started => None,
-                Pick::Unknown(unknown) => return Err(failure(unknown, model)),
-                Pick::Exhausted => {
-                    trials.avoided.clear();
-                    match trials.refusal.take() {
-                        Some(refusal) if !started => return Err(refusal),
-                        _ => Some(Instant::now() + REST_WHEN_FULL),
+            let retry_at = trials.retry_at(route, begun.is_some());
+            let place = trials.place(begun.is_some());
+            let others_first = match trials.patience.seat() {
+                Some(seat) => !seat.is_next(),
+                None => place == Place::InLine && self.room.has_line(route),
+            };
+            let again = if retry_at.is_some() {
+                retry_at
+            } else if others_first {
+                None
+            } else {
+                match self.look(route, begun, trials)? {
+                    Look::Found(lease) => {
+                        trials.patience.found();
+                        return Ok(lease);
                     }
+                    Look::Later(again) => again,
                 }
             };
-            let end = trials
-                .patience
-                .wait(&self.room, route, self.limits.hold, started)
-                .map_err(|held| Failure::HoldFull { model: model.clone(), held })?;
+            let end = trials.patience.wait(&self.room, route, self.limits.hold, place).map_err(|held| {
+                Failure::HoldFull { model: route.target.model.clone(), held, after: self.eta(route) }
+            })?;
             if Instant::now() >= end {
-                return Err(Failure::HoldTimeout { model: model.clone(), waited: trials.patience.waited() });
+                return Err(Failure::HoldTimeout {
+                    model: route.target.model.clone(),
+                    waited: trials.patience.waited(),
+                    after: self.eta(route),
+                });
             }
             let next_look = again.map_or(end, |again| again.min(end));
+            let Some(seat) = trials.patience.seat() else { continue };
+            if others_first {
+                if !seat.is_next() {
+                    let _ = tokio::time::timeout_at(end.into(), seat.called()).await;
+                }
+                continue;
+            }
             tokio::select! {
                 _ = changes.changed() => {}
                 () = tokio::time::sleep_until(next_look.into()) => {}
@@ -183,10 +226,53 @@ impl Dispatcher {
         }
     }
 
+    /// Looks for a worker once.
+    fn look(&self, route: &Route, begun: Option<&str>, trials: &mut Trials) -> Result<Look, Failure> {
+        let started = begun.is_some();
+        Ok(match self.fleet.pick(route, &trials.avoided, begun) {
+            Pick::Worker(lease) => Look::Found(lease),
+            Pick::Wait(again) => match &trials.refusal {
+                // the rest of the fleet is full, and those that are down would not have helped: say so at once
+                Some(full @ Failure::Overloaded { .. }) if !started => return Err(full.clone()),
+                _ => Look::Later(again),
+            },
+            Pick::Unknown(Unknown::Model) if started => Look::Later(None),
+            Pick::Unknown(unknown) => return Err(failure(unknown, &route.target.model)),
+            Pick::Exhausted => {
+                trials.avoided.clear();
+                match trials.refusal.take() {
+                    Some(refusal) if !started => return Err(refusal),
+                    _ => Look::Later(Some(Instant::now() + REST_WHEN_FULL)),
+                }
+            }
+        })
+    }
+
+    /// A second worker beside the one with this id, if there is one now and the retries of the model allow it.
+    pub(super) fn another(&self, route: &Route, id: &str) -> Option<Lease> {
+        let Pick::Worker(lease) = self.fleet.pick(route, &[id.to_owned()], None) else { return None };
+        route.meter.retry().ok()?;
+        self.metrics.retry(&route.target.model, RetryKind::Hedge);
+        Some(lease)
+    }
+
+    /// When it is worth asking again.
+    fn eta(&self, route: &Route) -> Duration {
+        let now = Instant::now();
+        let view = self.fleet.view();
+        let state = view.models.get(&route.target.model);
+        let loading = state.filter(|state| state.ready() == 0).and_then(|state| state.loaded_at);
+        eta(Known {
+            ahead: usize::try_from(route.meter.held.requests()).unwrap_or(usize::MAX),
+            per_second: route.meter.pace.per_second(now),
+            loading: loading.map(|at| at.saturating_duration_since(now)),
+        })
+    }
+
     /// Decides what an unsuccessful attempt means. `Ok`: try again. `Err`: the request fails.
     pub(super) fn attempt_failed(
         &self,
-        model: &str,
+        route: &Route,
         request: &str,
         lease: &mut Lease,
         status: &Status,
@@ -200,7 +286,7 @@ impl Dispatcher {
         match verdict {
             Verdict::Elsewhere => lease.failed(),
             Verdict::Full => {
-                let (model, reason) = (model.to_owned(), reason.to_owned());
+                let (model, reason) = (route.target.model.clone(), reason.to_owned());
                 trials.avoid(lease, Failure::Overloaded { model, reason, after: room_after(status) });
             }
             Verdict::Stranger => trials.avoid(lease, Failure::Worker(reason.to_owned())),
@@ -208,11 +294,10 @@ impl Dispatcher {
             Verdict::Late => return Err(Failure::Deadline),
             Verdict::Broken => return Err(Failure::Worker(format!("{code:?}: {reason}"))),
         }
-        trials.lost += u32::from(lost_with_request(status));
-        if trials.lost >= MOST_LOST {
-            return Err(Failure::Lost(trials.lost));
-        }
-        self.metrics.retry(model, kind);
+        trials.note_loss(status)?;
+        // what was streamed must go on, and a worker that passes a request on has not failed at it
+        trials.owes_retry = kind == RetryKind::Retry && outcome(status) == Some(Outcome::Failed);
+        self.metrics.retry(&route.target.model, kind);
         Ok(())
     }
 
@@ -229,13 +314,14 @@ impl Dispatcher {
         F: Future<Output = Result<T, Status>>,
     {
         let mut trials = Trials::default();
-        let model = &route.target.model;
         loop {
             let mut lease = self.worker(route, None, &mut trials).await?;
-            let measured = (purpose == Purpose::Answer).then(|| attempt(route, &lease));
+            let measured = (purpose == Purpose::Answer)
+                .then(|| Attempt::new(route.meter.revision(&lease.worker().revision)));
             match ask(lease.channel()).await {
                 Ok(answer) => {
                     lease.served();
+                    route.meter.pace.tick(Instant::now());
                     if let Some(measured) = measured {
                         measured.end(Outcome::Served);
                     }
@@ -245,7 +331,7 @@ impl Dispatcher {
                     if let (Some(measured), Some(outcome)) = (measured, outcome(&status)) {
                         measured.end(outcome);
                     }
-                    self.attempt_failed(model, request, &mut lease, &status, &mut trials, RetryKind::Retry)?;
+                    self.attempt_failed(route, request, &mut lease, &status, &mut trials, RetryKind::Retry)?;
                 }
             }
         }
@@ -261,9 +347,12 @@ pub enum Purpose {
     Aside,
 }
 
-/// A worker is asked now.
-pub(super) fn attempt(route: &Route, lease: &Lease) -> Attempt {
-    Attempt::new(route.meter.revision(&lease.worker().revision))
+fn only_model(view: &View) -> Result<&str, Failure> {
+    let mut names = view.models.keys();
+    match (names.next(), names.next()) {
+        (Some(only), None) => Ok(only),
+        _ => Err(Failure::Invalid("model: must be named, this gateway does not serve exactly one".into())),
+    }
 }
 
 fn failure(unknown: Unknown, name: &str) -> Failure {

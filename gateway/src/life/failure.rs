@@ -5,6 +5,8 @@ use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::keys::Refusal;
 
+use super::eta;
+
 /// What a worker without an estimate is given to make room.
 const REST: Duration = Duration::from_secs(1);
 
@@ -56,6 +58,8 @@ pub enum Failure {
         model: String,
         /// Requests that wait.
         held: usize,
+        /// When it is worth asking again.
+        after: Duration,
     },
     /// No worker became ready in time.
     #[error("no worker of '{model}' became ready within {} s", waited.as_secs_f32())]
@@ -64,6 +68,8 @@ pub enum Failure {
         model: String,
         /// How long the request waited.
         waited: Duration,
+        /// When it is worth asking again.
+        after: Duration,
     },
     /// Worker after worker was lost while it served this request.
     #[error("{0} workers in a row were lost while serving this request")]
@@ -81,7 +87,8 @@ impl Failure {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Overloaded { after, .. } => Some(after.unwrap_or(REST)),
-            Self::HoldFull { .. } | Self::HoldTimeout { .. } | Self::Lost(_) => Some(Duration::from_secs(5)),
+            Self::HoldFull { after, .. } | Self::HoldTimeout { after, .. } => Some(*after),
+            Self::Lost(_) => Some(eta::UNKNOWN),
             Self::Limited(refusal) => Some(refusal.after),
             Self::Unauthenticated
             | Self::Forbidden(_)

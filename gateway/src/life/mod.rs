@@ -1,12 +1,17 @@
 //! A request's life: translated once, served by as many workers as it takes, seen by the client as one answer.
+mod attempt;
 mod call;
 mod caller;
 mod choices;
 mod dispatcher;
+mod eta;
 mod failure;
 mod generation;
-mod hold;
+mod hedge;
+mod line;
+mod patience;
 mod prefix;
+mod room;
 mod tokens;
 mod verdict;
 
@@ -16,6 +21,7 @@ pub use choices::{Choices, MOST_ANSWERS};
 pub use dispatcher::{Dispatcher, Limits, Purpose};
 pub use failure::{Failure, whole_seconds};
 use generation::Generation;
-pub use hold::{Patience, WaitingRoom};
+pub use line::Line;
+use patience::Patience;
 pub use prefix::prefix;
 pub use verdict::{Verdict, lost_with_request, outcome, room_after, verdict};

@@ -2,13 +2,13 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use super::{Histogram, Load};
+use super::{Histogram, Load, Pace, RetryBudget};
 
 /// How long what is gone is remembered: longer than a reader may be away.
 pub const MEMORY: Duration = Duration::from_secs(3600);
@@ -40,6 +40,9 @@ pub struct ModelMeter {
     pub refused: AtomicU64,
     /// From arrival to the first token.
     pub first_token: Histogram,
+    /// Of answers.
+    pub pace: Pace,
+    retries: Mutex<RetryBudget>,
     revisions: RwLock<BTreeMap<String, Arc<RevisionMeter>>>,
     /// Milliseconds from the start to the last arrival or end.
     active: AtomicU64,
@@ -124,6 +127,8 @@ impl ModelMeter {
             arrived: AtomicU64::default(),
             refused: AtomicU64::default(),
             first_token: Histogram::default(),
+            pace: Pace::default(),
+            retries: Mutex::default(),
             revisions: RwLock::default(),
             active: AtomicU64::default(),
         }
@@ -148,6 +153,16 @@ impl ModelMeter {
     /// A request arrived or ended.
     pub fn touch(&self) {
         self.active.fetch_max(milliseconds(self.start.elapsed()), Ordering::Relaxed);
+    }
+
+    /// A request was let in: it adds to the retries that there may be.
+    pub fn request(&self) {
+        self.retries.lock().unwrap_or_else(PoisonError::into_inner).request(self.start.elapsed());
+    }
+
+    /// Takes one retry; `Err` says when it may be worth trying again.
+    pub fn retry(&self) -> Result<(), Duration> {
+        self.retries.lock().unwrap_or_else(PoisonError::into_inner).retry(self.start.elapsed())
     }
 
     /// Since the last request arrived or ended, or since the start.

@@ -4,6 +4,8 @@ mod exposition;
 mod histogram;
 mod load;
 mod meters;
+mod pace;
+mod retries;
 mod service;
 mod work;
 
@@ -12,5 +14,7 @@ pub use exposition::Attempts;
 pub use histogram::Histogram;
 pub use load::{Burden, Load};
 pub use meters::{Meters, ModelMeter, RevisionMeter};
+pub use pace::Pace;
+pub use retries::RetryBudget;
 pub use service::Measurements;
 pub use work::{MOST_EXPECTED_OUTPUT, Work};

@@ -44,13 +44,15 @@ struct Limited {
     limit: String,
 }
 
-/// When an attempt failed and the request went on.
+/// When another attempt was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryKind {
     /// Before the first token.
     Retry,
     /// After it: the stream was continued on another worker.
     Resume,
+    /// None failed, but the first token was late: a second worker was asked.
+    Hedge,
 }
 
 /// All metrics. Labels are bounded: models are known ones, paths are routes.
@@ -103,7 +105,7 @@ impl Metrics {
         registry.register("requests", "Finished requests", requests.clone());
         registry.register("requests_in_flight", "Requests being served", in_flight.clone());
         registry.register("requests_held", "Requests that wait for a worker", held.clone());
-        registry.register("retries", "Attempts that failed while the request went on", retries.clone());
+        registry.register("retries", "Further attempts at requests", retries.clone());
         registry.register("tokens", "Tokens of finished requests", tokens.clone());
         registry.register(
             "time_to_first_token_seconds",
@@ -123,11 +125,12 @@ impl Metrics {
         Ok(text)
     }
 
-    /// An attempt failed, and the request goes on.
+    /// Another attempt is made.
     pub fn retry(&self, model: &str, kind: RetryKind) {
         let kind = match kind {
             RetryKind::Retry => "retry",
             RetryKind::Resume => "resume",
+            RetryKind::Hedge => "hedge",
         };
         self.retries.get_or_create(&Counted { model: model.to_owned(), kind }).inc();
     }

@@ -89,10 +89,13 @@ impl Drop for Record {
         }
         metrics.tokens(model, prompt_tokens, completion_tokens);
         let (request, first_token) = (&id.0, self.first_token);
+        let key = self.ticket.as_ref().map(|ticket| ticket.key_name());
+        let key = key.as_deref();
         tracing::info!(
             request,
             path,
             model,
+            key,
             code,
             seconds,
             first_token,

@@ -14,7 +14,7 @@ use crate::{
 
 use super::{
     Affinity, Candidate, ConnectOptions, Gate, Lease, Policy, Route, Target, Turns, Unknown, Wanted,
-    live::Live, shares,
+    live::Live, progress::Progress, shares,
 };
 
 /// Every live worker by model. Replaced as a whole when discovery has news.
@@ -39,8 +39,12 @@ pub struct ModelState {
     pub deployment: String,
     workers: Vec<Arc<Live>>,
     shares: Vec<Share>,
+    /// When the next group will have read its checkpoint, if that is known.
+    pub loaded_at: Option<Instant>,
     /// Stays when the rest is replaced.
     turns: Arc<Mutex<Turns>>,
+    /// Stays when the rest is replaced.
+    progress: Arc<Mutex<Progress>>,
 }
 
 impl ModelState {
@@ -154,6 +158,11 @@ impl Fleet {
             let old = old.models.get(name);
             let current = old.map(|state| state.workers.as_slice()).unwrap_or_default();
             let workers = model.ready.iter().filter_map(|info| self.live(current, info)).collect();
+            let progress = old.map(|state| state.progress.clone()).unwrap_or_default();
+            let loaded_at = progress
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .observe(Instant::now(), &model.loading);
             let state = ModelState {
                 created: model.created,
                 known: model.known,
@@ -161,6 +170,8 @@ impl Fleet {
                 deployment: model.deployment.clone(),
                 workers,
                 shares: model.shares.clone(),
+                loaded_at,
+                progress,
                 turns: old.map(|state| state.turns.clone()).unwrap_or_default(),
             };
             models.insert(name.clone(), state);
@@ -326,6 +337,45 @@ mod tests {
             assert_eq!(lease(&fleet, &[], Some("r1")).worker().id, "a");
         }
         assert_eq!(lease(&fleet, &["b"], Some("r3")).worker().id, "a");
+    }
+
+    #[tokio::test]
+    async fn a_revision_asked_for_is_waited_for_and_nothing_else_will_do() {
+        let fleet = fleet(&[("a", "r1"), ("b", "r2")]);
+        let asking = |name: &str| Route {
+            target: Target::read(name, &fleet.view()).unwrap(),
+            ..fleet.route("m", Work::default())
+        };
+        let (of_r2, stable) = (asking("m@r2"), asking("m@stable"));
+        let Pick::Worker(lease) = fleet.pick(&of_r2, &[], None) else { panic!("b takes requests") };
+        assert_eq!(lease.worker().id, "b");
+        assert!(matches!(fleet.pick(&of_r2, &["b".into()], None), Pick::Exhausted));
+        assert!(matches!(fleet.pick(&stable, &[], None), Pick::Worker(_)), "without shares all are stable");
+        let unknown = |name: &str| Target::read(name, &fleet.view()).unwrap_err();
+        assert_eq!(unknown("other@r2"), Unknown::Model);
+        let revision = |revision: &str| Unknown::Revision { model: "m".into(), revision: revision.into() };
+        assert_eq!((unknown("m@canary"), unknown("m@r3")), (revision("canary"), revision("r3")));
+        // the rollout knows of it, but its workers are not there: it is worth waiting
+        let mut without = table(&[("a", "r1")]);
+        let share = Share { revision: "r2".into(), weight_percent: 0, role: Role::Preview };
+        without.models.entry("m".into()).or_default().shares.push(share);
+        fleet.update(&without);
+        assert!(matches!(fleet.pick(&of_r2, &[], None), Pick::Wait(None)));
+        assert!(matches!(fleet.pick(&of_r2, &[], Some("r1")), Pick::Worker(_)), "one that began there stays");
+        fleet.update(&table(&[("a", "r1")]));
+        assert!(matches!(fleet.pick(&of_r2, &[], None), Pick::Unknown(Unknown::Revision { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_model_with_an_at_in_its_name_is_found_by_it() {
+        let fleet = fleet(&[("a", "r1")]);
+        let mut both = table(&[("a", "r1")]);
+        both.models.insert("m@r1".into(), both.models["m"].clone());
+        fleet.update(&both);
+        let target = Target::read("m@r1", &fleet.view()).unwrap();
+        assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Any));
+        let target = Target::read("m@r1@r1", &fleet.view()).unwrap();
+        assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Revision("r1".into())));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ mod lease;
 mod least_load;
 mod live;
 mod prefix_affinity;
+mod progress;
 mod route;
 mod session_affinity;
 mod shares;

@@ -10,7 +10,7 @@ use crate::{
 use super::View;
 
 /// What a client asked for by a model's name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     /// Served model name.
     pub model: String,
@@ -19,7 +19,7 @@ pub struct Target {
 }
 
 /// Revisions that will do.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Wanted {
     /// Every one: shares decide.
     #[default]
@@ -90,6 +90,13 @@ pub struct Route {
     pub affinity: Affinity,
     /// What it takes of its key, if it has one.
     pub ticket: Option<Arc<Ticket>>,
+}
+
+impl Route {
+    /// Name of its key; empty if it has none.
+    pub fn key(&self) -> Arc<str> {
+        self.ticket.as_ref().map_or_else(|| "".into(), |ticket| ticket.key_name())
+    }
 }
 
 /// What requests can have in common: where one of them went, the others go as well if they may.

@@ -10,7 +10,7 @@ use crate::discovery::{Role, Share};
 use super::hash;
 
 /// The revisions among `shares` that can take a request, and have a weight.
-pub fn able<'a>(shares: &'a [Share], is_able: impl Fn(&str) -> bool) -> Vec<&'a Share> {
+pub fn able(shares: &[Share], is_able: impl Fn(&str) -> bool) -> Vec<&Share> {
     shares.iter().filter(|share| share.weight_percent > 0 && is_able(&share.revision)).collect()
 }
 

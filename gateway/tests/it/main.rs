@@ -14,3 +14,4 @@ mod openai;
 mod revisions;
 mod shutdown;
 mod support;
+mod waiting;

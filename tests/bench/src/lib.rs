@@ -7,6 +7,7 @@ pub mod fabric;
 pub mod load;
 pub mod model;
 pub mod process;
+pub mod proxy;
 pub mod report;
 pub mod serving;
 pub mod soak;

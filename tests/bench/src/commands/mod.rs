@@ -2,6 +2,7 @@
 
 pub mod fabric;
 pub mod make_model;
+pub mod proxy;
 pub mod report;
 pub mod serve;
 pub mod serving;
@@ -32,6 +33,8 @@ pub enum Command {
     MakeModel(make_model::MakeModelArgs),
     /// Measure exchanges between two processes against bare TCP
     Fabric(fabric::FabricArgs),
+    /// Measure the gateway as a proxy, against one that only forwards bytes
+    Proxy(proxy::ProxyArgs),
     /// Measure serving against the bare forward
     Serving(Box<serving::ServingArgs>),
     /// Send thousands of requests of every kind, and see what they leave behind
@@ -73,6 +76,7 @@ impl Command {
         match self {
             Self::MakeModel(args) => make_model::run(&args),
             Self::Fabric(args) => fabric::run(&args),
+            Self::Proxy(args) => proxy::run(&args),
             Self::Serving(args) => serving::run(&args),
             Self::Soak(args) => soak::run(&args),
             Self::WithServers(args) => with_servers::run(&args),

@@ -10,4 +10,4 @@ pub use machine::{Machine, busy_seconds};
 pub use proc_status::{cpu_seconds, resident_bytes};
 pub use scrape::Metrics;
 pub use server::Server;
-pub use stack::{Programs, Stack, StackOptions};
+pub use stack::{Programs, Stack, StackOptions, free_addresses};

@@ -139,7 +139,10 @@ impl Stack {
 }
 
 /// Addresses that nobody listened on a moment ago, all different.
-fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
+///
+/// # Errors
+/// None is free.
+pub fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
     let listeners: Vec<TcpListener> =
         (0..N).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
     let mut addresses = [SocketAddr::from(([127, 0, 0, 1], 0)); N];
