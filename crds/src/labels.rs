@@ -28,7 +28,8 @@ pub const REBALANCE: &str = "serving.belay.dev/rebalance";
 /// Annotation on a group's ConfigMap: what was done about load so far, as JSON. Written together with the operation, so
 /// that another leader neither forgets nor repeats a rebalance.
 pub const REBALANCES: &str = "serving.belay.dev/rebalances";
-/// Annotation on a ModelDeployment: the revision that a person wants promoted, whatever the analysis has seen.
+/// Annotation on a ModelDeployment: the revision that a person wants promoted, whatever the analysis has seen. What follows a
+/// slash makes it another word than last time: only a word that is new counts.
 pub const PROMOTE: &str = "serving.belay.dev/promote";
 /// Annotation on a ControllerRevision: how far its rollout is, as JSON. Another leader goes on from there.
 pub const ROLLOUT: &str = "serving.belay.dev/rollout";

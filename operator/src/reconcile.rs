@@ -163,8 +163,13 @@ fn new_problems(
     }
     problems
         .iter()
-        // these are told when the pod is given up, created or missed
-        .filter(|problem| !matches!(problem.reason, Reason::NodeLost | Reason::Recovering | Reason::RankLost))
+        // these are told when they happen
+        .filter(|problem| {
+            !matches!(
+                problem.reason,
+                Reason::NodeLost | Reason::Recovering | Reason::RankLost | Reason::RolledBack
+            )
+        })
         .map(|problem| {
             Note::warning(
                 problem.reason,

@@ -189,8 +189,18 @@ fn a_person_may_promote_what_waits_but_not_with_an_old_word() {
     assert_eq!(scene.look(1).happened, Some(Happening::Promoted));
     let mut scene = Scene::new(canary(&[(10, 60)]), 2);
     scene.rules.promote = Some("new".into());
-    scene.state.promotion_is_old = true;
+    scene.state.promotion_seen = Some("new".into());
     assert_eq!(scene.look(1).happened, None);
+    scene.rules.promote = Some("new/again".into());
+    assert_eq!(scene.look(2).happened, Some(Happening::Promoted));
+    // also what was taken back, by a word that came after
+    let mut scene = Scene::new(canary(&[(10, 60)]), 2);
+    scene.evidence.in_step = Gate::Bad(Reason::TokensSlower, "slow".into());
+    scene.look(1);
+    scene.evidence = Evidence::default();
+    scene.rules.promote = Some("new".into());
+    let stage = scene.look(2);
+    assert_eq!((stage.happened, stage.state.rejected), (Some(Happening::Promoted), None));
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub(super) fn advance(
     let asked = is_asked_for(rules, &state, sight);
     for gate in [&sight.evidence.before_share, &sight.evidence.in_step] {
         if let (Gate::Bad(reason, message), false) = (gate, asked && state.step == 0) {
-            return reject(state, sight, *reason, message.clone(), now);
+            return reject(rules, state, sight, *reason, message.clone(), now);
         }
     }
     let has_gone_over = state.step > 0;
@@ -38,7 +38,7 @@ pub(super) fn advance(
     let (phase, message) = match state.since {
         None => {
             if let Some((reason, message)) = hopeless(rules, &state, sight, desired, now) {
-                return reject(state, sight, reason, message, now);
+                return reject(rules, state, sight, reason, message, now);
             }
             match &sight.evidence.before_share {
                 _ if sight.new.ready < desired => match stuck(rules, &state, sight, desired, now) {

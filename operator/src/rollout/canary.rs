@@ -27,14 +27,14 @@ pub(super) fn advance(
 
     for gate in [&sight.evidence.before_share, &sight.evidence.in_step] {
         if let Gate::Bad(reason, message) = gate {
-            return reject(state, sight, *reason, message.clone(), now);
+            return reject(rules, state, sight, *reason, message.clone(), now);
         }
     }
     let mut happened = None;
     let (phase, message) = match state.since {
         None => {
             if let Some((reason, message)) = hopeless(rules, &state, sight, wanted, now) {
-                return reject(state, sight, reason, message, now);
+                return reject(rules, state, sight, reason, message, now);
             }
             match &sight.evidence.before_share {
                 _ if rules.paused => (Phase::Paused, String::new()),

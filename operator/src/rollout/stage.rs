@@ -40,7 +40,7 @@ pub struct Rules {
     pub deadline_seconds: Option<i64>,
     /// Whether being stuck takes a canary or preview back.
     pub rolls_back: bool,
-    /// The revision that a person wants to be promoted.
+    /// The revision that a person wants to be promoted, and after a slash whatever makes the word another one.
     pub promote: Option<String>,
 }
 
@@ -169,6 +169,9 @@ pub fn advance(rules: &Rules, state: State, sight: &Sight<'_>, now: Timestamp) -
         _ if is_plain || state.promoted.is_some() => {
             rolling(&Rules { paused: false, ..rules.clone() }, 0, state, sight, now)
         }
+        _ if state.rejected.is_some() && is_asked_for(rules, &state, sight) => {
+            promote(rules, State { rejected: None, ..state }, sight, now)
+        }
         _ if state.rejected.is_some() => rejected(state, sight),
         Strategy::Canary { steps } => canary::advance(rules, steps, state, sight, now),
         Strategy::BlueGreen { manual, preview_seconds, keep_seconds } => {
@@ -222,6 +225,7 @@ fn rejected(state: State, sight: &Sight<'_>) -> Stage {
 
 /// Takes the new revision back.
 pub(super) fn reject(
+    rules: &Rules,
     mut state: State,
     sight: &Sight<'_>,
     reason: Reason,
@@ -230,6 +234,7 @@ pub(super) fn reject(
 ) -> Stage {
     state.rejected =
         Some(Rejected { reason: reason.as_str().to_owned(), message: message.clone(), time: now });
+    state.promotion_seen.clone_from(&rules.promote);
     state.moved = now;
     Stage { happened: Some(Happening::RolledBack(reason, message)), ..rejected(state, sight) }
 }
@@ -242,9 +247,10 @@ pub(super) fn promote(rules: &Rules, mut state: State, sight: &Sight<'_>, now: T
     Stage { happened: Some(Happening::Promoted), ..stage }
 }
 
-/// Whether a person wants this revision, and means this life of it.
+/// Whether a person wants this revision, and has said so since it began, or was taken back.
 pub(super) fn is_asked_for(rules: &Rules, state: &State, sight: &Sight<'_>) -> bool {
-    rules.promote.as_deref() == Some(sight.revision) && !state.promotion_is_old
+    let names = |word: &str| word.split('/').next() == Some(sight.revision);
+    rules.promote.as_deref().is_some_and(names) && rules.promote != state.promotion_seen
 }
 
 /// The new revision has so many percent.

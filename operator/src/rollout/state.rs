@@ -26,9 +26,9 @@ pub struct State {
     /// Why it was taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Rejected>,
-    /// The annotation that promotes it was there before it began: it means an earlier life.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub promotion_is_old: bool,
+    /// What the annotation that promotes said when this began, or was taken back: only another word counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promotion_seen: Option<String>,
 }
 
 /// Why a revision was taken back.
@@ -54,7 +54,7 @@ impl State {
             since: None,
             promoted: None,
             rejected: None,
-            promotion_is_old: false,
+            promotion_seen: None,
         }
     }
 
@@ -64,10 +64,7 @@ impl State {
         match known {
             Some(state) if state.number == target.number => state,
             Some(state) if is_stable => Self { number: target.number, rejected: None, ..state },
-            _ => Self {
-                promotion_is_old: asked == Some(target.revision.as_str()),
-                ..Self::new(target.number, now)
-            },
+            _ => Self { promotion_seen: asked.map(str::to_owned), ..Self::new(target.number, now) },
         }
     }
 }

@@ -124,7 +124,7 @@ pub enum CourseError {
     },
     /// Times add up to more than a calendar has.
     #[error("the times of the rollout")]
-    Time(#[from] k8s_openapi::jiff::Error),
+    Time(#[from] jiff::Error),
     /// The operator's decisions go on and on.
     #[error("the rollout does not come to an end within {MOST_ROUNDS} steps")]
     Endless,

@@ -8,8 +8,8 @@ use serde_json::Value;
 /// The file with the weights.
 const WEIGHTS: &str = "model.safetensors";
 
-/// Copies the checkpoint in `from` to `to`, and changes its weights a little: of every bf16 number of the routed experts, the
-/// lower bits of the mantissa are flipped, which is an error of up to 12 percent each.
+/// Copies the checkpoint in `from` to `to`, and changes its weights: every third bf16 number of the routed experts gets the
+/// other sign. (The nano model is so sure of its answers that an error of a tenth of each number changes none.)
 ///
 /// # Errors
 /// If a file can't be read or written, or is not a checkpoint.
@@ -42,8 +42,9 @@ fn change(bytes: &mut [u8]) -> Result<usize> {
         let (from, to) = offset(0).zip(offset(1)).with_context(|| format!("{name}: data_offsets"))?;
         let data =
             bytes.get_mut(start + from..start + to).with_context(|| format!("{name}: out of bounds"))?;
-        for low in data.iter_mut().step_by(2) {
-            *low ^= 0x0f;
+        // little endian: the sign is the highest bit of the second byte
+        for high in data.iter_mut().skip(1).step_by(6) {
+            *high ^= 0x80;
             changed += 1;
         }
     }
@@ -61,8 +62,8 @@ mod tests {
         bytes.extend_from_slice(header);
         let start = bytes.len();
         bytes.extend_from_slice(&[0x80, 0x3f, 0x00, 0x40, 0x80, 0x3f]);
-        assert_eq!(change(&mut bytes).unwrap(), 2);
-        assert_eq!(bytes[start..], [0x8f, 0x3f, 0x0f, 0x40, 0x80, 0x3f]);
+        assert_eq!(change(&mut bytes).unwrap(), 1);
+        assert_eq!(bytes[start..], [0x80, 0xbf, 0x00, 0x40, 0x80, 0x3f]);
         assert!(change(&mut [1, 2, 3]).is_err());
     }
 }

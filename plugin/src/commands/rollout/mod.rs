@@ -64,9 +64,9 @@ pub enum RolloutCommand {
         /// The ModelDeployment
         name: String,
     },
-    /// Promote a canary or preview at once, whatever it waits for
+    /// Promote a canary or preview at once, whatever it waits for, also one that was taken back
     ///
-    /// Sets the annotation serving.belay.dev/promote to the revision of the spec. Refused if nothing waits.
+    /// Sets the annotation serving.belay.dev/promote to the revision of the spec and the time. Refused if nothing waits.
     Promote {
         /// The ModelDeployment
         name: String,

@@ -1,9 +1,10 @@
-//! Promotes what waits.
+//! Promotes what waits, or was taken back.
 
 use std::io::{self, Write as _};
 
 use anyhow::{Result, bail};
 use belay_crds::labels::PROMOTE;
+use jiff::Timestamp;
 
 use crate::{
     cli::Outcome,
@@ -18,11 +19,9 @@ pub async fn run(cluster: &Cluster, name: &str) -> Result<Outcome> {
         Ok(revision) => revision,
         Err(why) => bail!("{at}: {why}"),
     };
-    if deployment.annotation(PROMOTE) == Some(revision) {
-        writeln!(io::stdout(), "{at}: the promotion of revision {revision} is asked for already")?;
-        return Ok(Outcome::Done);
-    }
-    cluster.annotate(name, PROMOTE, revision).await?;
+    // only a word that was not there before counts
+    let word = format!("{revision}/{}", Timestamp::now());
+    cluster.annotate(name, PROMOTE, &word).await?;
     writeln!(io::stdout(), "{at}: revision {revision} is to be promoted now. To look:")?;
     writeln!(io::stdout(), "  kubectl belay rollout status {name} -n {}", cluster.namespace())?;
     Ok(Outcome::Done)
@@ -38,13 +37,8 @@ fn waiting(deployment: &Deployment) -> Result<&str, String> {
     let is_new = |traffic: &&serde_json::Value| {
         traffic["revision"] == revision && matches!(traffic["role"].as_str(), Some("Canary" | "Preview"))
     };
-    if phase == "RolledBack" {
-        let why = deployment.word("/status/rollout/lastRollback/reason");
-        return Err(format!(
-            "revision {revision} was taken back ({why}); change the spec, then it is tried anew"
-        ));
-    }
-    if deployment.list("/status/traffic").find(is_new).is_none() {
+    // what was taken back may be overruled
+    if phase != "RolledBack" && deployment.list("/status/traffic").find(is_new).is_none() {
         let strategy = match deployment.word("/spec/rollout/strategy") {
             "" | "RollingUpdate" => ": strategy RollingUpdate waits for nobody",
             _ => "",
