@@ -4,6 +4,7 @@
 //! speak to the person who writes a ModelDeployment.
 #![forbid(unsafe_code)]
 
+mod autoscaling;
 mod cache;
 mod conditions;
 mod experts;
@@ -16,6 +17,11 @@ mod rollout;
 mod status;
 
 pub use self::{
+    autoscaling::{
+        AutoscalingMode, AutoscalingSpec, AutoscalingStatus, DuringRollout, ScaleRecord, ScalingBehavior,
+        ScalingMetricStatus, ScalingPolicy, ScalingPolicyType, ScalingReason, ScalingRules, ScheduleWindow,
+        SelectPolicy, Weekday,
+    },
     cache::{CacheFormat, CacheSpec, SpeculationSpec, Switch},
     conditions::{ConditionType, Reason, set_condition},
     experts::{ExpertsSpec, RebalancePolicy, RebalanceSpec},

@@ -4,6 +4,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::AutoscalingStatus;
+
 /// What the operator has seen.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -50,6 +52,10 @@ pub struct ModelDeploymentStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["revision".into()]))]
     pub traffic: Vec<TrafficStatus>,
+
+    /// What autoscaling makes of what it sees. Absent without spec.autoscaling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<AutoscalingStatus>,
 
     /// Every group that exists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -58,6 +58,7 @@ pub fn status(
         conditions: previous.map(|status| status.conditions.clone()).unwrap_or_default(),
         experts: view.experts(),
         traffic: vec![],
+        autoscaling: None,
         groups: lines,
     };
     view.conditions(&mut next, &problems);
