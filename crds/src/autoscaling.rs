@@ -316,6 +316,8 @@ pub enum ScalingReason {
     LoadBelowTarget,
     /// More is needed, and groups that load are enough for it.
     GroupsLoading,
+    /// More waits than should, and the groups that are there drain it within a minute.
+    Draining,
     /// It is not long enough ago that more (or less) was asked for.
     Stabilizing,
     /// A policy lets no more change at once.

@@ -22,6 +22,7 @@ pub mod recovery;
 pub mod revision;
 pub mod rollout;
 pub mod run;
+pub mod scaling;
 pub mod telemetry;
 pub mod trouble;
 pub mod worker_client;
