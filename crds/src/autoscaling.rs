@@ -43,7 +43,7 @@ pub struct AutoscalingSpec {
     pub target_outstanding_tokens_per_replica: Option<i64>,
 
     /// Nine of ten requests of the last minute should have had their first token after so many milliseconds. A longer
-    /// time asks for at most twice the groups that are ready; one below half of it lets one group go.
+    /// time asks for at most twice the groups that are ready; one below four fifths of it lets groups go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600000))]
     pub target_time_to_first_token_milliseconds: Option<i64>,

@@ -72,7 +72,7 @@ pub(super) fn metrics(
     now: Timestamp,
 ) -> Vec<Metric> {
     let targets = terms.targets;
-    let ask = Ask { terms, groups, current };
+    let ask = Ask { terms, groups, current, rate_known: memory.rates.per_group().is_some() };
     let mut metrics = vec![];
     let mut note = |measure, target: Option<u64>, look: &dyn Fn(u64) -> (Option<u64>, Option<u32>)| {
         if let Some(target) = target {
@@ -122,6 +122,8 @@ struct Ask<'a> {
     terms: &'a Terms,
     groups: Groups,
     current: u32,
+    /// Whether it is known what a group does while targets are just reached.
+    rate_known: bool,
 }
 
 impl Ask<'_> {
@@ -159,10 +161,13 @@ impl Ask<'_> {
             // it says nothing of groups that do not serve yet, or have just begun
             let more = settled && self.groups.loading == 0;
             if more { asked.max(self.current) } else { self.current }
-        } else if measured < target / 2 && self.groups.loading == 0 {
-            self.current.saturating_sub(1)
-        } else {
+        } else if self.groups.loading > 0 || measured > target * 4 / 5 {
             self.current
+        } else if measured < target / 2 && self.rate_known {
+            // how many are enough is known better by what they do
+            1
+        } else {
+            self.current.saturating_sub(1)
         }
     }
 }
@@ -171,7 +176,7 @@ impl Ask<'_> {
 /// group does.
 pub(super) fn enough(memory: &Memory, terms: &Terms, signals: &Signals, groups: Groups) -> Option<u32> {
     let per_group = memory.rates.per_group()?;
-    let load = memory.rates.load()?;
+    let load = memory.rates.newest_load()?;
     let target = terms.targets.outstanding_tokens.or(terms.targets.queued_tokens)?;
     let excess = signals.tokens().saturating_sub(target.saturating_mul(u64::from(groups.capacity())));
     let time = f64::from(groups.eta_seconds.unwrap_or(0)).max(DRAIN_SECONDS);

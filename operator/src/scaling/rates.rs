@@ -5,11 +5,11 @@ use jiff::Timestamp;
 
 use super::signals::Signals;
 
-/// Seconds over which the load is taken.
-const LOAD_SECONDS: i64 = 60;
+/// Seconds over which the load is taken at most.
+const LOAD_SECONDS: f64 = 60.0;
 
 /// Seconds that are enough for a first idea of it.
-const SHORTEST_SECONDS: i64 = 10;
+const SHORTEST_SECONDS: f64 = 10.0;
 
 /// Seconds of full load after which a group's rate is taken: together, not in one piece.
 const FULL_SECONDS: f64 = 20.0;
@@ -71,7 +71,7 @@ impl Rates {
         self.full = if full { ready } else { 0 };
         self.looks.push_back(look);
         // one look from before the time remains, to compare with
-        while self.looks.get(1).is_some_and(|second| seconds(*second, look) >= LOAD_SECONDS as f64) {
+        while self.looks.get(1).is_some_and(|second| seconds(*second, look) >= LOAD_SECONDS) {
             self.looks.pop_front();
         }
     }
@@ -84,11 +84,22 @@ impl Rates {
         }
     }
 
-    /// Tokens a second that come: what was done, and what more waits than before.
+    /// Tokens a second that have come for a minute, or for as long as somebody has looked: what was done, and what more
+    /// waits than before.
     pub fn load(&self) -> Option<f64> {
-        let (first, last) = (*self.looks.front()?, *self.looks.back()?);
+        self.load_within(LOAD_SECONDS)
+    }
+
+    /// The same of the last twenty seconds, if that is more: a load that has just begun.
+    pub fn newest_load(&self) -> Option<f64> {
+        Some(self.load()?.max(self.load_within(2.0 * SHORTEST_SECONDS)?))
+    }
+
+    fn load_within(&self, most: f64) -> Option<f64> {
+        let last = *self.looks.back()?;
+        let first = *self.looks.iter().find(|look| seconds(**look, last) <= most).or(self.looks.front())?;
         let time = seconds(first, last);
-        if time < SHORTEST_SECONDS as f64 {
+        if time < SHORTEST_SECONDS {
             return None;
         }
         let done = (last.served - first.served) as f64;
