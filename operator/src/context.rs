@@ -6,7 +6,8 @@ use kube::{
 };
 
 use crate::{
-    attendance::Attendance, backoff::Backoff, loads::Loads, metrics::Metrics, worker_client::WorkerClient,
+    attendance::Attendance, backoff::Backoff, gateways::Gateways, loads::Loads, metrics::Metrics,
+    worker_client::WorkerClient,
 };
 
 /// Decisions of whoever runs the operator.
@@ -30,6 +31,8 @@ pub struct Context {
     pub attendance: Attendance,
     /// Load of the experts, as last asked for.
     pub loads: Loads,
+    /// What gateways measure.
+    pub gateways: Gateways,
     /// Settings.
     pub settings: Settings,
     /// Publishes events.

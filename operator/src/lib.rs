@@ -8,6 +8,7 @@ pub mod controller;
 pub mod coverage;
 pub mod error;
 pub mod events;
+pub mod gateways;
 pub mod generate;
 pub mod group;
 pub mod http;

@@ -25,6 +25,7 @@ use crate::{
     context::{Context, Settings},
     controller,
     error::describe,
+    gateways::Gateways,
     http,
     lease::{self, LeaseConfig},
     loads::Loads,
@@ -57,6 +58,10 @@ pub struct RunArgs {
     /// Who this process is in the Lease: unique. Default: the host name and a random part.
     #[arg(long, env = "BELAY_IDENTITY")]
     identity: Option<String>,
+    /// HOST:PORT at which gateways tell what they measure; each address of HOST is one. Without it, rollouts are not analysed
+    /// by what clients see, and there is no autoscaling.
+    #[arg(long, env = "BELAY_GATEWAYS")]
+    gateways: Option<String>,
     /// Address of /metrics, /healthz and /readyz.
     #[arg(long, env = "BELAY_METRICS_ADDRESS", default_value = "0.0.0.0:8080")]
     metrics_address: SocketAddr,
@@ -152,6 +157,7 @@ async fn work(
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),
+        gateways: Gateways::new(args.gateways.clone()),
         settings: Settings {
             worker_image: args.worker_image.clone(),
             node_lost_seconds: args.node_lost_seconds,
@@ -167,10 +173,14 @@ async fn work(
             ready = nodes.wait_until_ready() => ready.context("watch of nodes ended")?,
             () = stop.cancelled() => return Ok(()),
         }
-        controller::run(context, namespace, nodes_changed, stop.clone()).await;
+        controller::run(context.clone(), namespace, nodes_changed, stop.clone()).await;
         anyhow::Ok(())
     };
-    let (done, ()) = tokio::join!(control, controller::watch_nodes(client, writer, changed, stop.clone()));
+    let (done, (), ()) = tokio::join!(
+        control,
+        controller::watch_nodes(client, writer, changed, stop.clone()),
+        context.gateways.run(stop.clone()),
+    );
     done
 }
 
