@@ -6,8 +6,8 @@ use kube::{
 };
 
 use crate::{
-    attendance::Attendance, backoff::Backoff, gateways::Gateways, loads::Loads, metrics::Metrics,
-    worker_client::WorkerClient,
+    attendance::Attendance, autoscaler::Autoscaler, backoff::Backoff, gateways::Gateways, loads::Loads,
+    metrics::Metrics, worker_client::WorkerClient,
 };
 
 /// Decisions of whoever runs the operator.
@@ -33,6 +33,8 @@ pub struct Context {
     pub loads: Loads,
     /// What gateways measure.
     pub gateways: Gateways,
+    /// What autoscaling remembers.
+    pub autoscaler: Autoscaler,
     /// Settings.
     pub settings: Settings,
     /// Publishes events.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attendance;
+pub mod autoscaler;
 pub mod backoff;
 pub mod context;
 pub mod controller;

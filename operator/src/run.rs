@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     attendance::Attendance,
+    autoscaler::Autoscaler,
     backoff::Backoff,
     context::{Context, Settings},
     controller,
@@ -158,6 +159,7 @@ async fn work(
         attendance: Attendance::default(),
         loads: Loads::default(),
         gateways: Gateways::new(args.gateways.clone()),
+        autoscaler: Autoscaler::default(),
         settings: Settings {
             worker_image: args.worker_image.clone(),
             node_lost_seconds: args.node_lost_seconds,

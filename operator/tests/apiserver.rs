@@ -9,8 +9,12 @@ mod control_plane;
 mod crashes;
 #[path = "apiserver/experts.rs"]
 mod experts;
+#[path = "apiserver/played_gateway.rs"]
+mod played_gateway;
 #[path = "apiserver/played_nodes.rs"]
 mod played_nodes;
+#[path = "apiserver/scaling.rs"]
+mod scaling;
 #[path = "apiserver/scenarios.rs"]
 mod scenarios;
 

@@ -130,7 +130,8 @@ fn missing_old_and_incomplete_signals_make_it_no_fewer() {
     let spec = json!({ "minReplicas": 0, "maxReplicas": 9, "idleSecondsToZero": 5, "behavior": {
         "scaleDown": { "stabilizationWindowSeconds": 0 } } });
     let quiet = Signals { idle_seconds: 1_000, ..signals(0, 0) };
-    assert_eq!(once(spec.clone(), 5, ready(5), Some(&quiet)).desired, 0, "the proof that it would go down");
+    let busy = Signals { outstanding: 1, ..quiet.clone() };
+    assert_eq!(once(spec.clone(), 5, ready(5), Some(&busy)).desired, 1, "the proof that it would go down");
     let missing = once(spec.clone(), 5, ready(5), None);
     assert_eq!((missing.desired, missing.reason), (5, Reason::SignalsMissing));
     let old = once(spec.clone(), 5, ready(5), Some(&Signals { measured: at(-11), ..quiet.clone() }));
@@ -158,6 +159,11 @@ fn sleeps_after_idle_time_and_wakes_at_once() {
         let decision = step(&terms, &mut memory, groups, &mut current, second, Some(&signals));
         (decision.desired, decision.reason)
     };
+    assert_eq!(
+        run(-60, ready(3), quiet(-60, 500)),
+        (3, Reason::Stabilizing),
+        "a gateway that is older than this"
+    );
     assert_eq!(run(0, ready(3), quiet(0, 59)), (3, Reason::Stabilizing));
     assert_eq!(run(1, ready(3), Signals { outstanding: 1, ..quiet(1, 60) }).0, 3);
     assert_eq!(run(2, ready(3), quiet(2, 60)), (0, Reason::Idle));
@@ -175,9 +181,16 @@ fn sleeps_after_idle_time_and_wakes_at_once() {
 #[test]
 fn one_group_stays_until_it_has_been_idle_for_long_enough() {
     let spec = json!({ "minReplicas": 0, "maxReplicas": 9 });
-    let decision = once(spec, 1, ready(1), Some(&Signals { idle_seconds: 599, ..signals(0, 0) }));
-    assert_eq!((decision.desired, decision.reason), (1, Reason::AtMinimum));
-    assert!(decision.message.contains("599 of 600 seconds"), "{}", decision.message);
+    let (terms, mut memory, mut current) = (terms(spec), Memory::default(), 1);
+    for second in [0, 599] {
+        let seen = Signals { idle_seconds: 1000, ..signals(second, 0) };
+        let decision = step(&terms, &mut memory, ready(1), &mut current, second, Some(&seen));
+        assert_eq!((decision.desired, decision.reason), (1, Reason::AtMinimum));
+        let words = format!("{second} of 600 seconds");
+        assert!(decision.message.contains(&words), "{}", decision.message);
+    }
+    let seen = Signals { idle_seconds: 1000, ..signals(600, 0) };
+    assert_eq!(step(&terms, &mut memory, ready(1), &mut current, 600, Some(&seen)).reason, Reason::Idle);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::{
     placement::Copies,
     revision::Content,
     rollout::{Budget, Reach},
+    scaling::{Terms, TermsError},
 };
 
 /// A spec that makes sense.
@@ -32,6 +33,8 @@ pub struct Validated {
     pub drain_seconds: u32,
     /// Copies of experts, and when they move.
     pub experts: Experts,
+    /// How the number of groups follows the load, if it does.
+    pub autoscaling: Option<Terms>,
     /// The part of the spec that reaches pods.
     pub content: Content,
 }
@@ -106,6 +109,8 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
         RolloutProgress::Paused => Reach::Paused,
     };
     let experts = experts(deployment)?;
+    let autoscaling = spec.autoscaling.as_ref().map(Terms::new).transpose();
+    let autoscaling = autoscaling.map_err(|TermsError { field, message }| Invalid { field, message })?;
     let RolloutStrategy::RollingUpdate = spec.rollout.strategy;
     let surge = groups(&spec.rollout.max_surge, desired, Rounding::Up, "spec.rollout.maxSurge")?;
     let mut unavailable =
@@ -124,6 +129,7 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
         reach,
         drain_seconds,
         experts,
+        autoscaling,
         content: Content::new(&name, &spec.model, &spec.group),
         name,
     })

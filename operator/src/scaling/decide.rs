@@ -42,6 +42,7 @@ pub struct Decision {
 /// Decides. `memory` is that of the deployment; it takes note of what it was told. Whoever does what was decided says so
 /// with [`Memory::scaled`] before.
 pub fn decide(terms: &Terms, view: &View<'_>, memory: &mut Memory, now: Timestamp) -> Decision {
+    memory.began.get_or_insert(now);
     let bounds = terms.bounds_at(now);
     let current = view.current;
     if memory.expected.replace(current).is_some_and(|expected| expected != current) {
@@ -98,9 +99,10 @@ pub fn decide(terms: &Terms, view: &View<'_>, memory: &mut Memory, now: Timestam
         return set(decision, current, reason, message);
     };
     let held = view.rolling_out && terms.during_rollout == DuringRollout::Hold;
-    let idle = signals.quiet() && signals.idle_seconds >= u64::from(terms.idle_seconds);
+    let idle_seconds = memory.idle_seconds(signals.idle_seconds, now);
+    let idle = signals.quiet() && idle_seconds >= u64::from(terms.idle_seconds);
     if bounds.min == 0 && idle && signals.heard == Heard::All && !held {
-        let message = format!("no request for {} seconds", signals.idle_seconds);
+        let message = format!("no request for {idle_seconds} seconds");
         return set(decision, 0, Reason::Idle, message);
     }
     let (desired, reason, message) = weigh(terms, view, signals, &asked, bounds, memory, now);
@@ -214,7 +216,8 @@ fn weigh(
         let reason = if reason == Reason::LoadBelowTarget { Reason::AtMinimum } else { reason };
         let words = match reason {
             Reason::AtMinimum if bounds.min == 0 && signals.quiet() => {
-                format!("no request for {} of {} seconds", signals.idle_seconds, terms.idle_seconds)
+                let idle = memory.idle_seconds(signals.idle_seconds, now);
+                format!("no request for {idle} of {} seconds", terms.idle_seconds)
             }
             Reason::Stabilizing => format!("{words}; not for long enough"),
             _ => words,

@@ -18,6 +18,8 @@ pub struct Memory {
     pub(super) contest: Contest,
     /// The number of groups after the last decision; `None` before the first.
     pub(super) expected: Option<u32>,
+    /// When the first look was.
+    pub(super) began: Option<Timestamp>,
     /// Groups that were ready at the last look, and when there were last more than before.
     pub(super) ready: (Option<u32>, Option<Timestamp>),
 }
@@ -46,6 +48,19 @@ impl Memory {
         if let Some(step) = self.steps.pop() {
             self.expected = Some(step.from);
         }
+    }
+
+    /// The number of groups after the last decision; `None` before the first.
+    pub fn expected(&self) -> Option<u32> {
+        self.expected
+    }
+
+    /// Seconds for which nobody has asked for anything, as far as this process and the last step up allow to say: a
+    /// gateway that is older than the deployment tells of a time when there was nothing to ask.
+    pub(super) fn idle_seconds(&self, told: u64, now: Timestamp) -> u64 {
+        let up = self.steps.iter().rev().find(|step| step.to > step.from).map(|step| step.at);
+        let since = self.began.into_iter().chain(up).map(|at| now.as_second() - at.as_second());
+        since.filter_map(|seconds| u64::try_from(seconds).ok()).fold(told, u64::min)
     }
 
     /// How it was set lately, oldest first.

@@ -11,6 +11,7 @@ use std::{
 use belay_crds::{ModelDeployment, ModelDeploymentStatus, RebalancePolicy};
 use belay_operator::{
     attendance::Attendance,
+    autoscaler::Autoscaler,
     backoff::Backoff,
     context::{Context, Settings},
     controller,
@@ -142,6 +143,7 @@ async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Arc<Context> {
         attendance: Attendance::default(),
         loads: Loads::default(),
         gateways: Gateways::new(None),
+        autoscaler: Autoscaler::default(),
         settings: Settings { worker_image: Some("worker:1".into()), node_lost_seconds: 2 },
         metrics: Metrics::default(),
         backoff: Backoff::default(),

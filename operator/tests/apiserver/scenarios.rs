@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 
 use crate::{
     control_plane::{ADMIN, ControlPlane, OPERATOR},
+    played_gateway::PlayedGateway,
     played_nodes::PlayedNodes,
 };
 
@@ -35,6 +36,7 @@ pub struct Cluster {
     pub plane: ControlPlane,
     pub client: Client,
     pub nodes: PlayedNodes,
+    pub gateway: PlayedGateway,
     operator: Option<Child>,
 }
 
@@ -60,7 +62,8 @@ pub async fn all(programs: &Path) {
     bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
 
     let nodes = PlayedNodes::start(client.clone(), &["node-a", "node-b"]).await;
-    let mut cluster = Cluster { plane, client, nodes, operator: None };
+    let gateway = PlayedGateway::start().await;
+    let mut cluster = Cluster { plane, client, nodes, gateway, operator: None };
     cluster.start_operator("worker:1");
 
     eprintln!("-- starts_a_group");
@@ -87,6 +90,12 @@ pub async fn all(programs: &Path) {
     cluster.tells_why_a_revision_fails_and_lets_the_old_one_serve().await;
     eprintln!("-- tells_that_ranks_outnumber_experts");
     cluster.tells_that_ranks_outnumber_experts().await;
+    eprintln!("-- scales_with_the_load_to_zero_and_back");
+    cluster.scales_with_the_load_to_zero_and_back().await;
+    eprintln!("-- gives_way_to_somebody_else_who_scales");
+    cluster.gives_way_to_somebody_else_who_scales().await;
+    eprintln!("-- reports_without_doing");
+    cluster.reports_without_doing().await;
     eprintln!("-- replaces_the_pods_of_a_lost_node");
     cluster.replaces_the_pods_of_a_lost_node().await;
     eprintln!("-- leaves_nothing_behind");
@@ -107,7 +116,7 @@ impl Cluster {
                 "--node-lost-seconds",
                 "2",
             ])
-            .args(["--lease-seconds", "5"])
+            .args(["--lease-seconds", "5", "--gateways", self.gateway.address()])
             .env("KUBECONFIG", self.plane.kubeconfig(OPERATOR));
         self.operator = Some(command.spawn().unwrap());
     }
@@ -127,7 +136,7 @@ impl Cluster {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
-    async fn create(&self, name: &str, spec: Value) {
+    pub async fn create(&self, name: &str, spec: Value) {
         let object = json!({ "apiVersion": "serving.belay.dev/v1alpha1", "kind": "ModelDeployment",
             "metadata": { "name": name }, "spec": spec });
         let object: ModelDeployment = serde_json::from_value(object).unwrap();
@@ -389,7 +398,7 @@ impl Cluster {
         }
     }
 
-    async fn scale(&self, name: &str, replicas: i32) {
+    pub async fn scale(&self, name: &str, replicas: i32) {
         let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
         self.api::<ModelDeployment>().patch_scale(name, &PatchParams::default(), &patch).await.unwrap();
     }
@@ -432,7 +441,7 @@ where
     ours.map(|object| format!("{} {}", K::kind(&()), object.name_any())).collect()
 }
 
-fn spec() -> Value {
+pub fn spec() -> Value {
     json!({
         "model": { "source": { "hostPath": { "path": "/models/nano" } } },
         "group": { "workers": 2, "device": "CPU", "devicesPerWorker": 2 },
