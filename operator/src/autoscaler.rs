@@ -103,7 +103,7 @@ impl Autoscaler {
         known.looked = now;
         let signals = measured.map(|measure| {
             let first_token = known.first_tokens.note(&measure.totals, now);
-            measure::signals(&measure, gateways.silent() == 0, first_token, now)
+            measure::signals(&measure, gateways.silent() == 0, first_token, scene.groups, now)
         });
         let groups = known.progress.groups(scene.groups, current, now);
         let rolling_out =

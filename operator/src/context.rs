@@ -1,4 +1,6 @@
 //! What every reconcile has at hand.
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Client,
@@ -32,7 +34,7 @@ pub struct Context {
     /// Load of the experts, as last asked for.
     pub loads: Loads,
     /// What gateways measure.
-    pub gateways: Gateways,
+    pub gateways: Arc<Gateways>,
     /// What autoscaling remembers.
     pub autoscaler: Autoscaler,
     /// Settings.

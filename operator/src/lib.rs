@@ -9,6 +9,7 @@ pub mod controller;
 pub mod coverage;
 pub mod error;
 pub mod events;
+pub mod external_scaler;
 pub mod gateways;
 pub mod generate;
 pub mod group;

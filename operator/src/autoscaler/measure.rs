@@ -6,6 +6,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::{
     gateways::{Measure, Totals},
+    group::Group,
     scaling::{FirstToken, Heard, Signals},
 };
 
@@ -16,7 +17,13 @@ const WINDOW: SignedDuration = SignedDuration::from_secs(60);
 const APART: SignedDuration = SignedDuration::from_secs(5);
 
 /// The signals of a deployment. `all`: whether every gateway has answered.
-pub fn signals(measure: &Measure, all: bool, first_token: FirstToken, now: Timestamp) -> Signals {
+pub fn signals(
+    measure: &Measure,
+    all: bool,
+    first_token: FirstToken,
+    groups: &[Group],
+    now: Timestamp,
+) -> Signals {
     let revisions = measure.totals.revisions.values();
     Signals {
         measured: now - SignedDuration::try_from(measure.age).unwrap_or(SignedDuration::MAX / 4),
@@ -28,8 +35,18 @@ pub fn signals(measure: &Measure, all: bool, first_token: FirstToken, now: Times
         idle_seconds: measure.idle.as_secs(),
         served_tokens: revisions.map(|revision| revision.prompt_tokens + revision.completion_tokens).sum(),
         first_token,
-        kv_percent: None,
+        kv_percent: kv_percent(groups),
     }
+}
+
+/// How full the caches of workers that serve are, in percent of all that they may hold together; `None`: no worker says.
+fn kv_percent(groups: &[Group]) -> Option<u64> {
+    let serving = groups.iter().filter(|group| !group.draining()).flat_map(Group::pods);
+    let statuses = serving.filter(|(_, pod)| pod.serves()).filter_map(|(_, pod)| pod.status());
+    let (used, limit) = statuses.fold((0u64, 0u64), |(used, limit), status| {
+        (used.saturating_add(status.kv_bytes), limit.saturating_add(status.kv_bytes_limit))
+    });
+    used.saturating_mul(100).checked_div(limit)
 }
 
 /// Times to first tokens at several moments, so that there is one of a minute ago.
@@ -98,6 +115,22 @@ mod tests {
         }
         let later = times.note(&totals(&[1000, 90, 20, 0]), at(75));
         assert_eq!((later.samples, later.p90_milliseconds), (10, 380), "those of a minute ago are forgotten");
+    }
+
+    #[test]
+    fn caches_of_workers_that_serve_count() {
+        use belay_proto::admin::{Phase, WorkerStatus};
+
+        use crate::group::WorkerPod;
+        let pod = |kv_bytes: u64, ready: bool| {
+            let mut status = WorkerStatus { kv_bytes, kv_bytes_limit: 400, ..WorkerStatus::default() };
+            status.set_phase(Phase::Ready);
+            Some(WorkerPod { ready, worker: Some(Ok(status)), ..WorkerPod::default() })
+        };
+        let group = |slots| Group { slots, ..Group::default() };
+        let groups = [group(vec![pod(100, true), pod(300, true)]), group(vec![pod(400, false)])];
+        assert_eq!(kv_percent(&groups), Some(50));
+        assert_eq!(kv_percent(&groups[1..]), None);
     }
 
     #[test]

@@ -142,7 +142,7 @@ async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Arc<Context> {
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),
-        gateways: Gateways::new(None),
+        gateways: Arc::new(Gateways::new(None)),
         autoscaler: Autoscaler::default(),
         settings: Settings { worker_image: Some("worker:1".into()), node_lost_seconds: 2 },
         metrics: Metrics::default(),
