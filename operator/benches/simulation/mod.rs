@@ -29,6 +29,7 @@ pub fn run(trace: &Trace, autoscaler: &mut dyn Autoscaler, load_seconds: f64) ->
     let mut plant = Plant::new(autoscaler.start(), load_seconds);
     let mut outcome = Outcome::new(trace.name.clone(), autoscaler.name());
     let mut current = autoscaler.start();
+    outcome.most = current;
     let mut next = 0;
     let mut step = 0u32;
     loop {

@@ -177,8 +177,12 @@ impl Ask<'_> {
 pub(super) fn enough(memory: &Memory, terms: &Terms, signals: &Signals, groups: Groups) -> Option<u32> {
     let per_group = memory.rates.per_group()?;
     let load = memory.rates.newest_load()?;
-    let target = terms.targets.outstanding_tokens.or(terms.targets.queued_tokens)?;
-    let excess = signals.tokens().saturating_sub(target.saturating_mul(u64::from(groups.capacity())));
+    let queue = match (terms.targets.outstanding_tokens, terms.targets.queued_tokens) {
+        (Some(target), _) => (signals.tokens(), target),
+        (None, Some(target)) => (signals.held_tokens, target),
+        (None, None) => return None,
+    };
+    let excess = queue.0.saturating_sub(queue.1.saturating_mul(u64::from(groups.capacity())));
     let time = f64::from(groups.eta_seconds.unwrap_or(0)).max(DRAIN_SECONDS);
     Some(ceil((load + excess as f64 / time) / per_group))
 }

@@ -1,12 +1,15 @@
 //! What the status says. It is written only when it says something new: a status that follows every token would keep the
 //! API server busy with nothing.
-use belay_crds::{AutoscalingStatus, ScaleRecord, ScalingMetricStatus};
+use belay_crds::{AutoscalingStatus, ScaleRecord, ScalingMetricStatus, ScalingReason};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{decide::Decision, memory::Memory};
 
 /// How often numbers are renewed.
 const EVERY: SignedDuration = SignedDuration::from_secs(30);
+
+/// How soon another reason alone is told: near a target it may come and go.
+const SOON: SignedDuration = SignedDuration::from_secs(10);
 
 /// By how many percent a number must have changed to be renewed.
 const MUCH_PERCENT: u64 = 10;
@@ -56,6 +59,7 @@ pub fn report(
 /// Whether it is worth a write.
 fn worth(before: &AutoscalingStatus, after: &AutoscalingStatus, since: SignedDuration) -> bool {
     let plain = |status: &AutoscalingStatus| AutoscalingStatus {
+        reason: ScalingReason::default(),
         message: String::new(),
         metrics: vec![],
         tokens_per_second_per_replica: None,
@@ -65,6 +69,9 @@ fn worth(before: &AutoscalingStatus, after: &AutoscalingStatus, since: SignedDur
         status.metrics.iter().map(|metric| (metric.name.clone(), metric.target)).collect()
     };
     if plain(before) != plain(after) || targets(before) != targets(after) {
+        return true;
+    }
+    if before.reason != after.reason && (since >= SOON || after.reason == ScalingReason::ScalingContested) {
         return true;
     }
     let values = |status: &AutoscalingStatus| -> Vec<Option<i64>> {
