@@ -70,6 +70,10 @@ bench-load: ## aiperf, a load generator that others wrote, against gateway and w
 bench-placement: ## what a plan takes for a model of DeepSeek-V4-Pro's size on 128 ranks
 	@cargo bench --quiet --locked -p belay-operator --bench placement
 
+.PHONY: bench-scaling
+bench-scaling: ## the autoscaler against a fixed size and HPAs, in simulated time: docs/performance.md (a minute)
+	@cargo bench --quiet --locked --profile dev -p belay-operator --bench scaling -- $(if $(CSV),--csv $(CSV))
+
 .PHONY: soak
 soak: ## 10,000 requests, good, bad and abandoned, and what they leave behind
 	@tests/bench/run.sh soak

@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "belay/admin/v1/admin.proto",
         "belay/gateway/v1/gateway.proto",
         "inference/open_inference_grpc.proto",
+        "externalscaler/externalscaler.proto",
     ];
     let descriptors = protox::compile(protos, ["protos"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);

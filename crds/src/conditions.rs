@@ -162,6 +162,14 @@ pub enum Reason {
     RebalanceGained,
     /// A rebalance was asked for, and nothing was to be gained.
     RebalanceNotNeeded,
+    /// Autoscaling has raised `spec.replicas`.
+    ScaledUp,
+    /// Autoscaling has lowered `spec.replicas`.
+    ScaledDown,
+    /// Autoscaling has raised `spec.replicas` from 0, because a request waits.
+    Woken,
+    /// Somebody else sets `spec.replicas` again and again.
+    ScalingContested,
 }
 
 impl Reason {
@@ -229,6 +237,10 @@ impl Reason {
             Self::Rebalanced => "Rebalanced",
             Self::RebalanceGained => "RebalanceGained",
             Self::RebalanceNotNeeded => "RebalanceNotNeeded",
+            Self::ScaledUp => "ScaledUp",
+            Self::ScaledDown => "ScaledDown",
+            Self::Woken => "Woken",
+            Self::ScalingContested => "ScalingContested",
         }
     }
 

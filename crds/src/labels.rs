@@ -48,6 +48,9 @@ pub const OPERATOR: &str = "belay-operator";
 /// Field manager of [`MAY_LEAVE`] alone: it comes and goes without regard to what else is applied to a pod.
 pub const LEAVE_MANAGER: &str = "belay-operator-leave";
 
+/// Field manager of `spec.replicas` with `spec.autoscaling`.
+pub const AUTOSCALER: &str = "belay-autoscaler";
+
 /// Selects everything of one ModelDeployment.
 pub fn selector(deployment: &str) -> String {
     format!("{MANAGED_BY}={OPERATOR},{MODEL_DEPLOYMENT}={deployment}")

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod analysis;
+mod autoscaling;
 mod cache;
 mod conditions;
 mod experts;
@@ -18,6 +19,11 @@ mod status;
 
 pub use self::{
     analysis::{AnalysisPolicy, AnalysisSpec, ParitySpec, QuerySpec},
+    autoscaling::{
+        AutoscalingMode, AutoscalingSpec, AutoscalingStatus, DuringRollout, ScaleRecord, ScalingBehavior,
+        ScalingMetricStatus, ScalingPolicy, ScalingPolicyType, ScalingReason, ScalingRules, ScheduleWindow,
+        SelectPolicy, Weekday,
+    },
     cache::{CacheFormat, CacheSpec, SpeculationSpec, Switch},
     conditions::{ConditionType, Reason, set_condition},
     experts::{ExpertsSpec, RebalancePolicy, RebalanceSpec},

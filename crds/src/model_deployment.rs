@@ -2,7 +2,7 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::{ExpertsSpec, GroupSpec, ModelDeploymentStatus, ModelSpec, RolloutSpec};
+use crate::{AutoscalingSpec, ExpertsSpec, GroupSpec, ModelDeploymentStatus, ModelSpec, RolloutSpec};
 
 /// Most characters of a ModelDeployment's name. A pod is called
 /// `<name>-<revision: 8>-<ordinal: up to 4>-<worker: up to 3>` and that is also its hostname, of at most 63.
@@ -79,7 +79,7 @@ pub struct ModelDeploymentSpec {
     pub model: ModelSpec,
 
     /// How many groups serve the model. A group is one full copy of the model, never a single pod. This is
-    /// what `kubectl scale` and autoscalers set.
+    /// what `kubectl scale` and autoscalers set. With spec.autoscaling, leave it out: it is set by the operator.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
@@ -94,6 +94,11 @@ pub struct ModelDeploymentSpec {
     /// How a changed spec reaches the groups that run.
     #[serde(default)]
     pub rollout: RolloutSpec,
+
+    /// How spec.replicas follows what clients ask for. Absent: it does not; whoever sets it (a person, a
+    /// HorizontalPodAutoscaler, KEDA) is not contradicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<AutoscalingSpec>,
 }
 
 fn default_replicas() -> i32 {

@@ -4,6 +4,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::AutoscalingStatus;
+
 /// What the operator has seen.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -54,6 +56,9 @@ pub struct ModelDeploymentStatus {
     /// The rollout that is under way, or that was the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutStatus>,
+    /// What autoscaling makes of what it sees. Absent without spec.autoscaling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<AutoscalingStatus>,
 
     /// Every group that exists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -172,6 +172,63 @@ fn settings_of_experts_are_bounded_by_the_schema() {
 }
 
 #[test]
+fn bounds_of_autoscaling_make_sense() {
+    let autoscaling = |value: Value| with("/spec/autoscaling", value);
+    check(autoscaling(json!({ "maxReplicas": 4 }))).unwrap();
+    check(autoscaling(json!({ "minReplicas": 4, "maxReplicas": 4 }))).unwrap();
+    refused(
+        autoscaling(json!({ "minReplicas": 5, "maxReplicas": 4 })),
+        "autoscaling.minReplicas must be at most",
+    );
+    check(autoscaling(json!({ "minReplicas": 0, "maxReplicas": 4, "idleSecondsToZero": 60 }))).unwrap();
+    refused(
+        autoscaling(json!({ "maxReplicas": 4, "idleSecondsToZero": 60 })),
+        "needs autoscaling.minReplicas 0",
+    );
+}
+
+#[test]
+fn windows_of_the_schedule_have_bounds_that_make_sense() {
+    let schedule = |windows: Value| {
+        with("/spec/autoscaling", json!({ "minReplicas": 2, "maxReplicas": 4, "schedule": windows }))
+    };
+    let window = |min: Option<i32>, max: Option<i32>| {
+        let mut window = json!({ "days": ["Monday"], "start": "07:30", "durationMinutes": 60, "timeZone": "Europe/Berlin" });
+        min.into_iter().for_each(|min| window["minReplicas"] = json!(min));
+        max.into_iter().for_each(|max| window["maxReplicas"] = json!(max));
+        window
+    };
+    check(schedule(json!([window(Some(4), None), window(None, Some(2)), window(Some(8), Some(9))]))).unwrap();
+    refused(schedule(json!([window(None, None)])), "must set minReplicas or maxReplicas");
+    for (min, max) in [(Some(5), None), (None, Some(1)), (Some(9), Some(8))] {
+        refused(
+            schedule(json!([window(Some(3), None), window(min, max)])),
+            "autoscaling.schedule: minReplicas must be at most",
+        );
+    }
+}
+
+#[test]
+fn settings_of_autoscaling_are_bounded_by_the_schema() {
+    let crd = serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap();
+    let spec = crd.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").unwrap();
+    let field = |path: &str| {
+        spec.pointer(&format!("/autoscaling/properties/{path}")).unwrap_or_else(|| panic!("no {path}"))
+    };
+    assert_eq!(spec.pointer("/autoscaling/required"), Some(&json!(["maxReplicas"])));
+    assert_eq!(field("minReplicas/default"), &json!(1));
+    assert_eq!(field("mode/enum"), &json!(["Automatic", "Report"]));
+    assert_eq!(field("duringRollout/enum"), &json!(["Continue", "Hold"]));
+    assert_eq!(field("schedule/maxItems"), &json!(32));
+    let window = "schedule/items/properties";
+    assert_eq!(field(&format!("{window}/start/pattern")), &json!("^([01][0-9]|2[0-3]):[0-5][0-9]$"));
+    let rules = "behavior/properties/scaleDown/properties";
+    assert_eq!(field(&format!("{rules}/selectPolicy/enum")), &json!(["Max", "Min", "Disabled"]));
+    assert_eq!(field(&format!("{rules}/policies/items/properties/type/enum")), &json!(["Groups", "Percent"]));
+    assert_eq!(field(&format!("{rules}/policies/items/properties/periodSeconds/maximum")), &json!(1800.0));
+}
+
+#[test]
 fn defaults_of_the_schema_are_those_of_the_types() {
     let deployment: ModelDeployment = serde_json::from_value(good()).unwrap();
     let crd = serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap();

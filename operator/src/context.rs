@@ -1,4 +1,6 @@
 //! What every reconcile has at hand.
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Client,
@@ -6,8 +8,8 @@ use kube::{
 };
 
 use crate::{
-    analysis::Analyses, attendance::Attendance, backoff::Backoff, gateways::Gateways, loads::Loads,
-    metrics::Metrics, worker_client::WorkerClient,
+    analysis::Analyses, attendance::Attendance, autoscaler::Autoscaler, backoff::Backoff, gateways::Gateways,
+    loads::Loads, metrics::Metrics, worker_client::WorkerClient,
 };
 
 /// Decisions of whoever runs the operator.
@@ -32,7 +34,9 @@ pub struct Context {
     /// Load of the experts, as last asked for.
     pub loads: Loads,
     /// What gateways measure.
-    pub gateways: Gateways,
+    pub gateways: Arc<Gateways>,
+    /// What autoscaling remembers.
+    pub autoscaler: Autoscaler,
     /// What is being looked at of new revisions.
     pub analyses: Analyses,
     /// Settings.

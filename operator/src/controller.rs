@@ -6,7 +6,7 @@ use std::{
 };
 
 use belay_crds::{ModelDeployment, labels};
-use futures::{StreamExt as _, channel::mpsc};
+use futures::{Stream, StreamExt as _, channel::mpsc, stream};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -14,6 +14,7 @@ use k8s_openapi::{
         core::v1::{ConfigMap, Node, Pod, Service},
         policy::v1::PodDisruptionBudget,
     },
+    jiff::Timestamp,
 };
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -22,7 +23,7 @@ use kube::{
         Controller, Predicate as _, PredicateConfig, WatchStreamExt as _,
         controller::{Action, Config},
         predicates, reflector,
-        reflector::store::Writer,
+        reflector::{ObjectRef, store::Writer},
         watcher,
     },
 };
@@ -74,6 +75,7 @@ pub async fn run(
             predicates::generation.combine(predicates::annotations),
             PredicateConfig::default(),
         );
+    let due = due(context.clone());
     Controller::for_stream(roots, reader)
         .with_config(Config::default().concurrency(CONCURRENCY).debounce(GATHER))
         .owns(api::<Pod>(client, namespace), children.clone())
@@ -82,6 +84,7 @@ pub async fn run(
         .owns(api::<ControllerRevision>(client, namespace), children.clone())
         .owns(api::<PodDisruptionBudget>(client, namespace), children)
         .reconcile_all_on(nodes_changed)
+        .reconcile_on(due)
         .graceful_shutdown_on(stop.cancelled_owned())
         .run(work, on_error, context.clone())
         .for_each(async |result| {
@@ -91,6 +94,18 @@ pub async fn run(
         })
         .await;
     info!("controller stopped");
+}
+
+/// Deployments whose load must be looked at, as gateways tell of it.
+fn due(context: Arc<Context>) -> impl Stream<Item = ObjectRef<Guarded>> {
+    let rounds = context.gateways.rounds();
+    stream::unfold((context, rounds), async |(context, mut rounds)| {
+        rounds.changed().await.ok()?;
+        let due = context.autoscaler.due(&context.gateways, Timestamp::now());
+        let refs = due.into_iter().map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
+        Some((stream::iter(refs.collect::<Vec<_>>()), (context, rounds)))
+    })
+    .flatten()
 }
 
 async fn work(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
@@ -110,7 +125,10 @@ async fn work(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Rec
         context.backoff.reset(&key(&*object));
     }
     if deployment.metadata.deletion_timestamp.is_some() {
-        context.metrics.forget(&deployment.namespace().unwrap_or_default(), &deployment.name_any());
+        let (namespace, name) = (deployment.namespace().unwrap_or_default(), deployment.name_any());
+        context.metrics.forget(&namespace, &name);
+        context.gateways.forget(&namespace, &name);
+        context.autoscaler.forget(&namespace, &name);
     }
     result
 }
@@ -135,7 +153,9 @@ fn on_error(object: Arc<Guarded>, failure: &ReconcileError, context: Arc<Context
 
 fn class_of(failure: &ReconcileError) -> ErrorClass {
     match failure {
-        ReconcileError::Observe(error) | ReconcileError::Status(error) => ErrorClass::of(error),
+        ReconcileError::Observe(error) | ReconcileError::Status(error) | ReconcileError::Scale(error) => {
+            ErrorClass::of(error)
+        }
         ReconcileError::Apply(error) => ErrorClass::of(&error.source),
         ReconcileError::Build(_) => ErrorClass::Internal,
     }

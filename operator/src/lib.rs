@@ -3,12 +3,14 @@
 
 pub mod analysis;
 pub mod attendance;
+pub mod autoscaler;
 pub mod backoff;
 pub mod context;
 pub mod controller;
 pub mod coverage;
 pub mod error;
 pub mod events;
+pub mod external_scaler;
 pub mod gateways;
 pub mod generate;
 pub mod group;
@@ -24,6 +26,7 @@ pub mod recovery;
 pub mod revision;
 pub mod rollout;
 pub mod run;
+pub mod scaling;
 pub mod telemetry;
 pub mod trouble;
 pub mod worker_client;

@@ -13,7 +13,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Run the operator.
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Print the CustomResourceDefinition as YAML.
     Crd,
     /// Print a ClusterRole with what the operator needs as YAML.
@@ -23,7 +23,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Args::parse().command {
-        Command::Run(args) => run::run(args).await?,
+        Command::Run(args) => run::run(*args).await?,
         Command::Crd => print!("{}", generate::crd_yaml()?),
         Command::Rbac => print!("{}", generate::rbac_yaml()?),
     }

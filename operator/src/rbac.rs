@@ -21,7 +21,7 @@ pub fn namespaced_rules() -> Vec<PolicyRule> {
     let manage = ["get", "list", "watch", "create", "patch", "delete"];
     vec![
         rule("serving.belay.dev", &["modeldeployments"], &READ),
-        rule("serving.belay.dev", &["modeldeployments/status"], &["get", "patch"]),
+        rule("serving.belay.dev", &["modeldeployments/status", "modeldeployments/scale"], &["get", "patch"]),
         // children may block the deletion of their owner (foreground deletion), which OpenShift-like clusters
         // and the admission plugin OwnerReferencesPermissionEnforcement ask this verb for
         rule("serving.belay.dev", &["modeldeployments/finalizers"], &["update"]),

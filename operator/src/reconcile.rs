@@ -5,6 +5,7 @@ mod invariants;
 pub mod notes;
 pub mod observe;
 pub mod plan;
+mod scaling;
 pub mod status;
 pub mod validate;
 
@@ -59,6 +60,9 @@ pub enum ReconcileError {
     /// The status was not taken.
     #[error("write status")]
     Status(#[source] kube::Error),
+    /// The number of groups could not be read or set.
+    #[error("scale")]
+    Scale(#[source] kube::Error),
 }
 
 /// Brings one deployment a step nearer to its spec.
@@ -93,16 +97,25 @@ pub async fn reconcile(context: &Context, deployment: &ModelDeployment) -> Resul
 
     let previous = deployment.status.as_ref();
     invariants::check(&observed, previous, &context.metrics);
-    let (next, problems) = status::status(&wanted, &observed, &plan, &applied, previous);
+    let (mut next, problems) = status::status(&wanted, &observed, &plan, &applied, previous);
     let mut notes = notes::notes(&observed, &plan, &applied, previous, &next);
     notes.splice(..0, applied.notes);
     notes.extend(new_problems(previous, &next, &problems));
-    let pause = pause(&next, applied.changed, observed.now);
+    let mut pause = pause(&next, applied.changed, observed.now);
+    let look = scaling::look(context, deployment, &wanted, &observed, &plan.target.revision).await?;
+    if let Some(look) = &look {
+        next.autoscaling = Some(look.status.clone());
+        notes.extend(look.notes.iter().cloned());
+        pause = if look.settled { pause } else { pause.min(STUCK) };
+    }
     context.metrics.observe_status(&wanted.namespace, &wanted.name, wanted.budget.desired, &next);
     for (group, experts) in applied.intents.iter().filter_map(|name| change(&observed, &plan, name)) {
         context.metrics.observe_operation(group.intent.operation.as_ref(), experts, observed.now);
     }
     status::write(&context.client, deployment, next).await.map_err(ReconcileError::Status)?;
+    if let Some(look) = look {
+        notes.extend(scaling::act(context, deployment, look).await?);
+    }
     events::publish(&context.recorder, deployment, &notes).await;
     Ok(Action::requeue(pause))
 }

@@ -22,10 +22,12 @@ use tracing::{error, info, warn};
 use crate::{
     analysis::Analyses,
     attendance::Attendance,
+    autoscaler::Autoscaler,
     backoff::Backoff,
     context::{Context, Settings},
     controller,
     error::describe,
+    external_scaler,
     gateways::Gateways,
     http,
     lease::{self, LeaseConfig},
@@ -63,6 +65,9 @@ pub struct RunArgs {
     /// by what clients see, and there is no autoscaling.
     #[arg(long, env = "BELAY_GATEWAYS")]
     gateways: Option<String>,
+    /// Address at which KEDA may ask as of an external scaler. Default: it is not served.
+    #[arg(long, env = "BELAY_SCALER_LISTEN")]
+    scaler_listen: Option<SocketAddr>,
     /// Address of /metrics, /healthz and /readyz.
     #[arg(long, env = "BELAY_METRICS_ADDRESS", default_value = "0.0.0.0:8080")]
     metrics_address: SocketAddr,
@@ -89,6 +94,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     tasks.spawn(http::serve(args.metrics_address, metrics.clone(), is_connected, stop.clone()));
     tasks.spawn(until_signal(stop.clone()));
+    // also while another one leads: the scaler is asked of all, and a new leader knows what was counted before
+    let gateways = Arc::new(Gateways::new(args.gateways.clone()));
+    tasks.spawn(ask(gateways.clone(), stop.clone()));
+    if let Some(address) = args.scaler_listen {
+        tasks.spawn(external_scaler::serve(address, gateways.clone(), stop.clone()));
+    }
 
     // the lease outlives the controller, so that its last writes are still covered
     let lease_stop = CancellationToken::new();
@@ -98,7 +109,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         async move { lease::run(client, config, leading, stop).await.context("leader election") }
     });
 
-    let mut work = std::pin::pin!(work(&args, client, metrics.clone(), connected, &mut leads, &stop));
+    let mut work =
+        std::pin::pin!(work(&args, client, metrics.clone(), gateways, connected, &mut leads, &stop));
     let outcome = tokio::select! {
         result = &mut work => result,
         result = first_end(&mut tasks) => match result {
@@ -126,6 +138,7 @@ async fn work(
     args: &RunArgs,
     client: Client,
     metrics: Metrics,
+    gateways: Arc<Gateways>,
     connected: watch::Sender<bool>,
     leads: &mut watch::Receiver<bool>,
     stop: &CancellationToken,
@@ -158,7 +171,8 @@ async fn work(
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),
-        gateways: Gateways::new(args.gateways.clone()),
+        gateways,
+        autoscaler: Autoscaler::default(),
         analyses: Analyses::default(),
         settings: Settings {
             worker_image: args.worker_image.clone(),
@@ -175,14 +189,10 @@ async fn work(
             ready = nodes.wait_until_ready() => ready.context("watch of nodes ended")?,
             () = stop.cancelled() => return Ok(()),
         }
-        controller::run(context.clone(), namespace, nodes_changed, stop.clone()).await;
+        controller::run(context, namespace, nodes_changed, stop.clone()).await;
         anyhow::Ok(())
     };
-    let (done, (), ()) = tokio::join!(
-        control,
-        controller::watch_nodes(client, writer, changed, stop.clone()),
-        context.gateways.run(stop.clone()),
-    );
+    let (done, ()) = tokio::join!(control, controller::watch_nodes(client, writer, changed, stop.clone()));
     done
 }
 
@@ -207,6 +217,13 @@ async fn first_end(tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()
         Some(ended) => ended.context("a part panicked")?,
         None => bail!("nothing runs"),
     }
+}
+
+/// Asks gateways until `stop`, if there are any.
+async fn ask(gateways: Arc<Gateways>, stop: CancellationToken) -> anyhow::Result<()> {
+    gateways.run(stop.clone()).await;
+    stop.cancelled().await;
+    Ok(())
 }
 
 async fn until_signal(stop: CancellationToken) -> anyhow::Result<()> {

@@ -15,6 +15,8 @@ mod played_gateway;
 mod played_nodes;
 #[path = "apiserver/rollouts.rs"]
 mod rollouts;
+#[path = "apiserver/scaling.rs"]
+mod scaling;
 #[path = "apiserver/scenarios.rs"]
 mod scenarios;
 

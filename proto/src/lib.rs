@@ -1,4 +1,4 @@
-//! Wire types: inference, admin, KServe open inference protocol.
+//! Wire types: inference, admin, gateway, KServe open inference protocol, KEDA external scaler.
 //!
 //! The protos under `protos/` are the source; `inference/open_inference_grpc.proto` is vendored from the open
 //! inference protocol project (Apache-2.0); marked as such, it has two methods more, which Triton's clients use.
@@ -25,6 +25,11 @@ pub mod admin {
 /// `belay.gateway.v1`: what the operator asks of a gateway.
 pub mod gateway {
     tonic::include_proto!("belay.gateway.v1");
+}
+
+/// `externalscaler`: what KEDA asks of an external scaler.
+pub mod externalscaler {
+    tonic::include_proto!("externalscaler");
 }
 
 /// `inference`: the KServe open inference protocol (version 2).

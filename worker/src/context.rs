@@ -84,7 +84,13 @@ impl Context {
     #[must_use]
     pub fn engine_stopped(&self) -> Option<String> {
         // whoever stops it on purpose takes it out of here first
-        self.engine.load().as_ref()?.stats().stopped
+        self.engine_stats()?.stopped
+    }
+
+    /// What the engine counts, if there is one.
+    #[must_use]
+    pub fn engine_stats(&self) -> Option<belay_engine::Stats> {
+        self.engine.load().as_ref().map(|engine| engine.stats())
     }
 
     /// Refuses another model's name; an empty one means "the one you serve".
@@ -293,7 +299,7 @@ impl Source for Context {
             state: self.shared.get(),
             in_flight: self.shared.in_flight(),
             loaded: self.shared.loaded(),
-            engine: self.engine.load().as_ref().map(|engine| engine.stats()),
+            engine: self.engine_stats(),
             fabric: self.fabric_stats.load().as_ref().map(|stats| stats.snapshot()),
             peers: group.as_ref().map_or_else(Vec::new, |group| group.peers()),
             coverage: group.as_ref().map(|group| group.coverage()),

@@ -15,6 +15,7 @@ async fn two_workers_of_two_ranks_give_the_reference_tokens_from_either_end() {
     for member in [&mut first, &mut second] {
         let ready = status(&mut member.admin).await;
         assert!(ready.load_bytes_total > 0 && ready.load_bytes_done == ready.load_bytes_total);
+        assert!(ready.kv_bytes_limit > 0 && ready.kv_bytes == 0, "no request holds anything yet");
         let ranks: Vec<(u32, u32)> = ready.ranks.iter().map(|rank| (rank.rank, rank.experts)).collect();
         let first = member.index * 2;
         assert_eq!(ranks, [(first, 20), (first + 1, 20)], "a quarter of 5 x 16 for each rank");

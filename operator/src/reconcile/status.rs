@@ -60,6 +60,7 @@ pub fn status(
         experts: view.experts(),
         traffic: view.traffic(),
         rollout: Some(view.rollout()),
+        autoscaling: None,
         groups: lines,
     };
     view.conditions(&mut next, &problems);

@@ -14,6 +14,7 @@ use crate::{
     placement::Copies,
     revision::Content,
     rollout::{Budget, Rules, Strategy},
+    scaling::{Terms, TermsError},
 };
 
 /// A spec that makes sense.
@@ -37,6 +38,8 @@ pub struct Validated {
     pub drain_seconds: u32,
     /// Copies of experts, and when they move.
     pub experts: Experts,
+    /// How the number of groups follows the load, if it does.
+    pub autoscaling: Option<Terms>,
     /// The part of the spec that reaches pods.
     pub content: Content,
 }
@@ -105,6 +108,8 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
     };
     let experts = experts(deployment)?;
     let rules = rules(deployment)?;
+    let autoscaling = spec.autoscaling.as_ref().map(Terms::new).transpose();
+    let autoscaling = autoscaling.map_err(|TermsError { field, message }| Invalid { field, message })?;
     let surge = groups(&spec.rollout.max_surge, desired, Rounding::Up, "spec.rollout.maxSurge")?;
     let mut unavailable =
         groups(&spec.rollout.max_unavailable, desired, Rounding::Down, "spec.rollout.maxUnavailable")?;
@@ -126,6 +131,7 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
         analysis: spec.rollout.analysis.clone(),
         drain_seconds,
         experts,
+        autoscaling,
         content: Content::new(&name, &spec.model, &spec.group),
         name,
     })

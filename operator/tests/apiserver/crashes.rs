@@ -12,6 +12,7 @@ use belay_crds::{ModelDeployment, ModelDeploymentStatus, RebalancePolicy};
 use belay_operator::{
     analysis::Analyses,
     attendance::Attendance,
+    autoscaler::Autoscaler,
     backoff::Backoff,
     context::{Context, Settings},
     controller,
@@ -142,7 +143,8 @@ async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Arc<Context> {
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),
-        gateways: Gateways::new(None),
+        gateways: Arc::new(Gateways::new(None)),
+        autoscaler: Autoscaler::default(),
         analyses: Analyses::default(),
         settings: Settings { worker_image: Some("worker:1".into()), node_lost_seconds: 2 },
         metrics: Metrics::default(),

@@ -1,7 +1,6 @@
 //! Plays a gateway: a real gRPC server that tells what it has measured, which is what the tests say.
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
@@ -11,7 +10,8 @@ use belay_proto::gateway::{
 };
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
-use crate::scenarios::NAMESPACE;
+/// Where all deployments are whose requests are counted here.
+const NAMESPACE: &str = "default";
 
 /// How a revision does, from now on.
 #[derive(Clone, Copy, Debug)]
@@ -29,24 +29,32 @@ pub const GOOD: Conduct = Conduct { failing: 0, bucket: 50 };
 struct State {
     /// By deployment and revision.
     conducts: BTreeMap<(String, String), (Conduct, Revision)>,
+    /// Told as it is.
+    told: Vec<Model>,
 }
 
 /// See the module.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct PlayedGateway {
     state: Arc<Mutex<State>>,
+    address: String,
 }
 
 impl PlayedGateway {
-    /// Serves at an address of its own.
-    pub async fn start() -> (Self, SocketAddr) {
-        let gateway = Self::default();
+    /// Starts to answer.
+    pub async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let gateway = Self { state: Arc::default(), address };
         let server =
             tonic::transport::Server::builder().add_service(MeasurementsServer::new(gateway.clone()));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        (gateway, address)
+        gateway
+    }
+
+    /// Where it answers.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// From now on each look finds ten requests more of this revision.
@@ -66,6 +74,14 @@ impl PlayedGateway {
         known.0 = conduct;
     }
 
+    /// From now on it tells just this of a deployment.
+    pub fn tell(&self, namespace: &str, deployment: &str, model: Model) {
+        let revisions = vec![Revision { revision: "r".into(), ..Revision::default() }];
+        let (name, deployment) = (deployment.to_owned(), deployment.to_owned());
+        let model = Model { name, namespace: namespace.to_owned(), deployment, revisions, ..model };
+        self.state.lock().unwrap().told = vec![model];
+    }
+
     /// No requests any more.
     pub fn rest(&self) {
         self.state.lock().unwrap().conducts.clear();
@@ -76,7 +92,8 @@ impl PlayedGateway {
 impl Measurements for PlayedGateway {
     async fn read(&self, _: Request<ReadRequest>) -> Result<Response<ReadResponse>, Status> {
         let mut models: BTreeMap<String, Model> = BTreeMap::new();
-        for ((deployment, _), (conduct, counted)) in &mut self.state.lock().unwrap().conducts {
+        let mut state = self.state.lock().unwrap();
+        for ((deployment, _), (conduct, counted)) in &mut state.conducts {
             counted.failed += conduct.failing;
             counted.served += 10 - conduct.failing;
             for times in [&mut counted.first_token, &mut counted.inter_token].into_iter().flatten() {
@@ -90,6 +107,9 @@ impl Measurements for PlayedGateway {
             });
             model.revisions.push(counted.clone());
         }
-        Ok(Response::new(ReadResponse { instance: "played".into(), models: models.into_values().collect() }))
+        Ok(Response::new(ReadResponse {
+            instance: "played".into(),
+            models: models.into_values().chain(state.told.clone()).collect(),
+        }))
     }
 }

@@ -1,7 +1,6 @@
 //! What is played through, one after the other on one control plane.
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
     path::Path,
     process::{Child, Command},
     time::{Duration, Instant},
@@ -38,7 +37,6 @@ pub struct Cluster {
     pub client: Client,
     pub nodes: PlayedNodes,
     pub gateway: PlayedGateway,
-    gateways: SocketAddr,
     operator: Option<Child>,
 }
 
@@ -64,8 +62,8 @@ pub async fn all(programs: &Path) {
     bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
 
     let nodes = PlayedNodes::start(client.clone(), &["node-a", "node-b"]).await;
-    let (gateway, gateways) = PlayedGateway::start().await;
-    let mut cluster = Cluster { plane, client, nodes, gateway, gateways, operator: None };
+    let gateway = PlayedGateway::start().await;
+    let mut cluster = Cluster { plane, client, nodes, gateway, operator: None };
     cluster.start_operator("worker:1");
 
     eprintln!("-- starts_a_group");
@@ -92,6 +90,12 @@ pub async fn all(programs: &Path) {
     cluster.tells_why_a_revision_fails_and_lets_the_old_one_serve().await;
     eprintln!("-- tells_that_ranks_outnumber_experts");
     cluster.tells_that_ranks_outnumber_experts().await;
+    eprintln!("-- scales_with_the_load_to_zero_and_back");
+    cluster.scales_with_the_load_to_zero_and_back().await;
+    eprintln!("-- gives_way_to_somebody_else_who_scales");
+    cluster.gives_way_to_somebody_else_who_scales().await;
+    eprintln!("-- reports_without_doing");
+    cluster.reports_without_doing().await;
     eprintln!("-- replaces_the_pods_of_a_lost_node");
     cluster.replaces_the_pods_of_a_lost_node().await;
     cluster.rollouts().await;
@@ -113,7 +117,7 @@ impl Cluster {
                 "--node-lost-seconds",
                 "2",
             ])
-            .args(["--lease-seconds", "5", "--gateways", &self.gateways.to_string()])
+            .args(["--lease-seconds", "5", "--gateways", self.gateway.address()])
             .env("KUBECONFIG", self.plane.kubeconfig(OPERATOR));
         self.operator = Some(command.spawn().unwrap());
     }
@@ -395,7 +399,7 @@ impl Cluster {
         }
     }
 
-    async fn scale(&self, name: &str, replicas: i32) {
+    pub async fn scale(&self, name: &str, replicas: i32) {
         let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
         self.api::<ModelDeployment>().patch_scale(name, &PatchParams::default(), &patch).await.unwrap();
     }
@@ -438,7 +442,7 @@ where
     ours.map(|object| format!("{} {}", K::kind(&()), object.name_any())).collect()
 }
 
-fn spec() -> Value {
+pub fn spec() -> Value {
     json!({
         "model": { "source": { "hostPath": { "path": "/models/nano" } } },
         "group": { "workers": 2, "device": "CPU", "devicesPerWorker": 2 },

@@ -35,6 +35,8 @@ impl AdminService {
         let (load_bytes_done, load_bytes_total) = context.shared.loaded();
         let (prepare_bytes_done, prepare_bytes_total) = context.shared.prepared();
         let group = context.group.load();
+        let cache = context.engine_stats().map(|stats| (stats.kv_bytes as u64, stats.kv_bytes_limit as u64));
+        let (kv_bytes, kv_bytes_limit) = cache.unwrap_or_default();
         let limit = context.ranks.load().as_ref().and_then(|ranks| ranks.limit());
         WorkerStatus {
             group: context.config.group_name().unwrap_or_default().into(),
@@ -65,6 +67,8 @@ impl AdminService {
             expert_bytes_limit: limit.unwrap_or(0),
             coverage: group.as_ref().map(|group| coverage(group.coverage())),
             known_epoch: context.membership.with(|member| member.known_epoch()).unwrap_or(0),
+            kv_bytes,
+            kv_bytes_limit,
         }
     }
 
