@@ -6,7 +6,8 @@ use kube::{
 };
 
 use crate::{
-    attendance::Attendance, backoff::Backoff, loads::Loads, metrics::Metrics, worker_client::WorkerClient,
+    attendance::Attendance, backoff::Backoff, cache::Cache, loads::Loads, metrics::Metrics,
+    worker_client::WorkerClient,
 };
 
 /// Decisions of whoever runs the operator.
@@ -22,6 +23,8 @@ pub struct Settings {
 pub struct Context {
     /// The API server.
     pub client: Client,
+    /// What deployments own, kept up to date by watches.
+    pub cache: Cache,
     /// The nodes, kept up to date by a watch.
     pub nodes: Store<Node>,
     /// The workers' admin service.

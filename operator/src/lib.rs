@@ -3,6 +3,7 @@
 
 pub mod attendance;
 pub mod backoff;
+pub mod cache;
 pub mod context;
 pub mod controller;
 pub mod coverage;

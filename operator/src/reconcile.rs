@@ -83,8 +83,15 @@ pub async fn reconcile(context: &Context, deployment: &ModelDeployment) -> Resul
         Err(error) => return refuse(context, deployment, Reason::NoWorkerImage, &error.to_string()).await,
     };
     let prepared = build::build(&wanted, &observed, &plan)?;
-    let applied =
-        apply::apply(&context.client, &context.workers, &wanted.namespace, &observed, prepared).await?;
+    let applied = apply::apply(
+        &context.client,
+        &context.cache,
+        &context.workers,
+        &wanted.namespace,
+        &observed,
+        prepared,
+    )
+    .await?;
 
     let previous = deployment.status.as_ref();
     invariants::check(&observed, previous, &context.metrics);
@@ -97,7 +104,7 @@ pub async fn reconcile(context: &Context, deployment: &ModelDeployment) -> Resul
     for (group, experts) in applied.intents.iter().filter_map(|name| change(&observed, &plan, name)) {
         context.metrics.observe_operation(group.intent.operation.as_ref(), experts, observed.now);
     }
-    status::write(&context.client, deployment, next).await.map_err(ReconcileError::Status)?;
+    status::write(&context.client, &context.cache, deployment, next).await.map_err(ReconcileError::Status)?;
     events::publish(&context.recorder, deployment, &notes).await;
     Ok(Action::requeue(pause))
 }
@@ -123,7 +130,9 @@ async fn refuse(
 ) -> Result<Action, ReconcileError> {
     let generation = deployment.metadata.generation;
     let next = status::refused(deployment.status.as_ref(), generation, reason, message, Timestamp::now());
-    let written = status::write(&context.client, deployment, next).await.map_err(ReconcileError::Status)?;
+    let written = status::write(&context.client, &context.cache, deployment, next)
+        .await
+        .map_err(ReconcileError::Status)?;
     if written {
         let note = Note::warning(reason, "Validate", "spec", message.to_owned());
         events::publish(&context.recorder, deployment, &[note]).await;

@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 use crate::{
     attendance::Attendance,
     backoff::Backoff,
+    cache::Cache,
     context::{Context, Settings},
     controller,
     error::describe,
@@ -145,10 +146,11 @@ async fn work(
     metrics.set_leader(true);
 
     let (nodes, writer) = reflector::store();
-    let (changed, nodes_changed) = mpsc::channel(1);
+    let (changed, nodes_changed) = mpsc::unbounded();
     let reporter = Reporter { controller: "belay-operator".into(), instance: std::env::var("HOSTNAME").ok() };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
+        cache: Cache::default(),
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),

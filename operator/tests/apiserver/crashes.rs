@@ -12,6 +12,7 @@ use belay_crds::{ModelDeployment, ModelDeploymentStatus, RebalancePolicy};
 use belay_operator::{
     attendance::Attendance,
     backoff::Backoff,
+    cache::Cache,
     context::{Context, Settings},
     controller,
     loads::Loads,
@@ -31,7 +32,7 @@ use kube::{
     },
 };
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     control_plane::OPERATOR,
@@ -77,22 +78,28 @@ impl Random {
 struct Mortal<'a> {
     cluster: &'a Cluster,
     nodes: Store<Node>,
-    context: Arc<Context>,
+    operator: Operator,
     random: Random,
     crashes: u32,
-    /// Nobody reads it: every round looks anyway. The watch ends with it.
-    _news: mpsc::Receiver<()>,
+}
+
+/// One of them, until it dies.
+struct Operator {
+    context: Arc<Context>,
+    /// Its watches die with it.
+    _watches: AbortOnDropHandle<()>,
 }
 
 impl<'a> Mortal<'a> {
     async fn new(cluster: &'a Cluster, stop: &CancellationToken) -> Self {
         let client = cluster.plane.client(OPERATOR).await;
         let (nodes, writer) = reflector::store();
-        let (changed, news) = mpsc::channel(1);
+        // nobody reads what is news: every round looks anyway
+        let (changed, _) = mpsc::unbounded();
         tokio::spawn(controller::watch_nodes(client, writer, changed, stop.clone()));
         nodes.wait_until_ready().await.unwrap();
-        let context = born(cluster, &nodes).await;
-        Self { cluster, nodes, context, random: Random(7), crashes: 0, _news: news }
+        let operator = born(cluster, &nodes).await;
+        Self { cluster, nodes, operator, random: Random(7), crashes: 0 }
     }
 
     async fn look(&self) -> ModelDeployment {
@@ -109,14 +116,14 @@ impl<'a> Mortal<'a> {
                 return;
             }
             assert!(Instant::now() < end, "not reached: {what}; {:#?}", deployment.status);
-            let context = Arc::clone(&self.context);
+            let context = Arc::clone(&self.operator.context);
             let work = Box::pin(async move { reconcile(&context, &deployment).await.map(drop) });
             let polls = if left > 0 { 1 + self.random.below(POLLS) } else { u64::MAX };
             match (DropAfter { inner: work, polls }).await {
                 None => {
                     left -= 1;
                     self.crashes += 1;
-                    self.context = born(self.cluster, &self.nodes).await;
+                    self.operator = born(self.cluster, &self.nodes).await;
                 }
                 // a conflict with what a dead one wrote last is looked at again, as the controller does
                 Some(Err(_)) | Some(Ok(())) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -131,12 +138,13 @@ impl<'a> Mortal<'a> {
     }
 }
 
-async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Arc<Context> {
+async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Operator {
     let client = cluster.plane.client(OPERATOR).await;
     let reporter = Reporter { controller: "belay-operator".into(), instance: None };
-    Arc::new(Context {
+    let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         nodes: nodes.clone(),
+        cache: Cache::default(),
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),
@@ -144,7 +152,12 @@ async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Arc<Context> {
         metrics: Metrics::default(),
         backoff: Backoff::default(),
         client,
-    })
+    });
+    let of = Arc::clone(&context);
+    let (news, _) = mpsc::unbounded();
+    let watches = tokio::spawn(async move { of.cache.watch(&of.client, None, news).await });
+    context.cache.wait_until_ready().await;
+    Operator { context, _watches: AbortOnDropHandle::new(watches) }
 }
 
 impl Cluster {
