@@ -65,7 +65,7 @@ pub async fn run(
     let (reader, writer) = reflector::store::<Guarded>();
     let watched = watcher(api::<Guarded>(client, namespace), watcher::Config::default())
         .default_backoff()
-        .modify(|deployment| deployment.managed_fields_mut().clear());
+        .modify(|deployment| deployment.meta_mut().managed_fields = None);
     let (told, mut listed) = (Arc::clone(&context), 0);
     let roots = reflector(writer, watched)
         // after the store has it: who waits for it finds it there

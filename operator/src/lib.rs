@@ -20,6 +20,7 @@ pub mod placement;
 pub mod rbac;
 pub mod reconcile;
 pub mod recovery;
+pub mod requests;
 pub mod revision;
 pub mod rollout;
 pub mod run;

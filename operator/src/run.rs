@@ -5,7 +5,8 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::channel::mpsc;
 use kube::{
-    Client,
+    Client, Config,
+    client::ClientBuilder,
     runtime::{
         events::{Recorder, Reporter},
         reflector,
@@ -30,6 +31,7 @@ use crate::{
     lease::{self, LeaseConfig},
     loads::Loads,
     metrics::Metrics,
+    requests::CountRequests,
     telemetry::{self, LogFormat},
     worker_client::WorkerClient,
 };
@@ -75,8 +77,8 @@ pub struct RunArgs {
 /// When it cannot start, or must not go on: the lease was lost.
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start(&args.log, args.log_format)?;
-    let client = Client::try_default().await.context("find the API server")?;
     let metrics = Metrics::default();
+    let client = client(&metrics).await.context("find the API server")?;
     let stop = CancellationToken::new();
     let (connected, is_connected) = watch::channel(false);
     let (leading, mut leads) = watch::channel(false);
@@ -114,6 +116,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         error!(error = format!("{error:#}"), "stopped");
     }
     outcome
+}
+
+/// A client whose calls are counted.
+async fn client(metrics: &Metrics) -> anyhow::Result<Client> {
+    let config = Config::infer().await?;
+    Ok(ClientBuilder::try_from(config)?.with_layer(&CountRequests(metrics.clone())).build())
 }
 
 /// Waits for the lease, then works until `stop`.

@@ -3,11 +3,11 @@ use k8s_openapi::api::{
     core::v1::{Pod, PodSpec},
     policy::v1::PodDisruptionBudget,
 };
-use kube::{Resource, ResourceExt as _};
+use kube::Resource;
 
 /// Who wrote which field is never looked at.
 pub fn metadata<K: Resource>(object: &mut K) {
-    object.managed_fields_mut().clear();
+    object.meta_mut().managed_fields = None;
 }
 
 /// A pod's spec never changes, and is not compared with anything: the node is all that is looked at. Of its status goes what
