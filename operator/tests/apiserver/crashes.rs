@@ -34,10 +34,7 @@ use kube::{
 use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{
-    control_plane::OPERATOR,
-    scenarios::{Cluster, settled},
-};
+use crate::{control_plane::OPERATOR, scenarios::Cluster, settled::settled};
 
 /// Crashes of each kind of operation at least.
 const CRASHES: u32 = 20;

@@ -25,8 +25,10 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    control_plane::{ADMIN, ControlPlane, OPERATOR},
+    control_plane::{ADMIN, ControlPlane, OPERATOR, free_port},
+    metrics,
     played_nodes::PlayedNodes,
+    settled::{condition, settled},
 };
 
 pub const NAMESPACE: &str = "default";
@@ -36,6 +38,8 @@ pub struct Cluster {
     pub client: Client,
     pub nodes: PlayedNodes,
     operator: Option<Child>,
+    /// Where the operator shows its metrics.
+    metrics: u16,
 }
 
 impl Drop for Cluster {
@@ -60,7 +64,7 @@ pub async fn all(programs: &Path) {
     bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
 
     let nodes = PlayedNodes::start(client.clone(), &["node-a", "node-b"]).await;
-    let mut cluster = Cluster { plane, client, nodes, operator: None };
+    let mut cluster = Cluster { plane, client, nodes, operator: None, metrics: 0 };
     cluster.start_operator("worker:1");
 
     eprintln!("-- starts_a_group");
@@ -91,11 +95,14 @@ pub async fn all(programs: &Path) {
     cluster.replaces_the_pods_of_a_lost_node().await;
     eprintln!("-- leaves_nothing_behind");
     cluster.leaves_nothing_behind().await;
+    eprintln!("-- deployments_that_rest_cost_the_api_server_nothing");
+    cluster.deployments_that_rest_cost_the_api_server_nothing().await;
     assert_eq!(cluster.nodes.faults(), Vec::<String>::new(), "the protocol held all the time");
 }
 
 impl Cluster {
     pub fn start_operator(&mut self, image: &str) {
+        self.metrics = free_port();
         let mut command = Command::new(env!("CARGO_BIN_EXE_belay-operator"));
         command
             .args([
@@ -103,7 +110,7 @@ impl Cluster {
                 "--worker-image",
                 image,
                 "--metrics-address",
-                "127.0.0.1:0",
+                &format!("127.0.0.1:{}", self.metrics),
                 "--node-lost-seconds",
                 "2",
             ])
@@ -120,6 +127,12 @@ impl Cluster {
         }
     }
 
+    /// A counter of the operator.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let text = metrics::text(self.metrics).await;
+        metrics::value(&text, name)
+    }
+
     pub fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
@@ -127,7 +140,7 @@ impl Cluster {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
-    async fn create(&self, name: &str, spec: Value) {
+    pub async fn create(&self, name: &str, spec: Value) {
         let object = json!({ "apiVersion": "serving.belay.dev/v1alpha1", "kind": "ModelDeployment",
             "metadata": { "name": name }, "spec": spec });
         let object: ModelDeployment = serde_json::from_value(object).unwrap();
@@ -432,23 +445,12 @@ where
     ours.map(|object| format!("{} {}", K::kind(&()), object.name_any())).collect()
 }
 
-fn spec() -> Value {
+/// One group of two workers with two ranks each.
+pub fn spec() -> Value {
     json!({
         "model": { "source": { "hostPath": { "path": "/models/nano" } } },
         "group": { "workers": 2, "device": "CPU", "devicesPerWorker": 2 },
     })
-}
-
-/// Status, reason and message of a condition.
-pub fn condition(status: &ModelDeploymentStatus, kind: &str) -> (String, String, String) {
-    let found = status.conditions.iter().find(|condition| condition.type_ == kind);
-    found.map(|c| (c.status.clone(), c.reason.clone(), c.message.clone())).unwrap_or_default()
-}
-
-pub fn settled(status: &ModelDeploymentStatus) -> bool {
-    condition(status, "Progressing").0 == "False"
-        && condition(status, "Degraded").0 == "False"
-        && condition(status, "Available").0 == "True"
 }
 
 fn image(pod: &Pod) -> &str {
