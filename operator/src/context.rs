@@ -7,7 +7,7 @@ use kube::{
 
 use crate::{
     attendance::Attendance, backoff::Backoff, cache::Cache, loads::Loads, metrics::Metrics,
-    worker_client::WorkerClient,
+    warnings::Warnings, worker_client::WorkerClient,
 };
 
 /// Decisions of whoever runs the operator.
@@ -33,6 +33,8 @@ pub struct Context {
     pub attendance: Attendance,
     /// Load of the experts, as last asked for.
     pub loads: Loads,
+    /// Warnings about pods that do not start, as last asked for.
+    pub warnings: Warnings,
     /// Settings.
     pub settings: Settings,
     /// Publishes events.

@@ -26,4 +26,5 @@ pub mod rollout;
 pub mod run;
 pub mod telemetry;
 pub mod trouble;
+pub mod warnings;
 pub mod worker_client;

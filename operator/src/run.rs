@@ -33,6 +33,7 @@ use crate::{
     metrics::Metrics,
     requests::CountRequests,
     telemetry::{self, LogFormat},
+    warnings::Warnings,
     worker_client::WorkerClient,
 };
 
@@ -162,6 +163,7 @@ async fn work(
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),
+        warnings: Warnings::default(),
         settings: Settings {
             worker_image: args.worker_image.clone(),
             node_lost_seconds: args.node_lost_seconds,

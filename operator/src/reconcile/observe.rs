@@ -13,7 +13,7 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::{Api, Client, Resource, ResourceExt as _, api::ListParams};
+use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
@@ -25,7 +25,6 @@ use crate::{
     recovery::Rebalances,
     revision::{Data, Record},
     trouble,
-    worker_client::WorkerClient,
 };
 
 /// Key of the placement in force in its ConfigMap.
@@ -86,7 +85,7 @@ pub async fn observe(
     let key = Key { namespace: namespace.clone(), name: name.clone() };
     let objects = context.cache.look(client, &key, &uid).await?;
     let now = Timestamp::now();
-    let answers = ask(client, &context.workers, &namespace, &objects.pods).await?;
+    let answers = ask(context, &namespace, &objects.pods, now).await?;
     let revisions: Vec<Record> = objects.revisions.iter().filter_map(|object| record(object)).collect();
     let lost_after = context.settings.node_lost_seconds;
     let mut groups = assemble(&name, &objects, &revisions, &answers, &context.nodes, lost_after, now);
@@ -98,26 +97,25 @@ pub async fn observe(
 
 /// Asks every running worker, and the events about every pod that does not start.
 async fn ask(
-    client: &Client,
-    workers: &WorkerClient,
+    context: &Context,
     namespace: &str,
     pods: &[Arc<Pod>],
+    now: Timestamp,
 ) -> Result<Answers, kube::Error> {
     let statuses = pods.iter().filter(|pod| runs(pod)).map(async |pod: &Arc<Pod>| {
         let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone())?;
         let uid = pod.uid()?;
-        let answer = match workers.status(&ip).await {
+        let answer = match context.workers.status(&ip).await {
             Ok(status) if status.uid != uid => Err(format!("a worker with another UID answers at {ip}")),
             Ok(status) => Ok(status),
             Err(error) => Err(error.to_string()),
         };
         Some((uid, answer))
     });
-    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     let warnings = pods.iter().filter(|pod| trouble::needs_events(pod)).map(async |pod: &Arc<Pod>| {
         let Some(uid) = pod.uid() else { return Ok(None) };
-        let params = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning"));
-        Ok::<_, kube::Error>(Some((uid, api.list(&params).await?.items)))
+        let warnings = context.warnings.about(&context.client, namespace, pod, now).await?;
+        Ok::<_, kube::Error>(Some((uid, warnings)))
     });
     let (statuses, warnings) = tokio::join!(join_all(statuses), join_all(warnings));
     let mut answers = Answers { workers: statuses.into_iter().flatten().collect(), ..Answers::default() };

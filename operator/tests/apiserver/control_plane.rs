@@ -96,9 +96,9 @@ impl ControlPlane {
                 "RBAC",
                 "--service-cluster-ip-range",
                 "10.96.0.0/16",
-                // there is no controller that would make service accounts
+                // there are no controllers that would make service accounts and take taints away
                 "--disable-admission-plugins",
-                "ServiceAccount",
+                "ServiceAccount,TaintNodesByCondition",
                 "--enable-admission-plugins",
                 "OwnerReferencesPermissionEnforcement",
                 // what the operator asks, written before it is answered

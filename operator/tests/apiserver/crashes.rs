@@ -18,6 +18,7 @@ use belay_operator::{
     loads::Loads,
     metrics::Metrics,
     reconcile::reconcile,
+    warnings::Warnings,
     worker_client::WorkerClient,
 };
 use belay_proto::admin::Placement;
@@ -145,6 +146,7 @@ async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Operator {
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),
+        warnings: Warnings::default(),
         settings: Settings { worker_image: Some("worker:1".into()), node_lost_seconds: 2 },
         metrics: Metrics::default(),
         backoff: Backoff::default(),
