@@ -5,6 +5,8 @@
 //! made is missing. So what is written is noted ([`Tracked`]), and a look waits until the watches have told it. If that takes
 //! too long, or if a call got no answer, the API server is asked.
 mod kind;
+#[cfg(test)]
+mod model;
 mod progress;
 mod strip;
 mod tracked;

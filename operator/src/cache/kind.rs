@@ -116,7 +116,7 @@ impl<K: Resource + Clone + PartialEq> Kind<K> {
             .collect()
     }
 
-    fn labelled(&self, key: &Key) -> Vec<Arc<K>> {
+    pub(super) fn labelled(&self, key: &Key) -> Vec<Arc<K>> {
         let objects = self.read();
         let names = objects.owned.get(key).into_iter().flatten();
         let at = |name: &String| Key { namespace: key.namespace.clone(), name: name.clone() };

@@ -85,7 +85,7 @@ struct Mortal<'a> {
 struct Operator {
     context: Arc<Context>,
     /// Its watches die with it.
-    _watches: AbortOnDropHandle<()>,
+    watches: AbortOnDropHandle<()>,
 }
 
 impl<'a> Mortal<'a> {
@@ -156,7 +156,7 @@ async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Operator {
     let (news, _) = mpsc::unbounded();
     let watches = tokio::spawn(async move { of.cache.watch(&of.client, None, news).await });
     context.cache.wait_until_ready().await;
-    Operator { context, _watches: AbortOnDropHandle::new(watches) }
+    Operator { context, watches: AbortOnDropHandle::new(watches) }
 }
 
 impl Cluster {
@@ -182,6 +182,34 @@ impl Cluster {
         }
         assert_eq!(self.nodes.faults(), Vec::<String>::new());
         self.nodes.set_pace(usize::MAX);
+        self.start_operator("worker:1");
+    }
+
+    /// Watches that tell nothing any more, on connections that look alive: what an operator wrote it must see nevertheless.
+    pub async fn watches_that_hang_mislead_nobody(&mut self) {
+        self.stop_operator();
+        {
+            let stop = CancellationToken::new();
+            let operators = Mortal::new(self, &stop).await;
+            operators.operator.watches.abort();
+            let before = self.uids("nano").await;
+            for replicas in [2, 1] {
+                self.scale("nano", replicas).await;
+                let end = Instant::now() + Duration::from_secs(120);
+                loop {
+                    let deployment = operators.look().await;
+                    let status = deployment.status.clone().unwrap_or_default();
+                    assert!(status.replicas <= 2, "nothing is made twice: {status:#?}");
+                    if settled(&status) && (status.replicas, status.ready_replicas) == (replicas, replicas) {
+                        break;
+                    }
+                    assert!(Instant::now() < end, "not reached: {replicas} groups; {status:#?}");
+                    reconcile(&operators.operator.context, &deployment).await.unwrap();
+                }
+            }
+            assert_eq!(self.uids("nano").await, before, "the first group was left alone");
+            stop.cancel();
+        }
         self.start_operator("worker:1");
     }
 

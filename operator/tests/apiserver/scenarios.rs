@@ -81,6 +81,8 @@ pub async fn all(programs: &Path) {
     cluster.crashes_in_a_recovery_lose_nothing().await;
     eprintln!("-- crashes_in_a_rebalance_repeat_nothing");
     cluster.crashes_in_a_rebalance_repeat_nothing().await;
+    eprintln!("-- watches_that_hang_mislead_nobody");
+    cluster.watches_that_hang_mislead_nobody().await;
     eprintln!("-- scales_up_and_drains_on_the_way_down");
     cluster.scales_up_and_drains_on_the_way_down().await;
     eprintln!("-- upgrade_of_the_operator_moves_no_pod");
@@ -402,7 +404,7 @@ impl Cluster {
         }
     }
 
-    async fn scale(&self, name: &str, replicas: i32) {
+    pub async fn scale(&self, name: &str, replicas: i32) {
         let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
         self.api::<ModelDeployment>().patch_scale(name, &PatchParams::default(), &patch).await.unwrap();
     }
