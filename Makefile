@@ -62,6 +62,10 @@ bench-load: ## aiperf, a load generator that others wrote, against gateway and w
 bench-placement: ## what a plan takes for a model of DeepSeek-V4-Pro's size on 128 ranks
 	@cargo bench --quiet --locked -p belay-operator --bench placement
 
+.PHONY: scale
+scale: ## the operator with 1,000 deployments and 4,000 pods on a real API server with kwok: docs/performance.md (half an hour)
+	@tests/run.sh scale
+
 .PHONY: soak
 soak: ## 10,000 requests, good, bad and abandoned, and what they leave behind
 	@tests/bench/run.sh soak

@@ -37,7 +37,7 @@ const LOAD_SECONDS: (i64, i64) = (2, 15);
 /// How soon to look again when nothing moved for [`PATIENCE_SECONDS`].
 const STUCK: Duration = Duration::from_secs(5);
 
-/// How soon to look again when all is well.
+/// How soon to look again when all is well, at the latest.
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// After how long without any transition a deployment counts as stuck.
@@ -168,6 +168,12 @@ fn new_problems(
         .collect()
 }
 
+/// Up to a tenth sooner, so that deployments that began together do not stay together.
+fn sooner(pause: Duration) -> Duration {
+    let spread = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
+    pause - pause / 10 * spread / 255
+}
+
 /// When to look again.
 fn pause(status: &ModelDeploymentStatus, changed: bool, now: Timestamp) -> Duration {
     let is = |kind: ConditionType| {
@@ -178,7 +184,7 @@ fn pause(status: &ModelDeploymentStatus, changed: bool, now: Timestamp) -> Durat
         return OPERATING;
     }
     if !changed && !is(ConditionType::Progressing) && !is(ConditionType::Degraded) {
-        return SETTLED;
+        return sooner(SETTLED);
     }
     let last = status.conditions.iter().map(|c| c.last_transition_time.0.as_second()).max().unwrap_or(0);
     let loading = status.groups.iter().any(|group| group.loading.is_some() || group.draining);

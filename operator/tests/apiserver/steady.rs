@@ -17,7 +17,7 @@ const FLEET: usize = 30;
 const LOOKS: u64 = 2;
 
 /// Calls that it may take to bring one deployment of one group of two workers up, watches apart.
-const CALLS: u64 = 45;
+const CALLS: u64 = 30;
 
 impl Cluster {
     pub async fn deployments_that_rest_cost_the_api_server_nothing(&mut self) {

@@ -2,7 +2,8 @@
 //! was dialled. A worker's side of the epoch protocol is the real one; it loads at once.
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    io,
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -17,11 +18,17 @@ use belay_proto::admin::{
     admin_server::{Admin, AdminServer},
 };
 use futures::StreamExt as _;
+use futures::stream::unfold;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt as _,
     runtime::{WatchStreamExt as _, watcher},
 };
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, transport::server::TcpConnectInfo};
 
 use crate::worker::Worker;
@@ -33,15 +40,29 @@ pub struct Workers {
     calls: Arc<AtomicU64>,
 }
 
+type Dialled = mpsc::Sender<io::Result<TcpStream>>;
+
+/// Passes on every connection to an address.
+async fn listen(ip: IpAddr, dialled: Dialled) {
+    let listener = TcpListener::bind((ip, ADMIN_PORT)).await.unwrap();
+    while let Ok((stream, _)) = listener.accept().await {
+        if dialled.send(Ok(stream)).await.is_err() {
+            return;
+        }
+    }
+}
+
 impl Workers {
     /// Answers for every worker from now on.
     pub fn start(client: Client, card: ModelCard) -> Self {
         let this = Self::default();
-        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), ADMIN_PORT);
+        let (dialled, connections) = mpsc::channel(64);
         let server = tonic::transport::Server::builder().add_service(AdminServer::new(this.clone()));
-        tokio::spawn(async move { server.serve(address).await.unwrap() });
+        let connections =
+            unfold(connections, async |mut from: mpsc::Receiver<_>| Some((from.recv().await?, from)));
+        tokio::spawn(async move { server.serve_with_incoming(connections).await.unwrap() });
         let watches = this.clone();
-        tokio::spawn(async move { watches.follow(client, card).await });
+        tokio::spawn(async move { watches.follow(client, card, dialled).await });
         this
     }
 
@@ -51,7 +72,8 @@ impl Workers {
     }
 
     /// A worker begins with the address of its pod, and ends with the pod.
-    async fn follow(self, client: Client, card: ModelCard) {
+    async fn follow(self, client: Client, card: ModelCard, dialled: Dialled) {
+        let mut doors: HashMap<IpAddr, AbortOnDropHandle<()>> = HashMap::new();
         let config = watcher::Config::default().labels("app.kubernetes.io/name=belay-worker");
         let mut events = std::pin::pin!(watcher(Api::<Pod>::all(client), config).default_backoff());
         while let Some(event) = events.next().await {
@@ -65,13 +87,18 @@ impl Workers {
                         all.get(&ip).is_some_and(|worker| Some(&worker.status.uid) == pod.uid().as_ref());
                     if !known {
                         all.insert(ip, Worker::of(&pod, &card));
+                        let door = || AbortOnDropHandle::new(tokio::spawn(listen(ip, dialled.clone())));
+                        doors.entry(ip).or_insert_with(door);
                     }
                 }
                 watcher::Event::Delete(pod) => {
                     let gone = address(&pod).filter(|ip| {
                         all.get(ip).is_some_and(|worker| Some(&worker.status.uid) == pod.uid().as_ref())
                     });
-                    gone.map(|ip| all.remove(&ip));
+                    if let Some(ip) = gone {
+                        all.remove(&ip);
+                        doors.remove(&ip);
+                    }
                 }
                 watcher::Event::Init | watcher::Event::InitDone => {}
             }
