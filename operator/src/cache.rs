@@ -112,11 +112,11 @@ impl Cache {
     /// Watches everything in `namespace` (all, if `None`), and tells which deployments to look at. Goes on until it is dropped.
     pub async fn watch(&self, client: &Client, namespace: Option<&str>, news: UnboundedSender<Key>) {
         tokio::join!(
-            self.watch_kind::<Pod>(client, namespace, &news),
-            self.watch_kind::<Service>(client, namespace, &news),
-            self.watch_kind::<ConfigMap>(client, namespace, &news),
-            self.watch_kind::<ControllerRevision>(client, namespace, &news),
-            self.watch_kind::<PodDisruptionBudget>(client, namespace, &news),
+            Box::pin(self.watch_kind::<Pod>(client, namespace, &news)),
+            Box::pin(self.watch_kind::<Service>(client, namespace, &news)),
+            Box::pin(self.watch_kind::<ConfigMap>(client, namespace, &news)),
+            Box::pin(self.watch_kind::<ControllerRevision>(client, namespace, &news)),
+            Box::pin(self.watch_kind::<PodDisruptionBudget>(client, namespace, &news)),
         );
     }
 
