@@ -73,6 +73,9 @@ bench-placement: ## what a plan takes for a model of DeepSeek-V4-Pro's size on 1
 .PHONY: bench-scaling
 bench-scaling: ## the autoscaler against a fixed size and HPAs, in simulated time: docs/performance.md (a minute)
 	@cargo bench --quiet --locked --profile dev -p belay-operator --bench scaling -- $(if $(CSV),--csv $(CSV))
+.PHONY: scale
+scale: ## the operator with 1,000 deployments and 4,000 pods on a real API server with kwok: docs/performance.md (half an hour)
+	@tests/run.sh scale
 
 .PHONY: soak
 soak: ## 10,000 requests, good, bad and abandoned, and what they leave behind

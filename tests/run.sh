@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh PART...: lint, unit, cluster, chaos, report.  Every part runs, whatever happened to the ones before; the last line counts.
+# run.sh PART...: lint, unit, cluster, chaos, report, scale.  Every part runs, whatever happened to the ones before; the last line counts.
 set -uo pipefail
 . "$(dirname "$0")/cluster/env.sh"
 cd "$checkout"
@@ -67,7 +67,7 @@ shells() {
 
 lint() {
   check "lint: cargo fmt" cargo fmt --all --check
-  check "lint: clippy" cargo clippy --quiet --locked --workspace --all-targets --features belay-e2e/cluster -- -D warnings
+  check "lint: clippy" cargo clippy --quiet --locked --workspace --all-targets --features belay-e2e/cluster,belay-operator/scale -- -D warnings
   check "lint: chart" chart
   check "lint: shell scripts" shells
   if command -v cargo-deny > /dev/null; then
@@ -129,11 +129,26 @@ report() {
   fi
 }
 
-[ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster | chaos | report ..."
+# The operator with many deployments: no part of `make test`.  What it takes is in operator/tests/scale.rs.
+scale() {
+  check "scale: a control plane and kwok" tests/cluster/programs.sh scale
+  export BELAY_KUBERNETES_BIN=$node_bin
+  # as it is shipped
+  local target
+  target=$(uname -m)-unknown-linux-musl
+  tests/cluster/install-tools.sh || return
+  check "scale: the operator" cargo build --quiet --release --locked --target "$target" -p belay-operator
+  export BELAY_OPERATOR=${BELAY_OPERATOR:-$CARGO_TARGET_DIR/$target/release/belay-operator}
+  # a connection to each worker, at both ends, and a port for each
+  ulimit -n "$(ulimit -Hn)"
+  check "scale: measure" cargo test --release --locked -p belay-operator --features scale --test scale
+}
+
+[ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster | chaos | report | scale ..."
 tests/cluster/install-tools.sh build || exit 1
 for part in "$@"; do
   case $part in
-  lint | unit | cluster | chaos | report) "$part" ;;
+  lint | unit | cluster | chaos | report | scale) "$part" ;;
   *) die "no part is called $part" ;;
   esac
 done

@@ -8,8 +8,8 @@ use kube::{
 };
 
 use crate::{
-    analysis::Analyses, attendance::Attendance, autoscaler::Autoscaler, backoff::Backoff, gateways::Gateways,
-    loads::Loads, metrics::Metrics, worker_client::WorkerClient,
+    analysis::Analyses, attendance::Attendance, autoscaler::Autoscaler, backoff::Backoff, cache::Cache,
+    gateways::Gateways, loads::Loads, metrics::Metrics, warnings::Warnings, worker_client::WorkerClient,
 };
 
 /// Decisions of whoever runs the operator.
@@ -25,6 +25,8 @@ pub struct Settings {
 pub struct Context {
     /// The API server.
     pub client: Client,
+    /// What deployments own, kept up to date by watches.
+    pub cache: Cache,
     /// The nodes, kept up to date by a watch.
     pub nodes: Store<Node>,
     /// The workers' admin service.
@@ -39,6 +41,8 @@ pub struct Context {
     pub autoscaler: Autoscaler,
     /// What is being looked at of new revisions.
     pub analyses: Analyses,
+    /// Warnings about pods that do not start, as last asked for.
+    pub warnings: Warnings,
     /// Settings.
     pub settings: Settings,
     /// Publishes events.

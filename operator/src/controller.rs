@@ -1,21 +1,17 @@
 //! Watches, and what they lead to.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use belay_crds::{ModelDeployment, labels};
-use futures::{Stream, StreamExt as _, channel::mpsc, stream};
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::ControllerRevision,
-        core::v1::{ConfigMap, Node, Pod, Service},
-        policy::v1::PodDisruptionBudget,
-    },
-    jiff::Timestamp,
+use belay_crds::ModelDeployment;
+use futures::{
+    Stream, StreamExt as _, TryStreamExt as _,
+    channel::mpsc::{self, UnboundedReceiver, UnboundedSender},
+    stream,
 };
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Node, jiff::Timestamp};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     core::DeserializeGuard,
@@ -23,7 +19,7 @@ use kube::{
         Controller, Predicate as _, PredicateConfig, WatchStreamExt as _,
         controller::{Action, Config},
         predicates, reflector,
-        reflector::{ObjectRef, store::Writer},
+        reflector::{ObjectRef, Store, store::Writer},
         watcher,
     },
 };
@@ -33,6 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     backoff::{ErrorClass, key},
+    cache::{self, Key, Progress},
     context::Context,
     error::describe,
     nodes::{self, NodeState},
@@ -61,38 +58,52 @@ where
 pub async fn run(
     context: Arc<Context>,
     namespace: Option<&str>,
-    nodes_changed: mpsc::Receiver<()>,
+    nodes_changed: UnboundedReceiver<String>,
     stop: CancellationToken,
 ) {
     let client = &context.client;
-    let children = watcher::Config::default().labels(&format!("{}={}", labels::MANAGED_BY, labels::OPERATOR));
     let (reader, writer) = reflector::store::<Guarded>();
-    let roots = reflector(writer, watcher(api::<Guarded>(client, namespace), watcher::Config::default()))
+    let watched = watcher(api::<Guarded>(client, namespace), watcher::Config::default())
         .default_backoff()
+        .modify(|deployment| deployment.meta_mut().managed_fields = None);
+    let (told, mut listed) = (Arc::clone(&context), 0);
+    let roots = reflector(writer, watched)
+        // after the store has it: who waits for it finds it there
+        .inspect_ok(move |event| note(told.cache.deployments(), &mut listed, event))
         .applied_objects()
         // our own status writes are no news; an annotation may ask for something
         .predicate_filter(
             predicates::generation.combine(predicates::annotations),
             PredicateConfig::default(),
         );
+    let (news, changed) = mpsc::unbounded();
+    let moved = Arc::clone(&context);
+    let on_nodes = nodes_changed.flat_map(move |node| stream::iter(moved.cache.on_node(&node)));
+    let store = reader.clone();
     let due = due(context.clone());
-    Controller::for_stream(roots, reader)
+    let control = Controller::for_stream(roots, reader)
         .with_config(Config::default().concurrency(CONCURRENCY).debounce(GATHER))
-        .owns(api::<Pod>(client, namespace), children.clone())
-        .owns(api::<Service>(client, namespace), children.clone())
-        .owns(api::<ConfigMap>(client, namespace), children.clone())
-        .owns(api::<ControllerRevision>(client, namespace), children.clone())
-        .owns(api::<PodDisruptionBudget>(client, namespace), children)
-        .reconcile_all_on(nodes_changed)
+        .reconcile_on(stream::select(changed, on_nodes).map(reference))
         .reconcile_on(due)
-        .graceful_shutdown_on(stop.cancelled_owned())
-        .run(work, on_error, context.clone())
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(move |object, context| work(object, store.clone(), context), on_error, context.clone())
         .for_each(async |result| {
             if let Err(error) = result {
                 debug!(error = describe(&error), "not reconciled");
             }
-        })
-        .await;
+        });
+    let control = async {
+        tokio::select! {
+            // what is not listed yet would look as if it were gone
+            () = context.cache.wait_until_ready() => control.await,
+            () = stop.cancelled() => {}
+        }
+    };
+    // the watches go on until what is under way at the end is done
+    tokio::select! {
+        () = control => {}
+        () = context.cache.watch(client, namespace, news) => {}
+    }
     info!("controller stopped");
 }
 
@@ -108,7 +119,32 @@ fn due(context: Arc<Context>) -> impl Stream<Item = ObjectRef<Guarded>> {
     .flatten()
 }
 
-async fn work(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+fn reference(key: Key) -> ObjectRef<Guarded> {
+    ObjectRef::new(&key.name).within(&key.namespace)
+}
+
+/// How far the watch of deployments is. A list counts once it is complete: `listed` is its newest version so far.
+fn note(progress: &Progress, listed: &mut u64, event: &watcher::Event<Guarded>) {
+    use watcher::Event;
+    match event {
+        Event::Init => {
+            *listed = 0;
+            progress.note(None, true, false);
+        }
+        Event::InitApply(deployment) => *listed = cache::version(deployment).unwrap_or(0).max(*listed),
+        Event::InitDone => progress.note(Some(*listed), false, true),
+        Event::Apply(deployment) | Event::Delete(deployment) => {
+            progress.note(cache::version(deployment), false, false);
+        }
+    }
+}
+
+async fn work(
+    object: Arc<Guarded>,
+    store: Store<Guarded>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
+    let object = fresh(object, &store, &context).await?;
     let deployment = match &object.0 {
         Ok(deployment) => deployment,
         Err(invalid) => {
@@ -129,8 +165,23 @@ async fn work(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Rec
         context.metrics.forget(&namespace, &name);
         context.gateways.forget(&namespace, &name);
         context.autoscaler.forget(&namespace, &name);
+        context.cache.forget(&deployment.uid().unwrap_or_default());
     }
     result
+}
+
+/// The deployment with the last status that was written: the next one is made from it.
+async fn fresh(
+    object: Arc<Guarded>,
+    store: &Store<Guarded>,
+    context: &Context,
+) -> Result<Arc<Guarded>, ReconcileError> {
+    if context.cache.status_told(&object.uid().unwrap_or_default()).await {
+        return Ok(store.get(&ObjectRef::from_obj(&*object)).unwrap_or(object));
+    }
+    debug!(deployment = key(&*object), "the watch is behind: the API server is asked");
+    let api: Api<Guarded> = api(&context.client, object.namespace().as_deref());
+    api.get(&object.name_any()).await.map(Arc::new).map_err(ReconcileError::Observe)
 }
 
 fn on_error(object: Arc<Guarded>, failure: &ReconcileError, context: Arc<Context>) -> Action {
@@ -161,40 +212,53 @@ fn class_of(failure: &ReconcileError) -> ErrorClass {
     }
 }
 
-/// Keeps the store of nodes up to date until `stop`, and tells when a node comes, goes, stops or starts answering, or
-/// is cordoned. Heartbeats are not told.
+/// Keeps the store of nodes up to date until `stop`, and tells which node comes, goes, stops or starts answering, or is
+/// cordoned. Heartbeats are not told.
 pub async fn watch_nodes(
     client: Client,
     writer: Writer<Node>,
-    mut changed: mpsc::Sender<()>,
+    changed: UnboundedSender<String>,
     stop: CancellationToken,
 ) {
     let nodes: Api<Node> = Api::all(client);
     let stream = watcher(nodes, watcher::Config::default()).default_backoff().modify(nodes::strip);
     let mut stream = std::pin::pin!(reflector(writer, stream));
-    let mut known: HashMap<String, NodeState> = HashMap::new();
+    let (mut known, mut listed) = (HashMap::<String, NodeState>::new(), HashSet::new());
     loop {
         let event = tokio::select! {
             event = stream.next() => event,
             () = stop.cancelled() => return,
         };
-        let news = match event {
+        let news: Vec<String> = match event {
             None => return,
             Some(Err(error)) => {
                 warn!(error = describe(&error), "watch of nodes broke; it is taken up again");
-                false
+                vec![]
+            }
+            Some(Ok(watcher::Event::Init)) => {
+                listed.clear();
+                vec![]
             }
             Some(Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node))) => {
-                let state = NodeState::of(&node);
-                known.insert(node.name_any(), state.clone()) != Some(state)
+                let (name, state) = (node.name_any(), NodeState::of(&node));
+                listed.insert(name.clone());
+                let is_news = known.insert(name.clone(), state.clone()) != Some(state);
+                is_news.then_some(name).into_iter().collect()
             }
-            Some(Ok(watcher::Event::Delete(node))) => known.remove(&node.name_any()).is_some(),
-            Some(Ok(watcher::Event::InitDone)) => true,
-            Some(Ok(watcher::Event::Init)) => false,
+            Some(Ok(watcher::Event::Delete(node))) => {
+                known.remove(&node.name_any());
+                vec![node.name_any()]
+            }
+            Some(Ok(watcher::Event::InitDone)) => {
+                let gone: Vec<String> =
+                    known.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                gone.iter().for_each(|name| drop(known.remove(name)));
+                gone
+            }
         };
-        // one waiting message is enough: it makes everything be looked at
-        if news && changed.try_send(()).is_err() && changed.is_closed() {
-            return;
+        for node in news {
+            // nobody listens any more: the end is near
+            let _ = changed.unbounded_send(node);
         }
     }
 }

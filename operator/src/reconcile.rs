@@ -39,7 +39,7 @@ const LOAD_SECONDS: (i64, i64) = (2, 15);
 /// How soon to look again when nothing moved for [`PATIENCE_SECONDS`].
 const STUCK: Duration = Duration::from_secs(5);
 
-/// How soon to look again when all is well.
+/// How soon to look again when all is well, at the latest.
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// After how long without any transition a deployment counts as stuck.
@@ -92,8 +92,15 @@ pub async fn reconcile(context: &Context, deployment: &ModelDeployment) -> Resul
             }
         };
     let prepared = build::build(&wanted, &observed, &plan)?;
-    let applied =
-        apply::apply(&context.client, &context.workers, &wanted.namespace, &observed, prepared).await?;
+    let applied = apply::apply(
+        &context.client,
+        &context.cache,
+        &context.workers,
+        &wanted.namespace,
+        &observed,
+        prepared,
+    )
+    .await?;
 
     let previous = deployment.status.as_ref();
     invariants::check(&observed, previous, &context.metrics);
@@ -112,7 +119,7 @@ pub async fn reconcile(context: &Context, deployment: &ModelDeployment) -> Resul
     for (group, experts) in applied.intents.iter().filter_map(|name| change(&observed, &plan, name)) {
         context.metrics.observe_operation(group.intent.operation.as_ref(), experts, observed.now);
     }
-    status::write(&context.client, deployment, next).await.map_err(ReconcileError::Status)?;
+    status::write(&context.client, &context.cache, deployment, next).await.map_err(ReconcileError::Status)?;
     if let Some(look) = look {
         notes.extend(scaling::act(context, deployment, look).await?);
     }
@@ -153,7 +160,9 @@ async fn refuse(
 ) -> Result<Action, ReconcileError> {
     let generation = deployment.metadata.generation;
     let next = status::refused(deployment.status.as_ref(), generation, reason, message, Timestamp::now());
-    let written = status::write(&context.client, deployment, next).await.map_err(ReconcileError::Status)?;
+    let written = status::write(&context.client, &context.cache, deployment, next)
+        .await
+        .map_err(ReconcileError::Status)?;
     if written {
         let note = Note::warning(reason, "Validate", "spec", message.to_owned());
         events::publish(&context.recorder, deployment, &[note]).await;
@@ -194,6 +203,12 @@ fn new_problems(
         .collect()
 }
 
+/// Up to a tenth sooner, so that deployments that began together do not stay together.
+fn sooner(pause: Duration) -> Duration {
+    let spread = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
+    pause - pause / 10 * spread / 255
+}
+
 /// When to look again.
 fn pause(status: &ModelDeploymentStatus, changed: bool, now: Timestamp) -> Duration {
     let is = |kind: ConditionType| {
@@ -204,7 +219,7 @@ fn pause(status: &ModelDeploymentStatus, changed: bool, now: Timestamp) -> Durat
         return OPERATING;
     }
     if !changed && !is(ConditionType::Progressing) && !is(ConditionType::Degraded) {
-        return SETTLED;
+        return sooner(SETTLED);
     }
     let last = status.conditions.iter().map(|c| c.last_transition_time.0.as_second()).max().unwrap_or(0);
     let loading = status.groups.iter().any(|group| group.loading.is_some() || group.draining);

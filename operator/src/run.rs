@@ -5,7 +5,8 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use futures::channel::mpsc;
 use kube::{
-    Client,
+    Client, Config,
+    client::ClientBuilder,
     runtime::{
         events::{Recorder, Reporter},
         reflector,
@@ -24,6 +25,7 @@ use crate::{
     attendance::Attendance,
     autoscaler::Autoscaler,
     backoff::Backoff,
+    cache::Cache,
     context::{Context, Settings},
     controller,
     error::describe,
@@ -33,7 +35,9 @@ use crate::{
     lease::{self, LeaseConfig},
     loads::Loads,
     metrics::Metrics,
+    requests::CountRequests,
     telemetry::{self, LogFormat},
+    warnings::Warnings,
     worker_client::WorkerClient,
 };
 
@@ -85,8 +89,8 @@ pub struct RunArgs {
 /// When it cannot start, or must not go on: the lease was lost.
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start(&args.log, args.log_format)?;
-    let client = Client::try_default().await.context("find the API server")?;
     let metrics = Metrics::default();
+    let client = client(&metrics).await.context("find the API server")?;
     let stop = CancellationToken::new();
     let (connected, is_connected) = watch::channel(false);
     let (leading, mut leads) = watch::channel(false);
@@ -133,6 +137,12 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     outcome
 }
 
+/// A client whose calls are counted.
+async fn client(metrics: &Metrics) -> anyhow::Result<Client> {
+    let config = Config::infer().await?;
+    Ok(ClientBuilder::try_from(config)?.with_layer(&CountRequests(metrics.clone())).build())
+}
+
 /// Waits for the lease, then works until `stop`.
 async fn work(
     args: &RunArgs,
@@ -164,16 +174,18 @@ async fn work(
     metrics.set_leader(true);
 
     let (nodes, writer) = reflector::store();
-    let (changed, nodes_changed) = mpsc::channel(1);
+    let (changed, nodes_changed) = mpsc::unbounded();
     let reporter = Reporter { controller: "belay-operator".into(), instance: std::env::var("HOSTNAME").ok() };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
+        cache: Cache::default(),
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),
         gateways,
         autoscaler: Autoscaler::default(),
         analyses: Analyses::default(),
+        warnings: Warnings::default(),
         settings: Settings {
             worker_image: args.worker_image.clone(),
             node_lost_seconds: args.node_lost_seconds,

@@ -48,11 +48,23 @@ pub enum WorkerError {
 /// How long a worker that took a placement is not told it again: it is at work on it, and placements are large.
 const TOLD_LIMIT: Duration = Duration::from_secs(2);
 
-/// Calls workers. Keeps one connection for each address.
+/// Connections that are kept. One takes some 50 KB; to make one anew takes a round trip.
+const KEPT: usize = 512;
+
+/// A connection that was not used for so long is not missed.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Calls workers. Keeps a connection for each address, up to [`KEPT`]; further workers are connected to for each call.
 #[derive(Default)]
 pub struct WorkerClient {
-    channels: Mutex<BTreeMap<String, Channel>>,
+    channels: Mutex<BTreeMap<String, Kept>>,
     told: Mutex<BTreeMap<String, (Epochs, Instant)>>,
+}
+
+/// A connection, and when it was used last.
+struct Kept {
+    channel: Channel,
+    used: Instant,
 }
 
 /// What tells one placement request of a group from another: in force, target, to retire.
@@ -123,15 +135,24 @@ impl WorkerClient {
         let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
         let address = format!("{host}:{ADMIN_PORT}");
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let channel = match channels.get(&address) {
-            Some(channel) => channel.clone(),
+        let used = Instant::now();
+        let channel = match channels.get_mut(&address) {
+            Some(kept) => {
+                kept.used = used;
+                kept.channel.clone()
+            }
             None => {
                 let endpoint = Endpoint::from_shared(format!("http://{address}"))
                     .map_err(|_| WorkerError::Address { address: address.clone() })?
                     .connect_timeout(CALL_LIMIT)
                     .timeout(CALL_LIMIT);
                 let channel = endpoint.connect_lazy();
-                channels.insert(address.clone(), channel.clone());
+                if channels.len() >= KEPT {
+                    channels.retain(|_, kept| kept.used.elapsed() < IDLE);
+                }
+                if channels.len() < KEPT {
+                    channels.insert(address.clone(), Kept { channel: channel.clone(), used });
+                }
                 channel
             }
         };
@@ -155,5 +176,26 @@ impl WorkerClient {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_kept_up_to_a_number_and_those_in_use_stay() {
+        let workers = WorkerClient::default();
+        let kept = || workers.channels.lock().unwrap().keys().cloned().collect::<Vec<_>>();
+        for n in 0..KEPT + 10 {
+            workers.client(&format!("10.0.{}.{}", n / 256, n % 256)).unwrap();
+        }
+        assert_eq!(kept().len(), KEPT);
+        let long_ago = Instant::now() - 2 * IDLE;
+        for kept in workers.channels.lock().unwrap().values_mut().skip(1) {
+            kept.used = long_ago;
+        }
+        workers.client("10.1.0.1").unwrap();
+        assert_eq!(kept(), ["10.0.0.0:50052", "10.1.0.1:50052"]);
     }
 }

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test takes what it needs of the common part")]
 mod common;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use belay_crds::labels;
 use belay_operator::{
@@ -48,14 +48,16 @@ fn listed(name: &str) -> Objects {
     for (i, pod) in pods.iter_mut().enumerate() {
         pod.metadata.uid = Some(format!("uid-{i}"));
     }
-    Objects { pods, services: prepared.services, ..Objects::default() }
+    let services = prepared.services.into_iter().map(Arc::new).collect();
+    Objects { pods: pods.into_iter().map(Arc::new).collect(), services, ..Objects::default() }
 }
 
 fn seen(objects: &Objects, answers: &Answers) -> Vec<Group> {
     assemble("harbour", objects, &[record("harbour")], answers, &nodes(), 10, at(0))
 }
 
-fn set_status(pod: &mut Pod, node: &str, status: serde_json::Value) {
+fn set_status(pod: &mut Arc<Pod>, node: &str, status: serde_json::Value) {
+    let pod = Arc::make_mut(pod);
     pod.spec.as_mut().unwrap().node_name = Some(node.into());
     pod.status = Some(serde_json::from_value(status).unwrap());
 }
@@ -89,7 +91,7 @@ fn missing_pods_leave_empty_slots() {
 fn record_of_a_drain_survives_in_the_service() {
     let mut objects = listed("harbour");
     let note = [(labels::DRAINING_SINCE.to_owned(), at(-30).to_string())];
-    objects.services[1].metadata.annotations = Some(note.into());
+    Arc::make_mut(&mut objects.services[1]).metadata.annotations = Some(note.into());
     let groups = seen(&objects, &Answers::default());
     assert_eq!(groups[1].draining_since, Some(at(-30)));
 }
@@ -99,7 +101,7 @@ fn marked_pods_drain_on_without_their_service() {
     let mut objects = listed("harbour");
     objects.services.clear();
     let mark = (labels::DRAINING.to_owned(), "true".to_owned());
-    objects.pods[0].metadata.annotations.as_mut().unwrap().extend([mark]);
+    Arc::make_mut(&mut objects.pods[0]).metadata.annotations.as_mut().unwrap().extend([mark]);
     let groups = seen(&objects, &Answers::default());
     assert_eq!((groups[0].draining_since, groups[1].draining_since), (Some(at(0)), None));
 }

@@ -6,6 +6,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use belay_operator::{
+    cache::Cache,
     group::Group,
     reconcile::{
         apply::{Applied, apply},
@@ -48,7 +49,9 @@ async fn written(mut groups: Vec<Group>) -> (Vec<String>, Applied) {
     let observed = Observed { groups, revisions, objects: Objects::default(), now: at(0) };
     let prepared = build(&wanted, &observed, &plan).unwrap();
     let client = Client::new(service, "coast");
-    let applied = apply(&client, &WorkerClient::default(), "coast", &observed, prepared).await.unwrap();
+    let applied = apply(&client, &Cache::default(), &WorkerClient::default(), "coast", &observed, prepared)
+        .await
+        .unwrap();
     drop(client);
     server.await.unwrap();
     let log = log.lock().unwrap().clone();

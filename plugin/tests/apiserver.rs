@@ -2,6 +2,9 @@
 //! `BELAY_KUBERNETES_BIN`, which `make unit` sets; says so and passes where that is not set.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "test code")]
 
+#[path = "../../operator/tests/apiserver/audit.rs"]
+#[allow(dead_code, reason = "the operator's tests use it")]
+mod audit;
 #[path = "../../operator/tests/apiserver/control_plane.rs"]
 #[allow(dead_code, reason = "the operator's tests use the rest")]
 mod control_plane;

@@ -1,13 +1,14 @@
 #!/bin/bash
-# programs.sh base | node | apiserver | deny: build Kubernetes' programs from Go modules, each kept by version.
+# programs.sh base | node | apiserver | scale | deny: build Kubernetes' programs from Go modules, each kept by version.
 #   base: kind, kubectl, helm and grpcurl        node: what the node image needs besides
 #   apiserver: etcd, kube-apiserver and kube-controller-manager, which the operator's tests start by themselves
+#   scale: a scheduler and kwok besides, for `make scale`
 #   deny: cargo-deny, for `make lint` (from crates.io)
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 alone programs
 links=$BELAY_BIN
-case ${1:-} in node | apiserver) links=$node_bin ;; esac
+case ${1:-} in node | apiserver | scale) links=$node_bin ;; esac
 export CGO_ENABLED=0 GOFLAGS="-mod=mod -trimpath -buildvcs=false" GOWORK=off
 
 # built NAME VERSION PROGRAM...: whether the cache has them all; links them into the folder of this set
@@ -101,6 +102,11 @@ apiserver)
   build etcd "$ETCD_VERSION" go.etcd.io/etcd/server/v3 etcd=go.etcd.io/etcd/server/v3
   kubernetes kube-apiserver kube-controller-manager
   ;;
+scale)
+  build etcd "$ETCD_VERSION" go.etcd.io/etcd/server/v3 etcd=go.etcd.io/etcd/server/v3
+  build kwok "$KWOK_VERSION" sigs.k8s.io/kwok sigs.k8s.io/kwok/cmd/kwok
+  kubernetes kube-apiserver kube-controller-manager kube-scheduler
+  ;;
 deny)
   at=$BELAY_CACHE/programs/cargo-deny-$CARGO_DENY_VERSION
   if [ ! -x "$at/bin/cargo-deny" ]; then
@@ -110,5 +116,5 @@ deny)
   fi
   ln -sfn "$at/bin/cargo-deny" "$BELAY_BIN/cargo-deny"
   ;;
-*) die "usage: programs.sh base | node | apiserver | deny" ;;
+*) die "usage: programs.sh base | node | apiserver | scale | deny" ;;
 esac

@@ -4,23 +4,20 @@
 //! to a group is written on its Service first (its key even before that: a group that exists is never given another one); an
 //! intent is in its ConfigMap before a worker hears of it, and pods that it relies on may not be evicted any more by then; a
 //! group's Service goes last.
-use std::fmt::Debug;
+use std::sync::Arc;
 
 use belay_crds::{Reason, labels};
 use futures::future::{join_all, try_join_all};
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::ControllerRevision,
-        core::v1::{ConfigMap, Pod, Secret, Service},
-        policy::v1::PodDisruptionBudget,
-    },
+use k8s_openapi::api::{
+    apps::v1::ControllerRevision,
+    core::v1::{ConfigMap, Pod, Secret, Service},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Client, ResourceExt as _,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::Value;
 use thiserror::Error;
 use tracing::{debug, info, warn};
@@ -31,6 +28,7 @@ use super::{
     plan::{Cause, Removal},
 };
 use crate::{
+    cache::{Cache, Cached, Tracked},
     events::Note,
     worker_client::{WorkerClient, WorkerError},
 };
@@ -83,6 +81,7 @@ impl<T> OrContext<T> for Result<T, kube::Error> {
 /// When the API server fails or refuses something that it should not refuse.
 pub async fn apply(
     client: &Client,
+    cache: &Cache,
     workers: &WorkerClient,
     namespace: &str,
     observed: &Observed,
@@ -90,11 +89,12 @@ pub async fn apply(
 ) -> Result<Applied, ApplyError> {
     let mut applied = Applied::default();
     let objects = &observed.objects;
-    let revisions: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let uid = prepared.owner_uid.clone();
+    let revisions = cache.tracked::<ControllerRevision>(client, namespace, &uid);
+    let services = cache.tracked::<Service>(client, namespace, &uid);
+    let config_maps = cache.tracked::<ConfigMap>(client, namespace, &uid);
+    let budgets = cache.tracked::<PodDisruptionBudget>(client, namespace, &uid);
+    let pods = cache.tracked::<Pod>(client, namespace, &uid);
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
 
     // nothing that follows may rely on a pod that may be evicted
@@ -106,7 +106,7 @@ pub async fn apply(
         let name = revision.name_any();
         // how far its rollout is, is written on it as well
         let is_in_force =
-            |known: &ControllerRevision| known.name_any() == name && known.revision == revision.revision;
+            |known: &Arc<ControllerRevision>| known.name_any() == name && known.revision == revision.revision;
         if objects.revisions.iter().any(is_in_force) {
             debug!(revision = name, "rollout goes on");
         } else {
@@ -169,7 +169,7 @@ pub async fn apply(
 
     for group in prepared.cleared_groups {
         delete(&config_maps, &labels::placement_name(&group)).await?;
-        delete(&secrets, &labels::fabric_key_name(&group, &prepared.owner_uid)).await?;
+        delete_key(&secrets, &labels::fabric_key_name(&group, &prepared.owner_uid)).await?;
         delete(&services, &group).await?;
         applied.notes.push(Note::normal(
             Reason::GroupRemoved,
@@ -267,12 +267,12 @@ fn settle_created(
 }
 
 /// A pod is created, never patched: its spec cannot change, and what changes means a new life of the slot.
-async fn create_pod(api: &Api<Pod>, new: &NewPod) -> (String, Result<(), kube::Error>) {
+async fn create_pod(api: &Tracked<'_, Pod>, new: &NewPod) -> (String, Result<(), kube::Error>) {
     let params = PostParams { field_manager: Some(labels::OPERATOR.to_owned()), ..PostParams::default() };
     (new.pod.name_any(), api.create(&params, &new.pod).await.map(drop))
 }
 
-async fn remove_pod(api: &Api<Pod>, removal: &Removal) -> Result<(), ApplyError> {
+async fn remove_pod(api: &Tracked<'_, Pod>, removal: &Removal) -> Result<(), ApplyError> {
     let params = DeleteParams {
         grace_period_seconds: removal.grace_seconds,
         preconditions: Some(Preconditions { uid: Some(removal.uid.clone()), resource_version: None }),
@@ -286,7 +286,7 @@ async fn remove_pod(api: &Api<Pod>, removal: &Removal) -> Result<(), ApplyError>
 }
 
 /// Sets nothing but the annotation; the UID keeps it from touching another life of the slot.
-async fn mark_draining(api: &Api<Pod>, name: &str, uid: &str) -> Result<(), ApplyError> {
+async fn mark_draining(api: &Tracked<'_, Pod>, name: &str, uid: &str) -> Result<(), ApplyError> {
     let mark = Pod {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -303,7 +303,7 @@ async fn mark_draining(api: &Api<Pod>, name: &str, uid: &str) -> Result<(), Appl
 }
 
 /// Says whether a pod may be evicted. A field manager of its own, so that nothing else that is applied to pods matters.
-async fn set_may_leave(api: &Api<Pod>, name: &str, uid: &str, may: bool) -> Result<(), ApplyError> {
+async fn set_may_leave(api: &Tracked<'_, Pod>, name: &str, uid: &str, may: bool) -> Result<(), ApplyError> {
     let label = may.then(|| [(labels::MAY_LEAVE.to_owned(), "true".to_owned())].into());
     let metadata = ObjectMeta {
         name: Some(name.to_owned()),
@@ -329,7 +329,7 @@ async fn create_key(api: &Api<Secret>, key: &Secret) -> Result<(), ApplyError> {
 
 /// Writes an intent over the one that it was made from; somebody else's write in between is a conflict. Merged, not applied:
 /// what is not intended any more must go, whoever wrote it.
-async fn write_intent(api: &Api<ConfigMap>, write: &IntentWrite) -> Result<(), ApplyError> {
+async fn write_intent(api: &Tracked<'_, ConfigMap>, write: &IntentWrite) -> Result<(), ApplyError> {
     let name = write.config_map.name_any();
     let field_manager = Some(labels::OPERATOR.to_owned());
     let written = if write.is_new {
@@ -348,8 +348,8 @@ async fn write_intent(api: &Api<ConfigMap>, write: &IntentWrite) -> Result<(), A
 }
 
 async fn settle_budget(
-    api: &Api<PodDisruptionBudget>,
-    present: &[PodDisruptionBudget],
+    api: &Tracked<'_, PodDisruptionBudget>,
+    present: &[Arc<PodDisruptionBudget>],
     wanted: Option<&PodDisruptionBudget>,
 ) -> Result<bool, ApplyError> {
     let mut changed = false;
@@ -366,13 +366,9 @@ async fn settle_budget(
 }
 
 /// Server-side apply, unless the object is there and says all this already. True if it was written.
-async fn upsert<K>(api: &Api<K>, present: &[K], wanted: &K) -> Result<bool, ApplyError>
+async fn upsert<K>(api: &Tracked<'_, K>, present: &[Arc<K>], wanted: &K) -> Result<bool, ApplyError>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Serialize
-        + DeserializeOwned
-        + Clone
-        + Debug,
+    K: Cached + Serialize,
 {
     let name = wanted.name_any();
     let json = |object: &K| serde_json::to_value(object).unwrap_or(Value::Null);
@@ -401,13 +397,17 @@ fn covers(present: &Value, wanted: &Value) -> bool {
     }
 }
 
-async fn delete<K>(api: &Api<K>, name: &str) -> Result<(), ApplyError>
-where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
-{
+async fn delete<K: Cached>(api: &Tracked<'_, K>, name: &str) -> Result<(), ApplyError> {
     match api.delete(name, &DeleteParams::background()).await {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => other.map(drop).or_context("delete", &format!("{} {name}", K::kind(&()))),
+    }
+}
+
+async fn delete_key(api: &Api<Secret>, name: &str) -> Result<(), ApplyError> {
+    match api.delete(name, &DeleteParams::background()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other.map(drop).or_context("delete", &format!("secret {name}")),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Everything a ModelDeployment owns, as it is now: read in full each time, so that no missed event matters.
-use std::collections::BTreeMap;
+//! Everything a ModelDeployment owns, as it is now: looked at in full each time, so that no single event matters.
+use std::{collections::BTreeMap, sync::Arc};
 
 use belay_crds::{ModelDeployment, labels};
 use belay_epoch::Intent;
@@ -13,14 +13,12 @@ use k8s_openapi::{
     },
     jiff::Timestamp,
 };
-use kube::{
-    Api, Client, Resource, ResourceExt as _,
-    api::{ListParams, ObjectList},
-};
+use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use crate::{
+    cache::Key,
     context::Context,
     group::{Group, WorkerPod},
     nodes::Nodes,
@@ -28,7 +26,6 @@ use crate::{
     revision::{Data, Record},
     rollout::State,
     trouble,
-    worker_client::WorkerClient,
 };
 
 /// Key of the placement in force in its ConfigMap.
@@ -37,19 +34,19 @@ pub const PLACEMENT_KEY: &str = "placement.json";
 /// Key of the change under way, in the same ConfigMap.
 pub const OPERATION_KEY: &str = "operation.json";
 
-/// The objects as the API server has them.
+/// The objects as the API server has them, as far as the cache keeps them.
 #[derive(Default)]
 pub struct Objects {
     /// Pods of workers.
-    pub pods: Vec<Pod>,
+    pub pods: Vec<Arc<Pod>>,
     /// Headless Services: the records of groups.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
     /// Placements.
-    pub config_maps: Vec<ConfigMap>,
+    pub config_maps: Vec<Arc<ConfigMap>>,
     /// Revisions.
-    pub revisions: Vec<ControllerRevision>,
+    pub revisions: Vec<Arc<ControllerRevision>>,
     /// Disruption budgets.
-    pub budgets: Vec<PodDisruptionBudget>,
+    pub budgets: Vec<Arc<PodDisruptionBudget>>,
 }
 
 /// What nobody but pods and workers themselves can tell.
@@ -76,7 +73,7 @@ pub struct Observed {
 /// Looks at everything. Load is asked for if it is older than `load_seconds`.
 ///
 /// # Errors
-/// When the API server does not answer. A worker that does not answer is an observation, not an error.
+/// When the API server had to be asked and does not answer. A worker that does not answer is an observation, not an error.
 pub async fn observe(
     context: &Context,
     deployment: &ModelDeployment,
@@ -86,31 +83,11 @@ pub async fn observe(
     let name = deployment.name_any();
     let namespace = deployment.namespace().unwrap_or_default();
     let uid = deployment.uid().unwrap_or_default();
-    let params = ListParams::default().labels(&labels::selector(&name));
-    let (pods, services, config_maps, revisions, budgets) = (
-        Api::<Pod>::namespaced(client.clone(), &namespace),
-        Api::<Service>::namespaced(client.clone(), &namespace),
-        Api::<ConfigMap>::namespaced(client.clone(), &namespace),
-        Api::<ControllerRevision>::namespaced(client.clone(), &namespace),
-        Api::<PodDisruptionBudget>::namespaced(client.clone(), &namespace),
-    );
-    let (pods, services, config_maps, revisions, budgets) = tokio::try_join!(
-        pods.list(&params),
-        services.list(&params),
-        config_maps.list(&params),
-        revisions.list(&params),
-        budgets.list(&params),
-    )?;
-    let objects = Objects {
-        pods: owned(pods, &uid),
-        services: owned(services, &uid),
-        config_maps: owned(config_maps, &uid),
-        revisions: owned(revisions, &uid),
-        budgets: owned(budgets, &uid),
-    };
+    let key = Key { namespace: namespace.clone(), name: name.clone() };
+    let objects = context.cache.look(client, &key, &uid).await?;
     let now = Timestamp::now();
-    let answers = ask(client, &context.workers, &namespace, &objects.pods).await?;
-    let revisions: Vec<Record> = objects.revisions.iter().filter_map(record).collect();
+    let answers = ask(context, &namespace, &objects.pods, now).await?;
+    let revisions: Vec<Record> = objects.revisions.iter().filter_map(|object| record(object)).collect();
     let lost_after = context.settings.node_lost_seconds;
     let mut groups = assemble(&name, &objects, &revisions, &answers, &context.nodes, lost_after, now);
     context.attendance.note(&namespace, &name, &mut groups, now);
@@ -119,34 +96,27 @@ pub async fn observe(
     Ok(Observed { groups, revisions, objects, now })
 }
 
-/// Only what this very deployment owns: an earlier one of the same name may still be on its way out.
-fn owned<K: Resource + Clone>(list: ObjectList<K>, uid: &str) -> Vec<K> {
-    let ours = |object: &K| object.owner_references().iter().any(|owner| owner.uid == uid);
-    list.items.into_iter().filter(ours).collect()
-}
-
 /// Asks every running worker, and the events about every pod that does not start.
 async fn ask(
-    client: &Client,
-    workers: &WorkerClient,
+    context: &Context,
     namespace: &str,
-    pods: &[Pod],
+    pods: &[Arc<Pod>],
+    now: Timestamp,
 ) -> Result<Answers, kube::Error> {
-    let statuses = pods.iter().filter(|pod| runs(pod)).map(async |pod: &Pod| {
+    let statuses = pods.iter().filter(|pod| runs(pod)).map(async |pod: &Arc<Pod>| {
         let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone())?;
         let uid = pod.uid()?;
-        let answer = match workers.status(&ip).await {
+        let answer = match context.workers.status(&ip).await {
             Ok(status) if status.uid != uid => Err(format!("a worker with another UID answers at {ip}")),
             Ok(status) => Ok(status),
             Err(error) => Err(error.to_string()),
         };
         Some((uid, answer))
     });
-    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
-    let warnings = pods.iter().filter(|pod| trouble::needs_events(pod)).map(async |pod: &Pod| {
+    let warnings = pods.iter().filter(|pod| trouble::needs_events(pod)).map(async |pod: &Arc<Pod>| {
         let Some(uid) = pod.uid() else { return Ok(None) };
-        let params = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning"));
-        Ok::<_, kube::Error>(Some((uid, api.list(&params).await?.items)))
+        let warnings = context.warnings.about(&context.client, namespace, pod, now).await?;
+        Ok::<_, kube::Error>(Some((uid, warnings)))
     });
     let (statuses, warnings) = tokio::join!(join_all(statuses), join_all(warnings));
     let mut answers = Answers { workers: statuses.into_iter().flatten().collect(), ..Answers::default() };
@@ -168,15 +138,15 @@ pub fn assemble(
 ) -> Vec<Group> {
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     for service in &objects.services {
-        if let Some(group) = entry(&mut groups, deployment, service) {
+        if let Some(group) = entry(&mut groups, deployment, &**service) {
             group.recorded = true;
-            group.draining_since = time(service, labels::DRAINING_SINCE);
-            group.first_ready = time(service, labels::FIRST_READY);
+            group.draining_since = time(&**service, labels::DRAINING_SINCE);
+            group.first_ready = time(&**service, labels::FIRST_READY);
         }
     }
     for pod in &objects.pods {
         let index = pod.labels().get(labels::WORKER).and_then(|worker| worker.parse::<usize>().ok());
-        if let (Some(index), Some(group)) = (index, entry(&mut groups, deployment, pod)) {
+        if let (Some(index), Some(group)) = (index, entry(&mut groups, deployment, &**pod)) {
             if group.slots.len() <= index {
                 group.slots.resize(index + 1, None);
             }

@@ -22,7 +22,10 @@ use super::{
     plan::{Experts, Plan},
     validate::Validated,
 };
-use crate::group::Group;
+use crate::{
+    cache::{self, Cache},
+    group::Group,
+};
 
 /// The status after a round of reconciling, and the problems in it.
 pub fn status(
@@ -95,6 +98,7 @@ pub fn refused(
 /// When the API server does not take it.
 pub async fn write(
     client: &Client,
+    cache: &Cache,
     deployment: &ModelDeployment,
     status: ModelDeploymentStatus,
 ) -> Result<bool, kube::Error> {
@@ -121,7 +125,9 @@ pub async fn write(
         },
         status,
     };
-    api.patch_status(&name, &PatchParams::apply(labels::OPERATOR).force(), &Patch::Apply(&patch)).await?;
+    let params = PatchParams::apply(labels::OPERATOR).force();
+    let written = api.patch_status(&name, &params, &Patch::Apply(&patch)).await?;
+    cache.wrote_status(&deployment.uid().unwrap_or_default(), cache::version(&written));
     Ok(true)
 }
 

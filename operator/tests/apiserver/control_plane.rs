@@ -8,6 +8,9 @@ use std::{
 };
 
 use kube::{Client, Config, config::Kubeconfig};
+use serde_json::json;
+
+use crate::audit::AuditLog;
 
 /// User of the tests: may do everything.
 pub const ADMIN: &str = "admin";
@@ -33,7 +36,8 @@ pub fn programs() -> Option<PathBuf> {
     Some(dir)
 }
 
-fn free_port() -> u16 {
+/// A port of loopback that nobody listens at.
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -48,6 +52,10 @@ impl ControlPlane {
         fs::write(at("users.csv"), users).unwrap();
         let key = Command::new("openssl").args(["genrsa", "-out", &at("sa.key"), "2048"]).output().unwrap();
         assert!(key.status.success(), "openssl genrsa");
+        let rules = [json!({ "level": "Metadata", "users": [OPERATOR] }), json!({ "level": "None" })];
+        let policy = json!({ "apiVersion": "audit.k8s.io/v1", "kind": "Policy",
+            "omitStages": ["RequestReceived", "ResponseStarted"], "rules": rules });
+        fs::write(at("audit-policy.yaml"), policy.to_string()).unwrap();
         let mut this = Self { children: vec![], dir, port };
         let etcd_url = format!("http://127.0.0.1:{etcd}");
         let peer_url = format!("http://127.0.0.1:{peer}");
@@ -88,11 +96,16 @@ impl ControlPlane {
                 "RBAC",
                 "--service-cluster-ip-range",
                 "10.96.0.0/16",
-                // there is no controller that would make service accounts
+                // there are no controllers that would make service accounts and take taints away
                 "--disable-admission-plugins",
-                "ServiceAccount",
+                "ServiceAccount,TaintNodesByCondition",
                 "--enable-admission-plugins",
                 "OwnerReferencesPermissionEnforcement",
+                // what the operator asks, written before it is answered
+                "--audit-policy-file",
+                &at_dir(&this, "audit-policy.yaml"),
+                "--audit-log-path",
+                &at_dir(&this, "audit.log"),
             ],
         );
         this.wait_ready().await;
@@ -105,12 +118,15 @@ impl ControlPlane {
                 "--leader-elect=false",
                 "--secure-port=0",
                 "--controllers=garbage-collector-controller,disruption-controller",
+                "--kube-api-qps=500",
+                "--kube-api-burst=500",
             ],
         );
         this
     }
 
-    fn spawn(&mut self, program: &Path, args: &[&str]) {
+    /// Starts another program, which ends with the rest.
+    pub fn spawn(&mut self, program: &Path, args: &[&str]) {
         let name = program.file_name().unwrap().display().to_string();
         let log = fs::File::create(self.dir.path().join(format!("{name}.log"))).unwrap();
         let mut command = Command::new(program);
@@ -136,10 +152,20 @@ impl ControlPlane {
         }
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What the operator has asked the API server so far.
+    pub fn audit(&self) -> AuditLog {
+        AuditLog::new(self.dir.path().join("audit.log"))
+    }
+
     /// A kubeconfig for a user.
     pub fn kubeconfig(&self, user: &str) -> PathBuf {
         let path = self.dir.path().join(format!("{user}.kubeconfig"));
-        let text = serde_json::json!({
+        let text = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "it",
             "clusters": [{ "name": "it", "cluster": {
                 "server": format!("https://127.0.0.1:{}", self.port),

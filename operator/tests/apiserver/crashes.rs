@@ -14,12 +14,14 @@ use belay_operator::{
     attendance::Attendance,
     autoscaler::Autoscaler,
     backoff::Backoff,
+    cache::Cache,
     context::{Context, Settings},
     controller,
     gateways::Gateways,
     loads::Loads,
     metrics::Metrics,
     reconcile::reconcile,
+    warnings::Warnings,
     worker_client::WorkerClient,
 };
 use belay_proto::admin::Placement;
@@ -34,12 +36,9 @@ use kube::{
     },
 };
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{
-    control_plane::OPERATOR,
-    scenarios::{Cluster, settled},
-};
+use crate::{control_plane::OPERATOR, scenarios::Cluster, settled::settled};
 
 /// Crashes of each kind of operation at least.
 const CRASHES: u32 = 20;
@@ -80,22 +79,28 @@ impl Random {
 struct Mortal<'a> {
     cluster: &'a Cluster,
     nodes: Store<Node>,
-    context: Arc<Context>,
+    operator: Operator,
     random: Random,
     crashes: u32,
-    /// Nobody reads it: every round looks anyway. The watch ends with it.
-    _news: mpsc::Receiver<()>,
+}
+
+/// One of them, until it dies.
+struct Operator {
+    context: Arc<Context>,
+    /// Its watches die with it.
+    watches: AbortOnDropHandle<()>,
 }
 
 impl<'a> Mortal<'a> {
     async fn new(cluster: &'a Cluster, stop: &CancellationToken) -> Self {
         let client = cluster.plane.client(OPERATOR).await;
         let (nodes, writer) = reflector::store();
-        let (changed, news) = mpsc::channel(1);
+        // nobody reads what is news: every round looks anyway
+        let (changed, _) = mpsc::unbounded();
         tokio::spawn(controller::watch_nodes(client, writer, changed, stop.clone()));
         nodes.wait_until_ready().await.unwrap();
-        let context = born(cluster, &nodes).await;
-        Self { cluster, nodes, context, random: Random(7), crashes: 0, _news: news }
+        let operator = born(cluster, &nodes).await;
+        Self { cluster, nodes, operator, random: Random(7), crashes: 0 }
     }
 
     async fn look(&self) -> ModelDeployment {
@@ -112,14 +117,14 @@ impl<'a> Mortal<'a> {
                 return;
             }
             assert!(Instant::now() < end, "not reached: {what}; {:#?}", deployment.status);
-            let context = Arc::clone(&self.context);
+            let context = Arc::clone(&self.operator.context);
             let work = Box::pin(async move { reconcile(&context, &deployment).await.map(drop) });
             let polls = if left > 0 { 1 + self.random.below(POLLS) } else { u64::MAX };
             match (DropAfter { inner: work, polls }).await {
                 None => {
                     left -= 1;
                     self.crashes += 1;
-                    self.context = born(self.cluster, &self.nodes).await;
+                    self.operator = born(self.cluster, &self.nodes).await;
                 }
                 // a conflict with what a dead one wrote last is looked at again, as the controller does
                 Some(Err(_)) | Some(Ok(())) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -134,23 +139,30 @@ impl<'a> Mortal<'a> {
     }
 }
 
-async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Arc<Context> {
+async fn born(cluster: &Cluster, nodes: &Store<Node>) -> Operator {
     let client = cluster.plane.client(OPERATOR).await;
     let reporter = Reporter { controller: "belay-operator".into(), instance: None };
-    Arc::new(Context {
+    let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         nodes: nodes.clone(),
+        cache: Cache::default(),
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
         loads: Loads::default(),
         gateways: Arc::new(Gateways::new(None)),
         autoscaler: Autoscaler::default(),
         analyses: Analyses::default(),
+        warnings: Warnings::default(),
         settings: Settings { worker_image: Some("worker:1".into()), node_lost_seconds: 2 },
         metrics: Metrics::default(),
         backoff: Backoff::default(),
         client,
-    })
+    });
+    let of = Arc::clone(&context);
+    let (news, _) = mpsc::unbounded();
+    let watches = tokio::spawn(async move { of.cache.watch(&of.client, None, news).await });
+    context.cache.wait_until_ready().await;
+    Operator { context, watches: AbortOnDropHandle::new(watches) }
 }
 
 impl Cluster {
@@ -176,6 +188,34 @@ impl Cluster {
         }
         assert_eq!(self.nodes.faults(), Vec::<String>::new());
         self.nodes.set_pace(usize::MAX);
+        self.start_operator("worker:1");
+    }
+
+    /// Watches that tell nothing any more, on connections that look alive: what an operator wrote it must see nevertheless.
+    pub async fn watches_that_hang_mislead_nobody(&mut self) {
+        self.stop_operator();
+        {
+            let stop = CancellationToken::new();
+            let operators = Mortal::new(self, &stop).await;
+            operators.operator.watches.abort();
+            let before = self.uids("nano").await;
+            for replicas in [2, 1] {
+                self.scale("nano", replicas).await;
+                let end = Instant::now() + Duration::from_secs(120);
+                loop {
+                    let deployment = operators.look().await;
+                    let status = deployment.status.clone().unwrap_or_default();
+                    assert!(status.replicas <= 2, "nothing is made twice: {status:#?}");
+                    if settled(&status) && (status.replicas, status.ready_replicas) == (replicas, replicas) {
+                        break;
+                    }
+                    assert!(Instant::now() < end, "not reached: {replicas} groups; {status:#?}");
+                    reconcile(&operators.operator.context, &deployment).await.unwrap();
+                }
+            }
+            assert_eq!(self.uids("nano").await, before, "the first group was left alone");
+            stop.cancel();
+        }
         self.start_operator("worker:1");
     }
 

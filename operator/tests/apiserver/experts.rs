@@ -9,7 +9,10 @@ use k8s_openapi::api::{core::v1::Pod, policy::v1::Eviction};
 use kube::{ResourceExt as _, api::PostParams};
 use serde_json::{Value, json};
 
-use crate::scenarios::{Cluster, condition, settled};
+use crate::{
+    scenarios::Cluster,
+    settled::{condition, settled},
+};
 
 /// No moment in which an expert has no copy.
 fn covered(status: &ModelDeploymentStatus) {

@@ -9,14 +9,14 @@ use std::{
 };
 
 use belay_epoch::{
-    document::{Copy, Refusal, Slot},
+    document::Refusal,
     invariants::{self, Snapshot},
     member::Member,
 };
 use belay_operator::worker_client::ADMIN_PORT;
 use belay_proto::admin::{
     ExpertLoad, GetExpertLoadRequest, GetExpertsRequest, GetStatusRequest, InjectRequest, InjectResponse,
-    LayerLoad, ModelCard, Phase, Placement, RankStatus, ResidentExperts, SetDrainRequest, SetDrainResponse,
+    LayerLoad, ModelCard, Phase, Placement, ResidentExperts, SetDrainRequest, SetDrainResponse,
     SetPlacementRequest, SetPlacementResponse, WorkerStatus,
     admin_server::{Admin, AdminServer},
 };
@@ -32,54 +32,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status};
 
-/// What tests set and see of a worker.
-#[derive(Clone, Debug)]
-pub struct Worker {
-    pub node: String,
-    pub status: WorkerStatus,
-    pub member: Member,
-}
-
-impl Worker {
-    /// Loads and drops what the protocol asks for, a few copies at a time, and says how far it is.
-    fn work(&mut self, copies: usize) {
-        if self.status.phase() == Phase::Failed {
-            return;
-        }
-        let first = self.status.worker * self.member.slot().ranks;
-        let to_load: Vec<Copy> = (first..)
-            .zip(self.member.to_load())
-            .flat_map(|(rank, list)| {
-                list.into_iter().map(move |(layer, expert)| Copy { rank, layer, expert })
-            })
-            .collect();
-        let (bytes, left) = (self.status.card.as_ref().unwrap().expert_bytes, to_load.len());
-        self.member.loaded(to_load.into_iter().take(copies));
-        let gone = self.member.to_drop();
-        self.member.dropped(gone);
-        let status = &mut self.status;
-        status.placement_epoch = self.member.in_use().map_or(0, |placement| placement.epoch);
-        status.prepared_epoch = self.member.prepared_epoch();
-        status.retired_epoch = self.member.retired_epoch();
-        status.known_epoch = self.member.known_epoch();
-        status.prepare_bytes_total = status.prepare_bytes_total.max(left as u64 * bytes);
-        let still = self.member.to_load().iter().map(Vec::len).sum::<usize>() as u64 * bytes;
-        status.prepare_bytes_done = status.prepare_bytes_total - still;
-        let held = |rank| self.member.resident().iter().filter(|copy| copy.rank == rank).count();
-        status.ranks = (first..first + self.member.slot().ranks)
-            .map(|rank| RankStatus {
-                rank,
-                experts: held(rank) as u32,
-                expert_bytes: held(rank) as u64 * bytes,
-            })
-            .collect();
-        if status.placement_epoch > 0 {
-            status.set_phase(Phase::Ready);
-        } else if status.phase() == Phase::Ready {
-            status.set_phase(Phase::WaitingForPlacement);
-        }
-    }
-}
+use crate::worker::Worker;
 
 #[derive(Default)]
 struct State {
@@ -373,10 +326,18 @@ impl PlayedNodes {
         };
         let ready =
             self.worker(&uid, |worker| worker.status.phase() == Phase::Ready && !worker.status.draining);
-        let condition = json!([{ "type": "Ready", "status": if ready { "True" } else { "False" } }]);
+        let ready = if ready { "True" } else { "False" };
+        let told =
+            pod.status.as_ref().and_then(|status| status.conditions.as_ref()).is_some_and(|conditions| {
+                conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == ready)
+            });
+        if told {
+            return Ok(()); // a kubelet says things once
+        }
+        let condition = json!([{ "type": "Ready", "status": ready }]);
         let status = json!({ "status": {
             "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }], "conditions": condition,
-            "containerStatuses": [{ "name": "worker", "image": "x", "imageID": "x", "ready": ready,
+            "containerStatuses": [{ "name": "worker", "image": "x", "imageID": "x", "ready": ready == "True",
                 "restartCount": 0, "state": { "running": {} } }] } });
         api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await?;
         Ok(())
@@ -384,39 +345,14 @@ impl PlayedNodes {
 
     fn begin(&self, pod: &Pod, ip: Ipv4Addr, servers: &mut BTreeMap<String, JoinHandle<()>>) {
         let uid = pod.uid().unwrap();
-        let node = pod.spec.as_ref().unwrap().node_name.clone().unwrap();
-        let label = |key: &str| pod.labels()[&format!("serving.belay.dev/{key}")].clone();
-        let mut status = WorkerStatus {
-            group: label("group"),
-            revision: label("revision"),
-            worker: label("worker").parse().unwrap(),
-            uid: uid.clone(),
-            ..WorkerStatus::default()
-        };
         let mut state = self.state.lock().unwrap();
-        status.card = Some(state.card.clone());
-        status.set_phase(Phase::WaitingForPlacement);
+        let mut worker = Worker::of(pod, &state.card);
         if let Some((reason, message)) = &state.failure {
-            status.set_phase(Phase::Failed);
-            status.reason.clone_from(reason);
-            status.message.clone_from(message);
+            worker.status.set_phase(Phase::Failed);
+            worker.status.reason.clone_from(reason);
+            worker.status.message.clone_from(message);
         }
-        let spec = &pod.spec.as_ref().unwrap().containers[0];
-        let number = |name: &str| -> u32 {
-            let variable = spec.env.iter().flatten().find(|variable| variable.name == name).unwrap();
-            variable.value.as_ref().unwrap().parse().unwrap()
-        };
-        let member = Member::new(Slot {
-            group: status.group.clone(),
-            revision: status.revision.clone(),
-            worker: status.worker,
-            workers: number("BELAY_GROUP_WORKERS"),
-            uid: uid.clone(),
-            ranks: number("BELAY_DEVICES_PER_WORKER"),
-            layers: state.card.layers,
-            experts: state.card.experts,
-        });
-        state.workers.insert(uid.clone(), Worker { node, status, member });
+        state.workers.insert(uid.clone(), worker);
         let service = AdminServer::new(Server { uid: uid.clone(), state: self.state.clone() });
         let address = SocketAddr::new(IpAddr::V4(ip), ADMIN_PORT);
         let serving = tonic::transport::Server::builder().add_service(service).serve(address);

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::{
     played_gateway::{Conduct, GOOD},
-    scenarios::{Cluster, condition, settled},
+    scenarios::Cluster,
+    settled::{condition, settled},
 };
 
 const NAME: &str = "tide";

@@ -9,7 +9,10 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::scenarios::{Cluster, NAMESPACE, settled, spec};
+use crate::{
+    scenarios::{Cluster, NAMESPACE, spec},
+    settled::settled,
+};
 
 fn busy(tokens: u64) -> Model {
     Model { outstanding: tokens.div_ceil(100), outstanding_tokens: tokens, ..Model::default() }
@@ -118,7 +121,7 @@ impl Cluster {
             { "start": "08:00", "durationMinutes": 60, "timeZone": "Europe/Nowhere", "minReplicas": 2 }] } });
         self.change("scaled", nowhere).await;
         let refused = |status: &belay_crds::ModelDeploymentStatus| {
-            let (_, reason, message) = crate::scenarios::condition(status, "Degraded");
+            let (_, reason, message) = crate::settled::condition(status, "Degraded");
             reason == "InvalidSpec" && message.contains("Europe/Nowhere")
         };
         self.until("scaled", "the zone is refused", refused).await;

@@ -25,9 +25,11 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    control_plane::{ADMIN, ControlPlane, OPERATOR},
+    control_plane::{ADMIN, ControlPlane, OPERATOR, free_port},
+    metrics,
     played_gateway::PlayedGateway,
     played_nodes::PlayedNodes,
+    settled::{condition, settled},
 };
 
 pub const NAMESPACE: &str = "default";
@@ -38,6 +40,8 @@ pub struct Cluster {
     pub nodes: PlayedNodes,
     pub gateway: PlayedGateway,
     operator: Option<Child>,
+    /// Where the operator shows its metrics.
+    metrics: u16,
 }
 
 impl Drop for Cluster {
@@ -63,7 +67,7 @@ pub async fn all(programs: &Path) {
 
     let nodes = PlayedNodes::start(client.clone(), &["node-a", "node-b"]).await;
     let gateway = PlayedGateway::start().await;
-    let mut cluster = Cluster { plane, client, nodes, gateway, operator: None };
+    let mut cluster = Cluster { plane, client, nodes, gateway, operator: None, metrics: 0 };
     cluster.start_operator("worker:1");
 
     eprintln!("-- starts_a_group");
@@ -80,6 +84,8 @@ pub async fn all(programs: &Path) {
     cluster.crashes_in_a_recovery_lose_nothing().await;
     eprintln!("-- crashes_in_a_rebalance_repeat_nothing");
     cluster.crashes_in_a_rebalance_repeat_nothing().await;
+    eprintln!("-- watches_that_hang_mislead_nobody");
+    cluster.watches_that_hang_mislead_nobody().await;
     eprintln!("-- scales_up_and_drains_on_the_way_down");
     cluster.scales_up_and_drains_on_the_way_down().await;
     eprintln!("-- upgrade_of_the_operator_moves_no_pod");
@@ -101,11 +107,14 @@ pub async fn all(programs: &Path) {
     cluster.rollouts().await;
     eprintln!("-- leaves_nothing_behind");
     cluster.leaves_nothing_behind().await;
+    eprintln!("-- deployments_that_rest_cost_the_api_server_nothing");
+    cluster.deployments_that_rest_cost_the_api_server_nothing().await;
     assert_eq!(cluster.nodes.faults(), Vec::<String>::new(), "the protocol held all the time");
 }
 
 impl Cluster {
     pub fn start_operator(&mut self, image: &str) {
+        self.metrics = free_port();
         let mut command = Command::new(env!("CARGO_BIN_EXE_belay-operator"));
         command
             .args([
@@ -113,7 +122,7 @@ impl Cluster {
                 "--worker-image",
                 image,
                 "--metrics-address",
-                "127.0.0.1:0",
+                &format!("127.0.0.1:{}", self.metrics),
                 "--node-lost-seconds",
                 "2",
             ])
@@ -128,6 +137,12 @@ impl Cluster {
             operator.kill().unwrap();
             operator.wait().unwrap();
         }
+    }
+
+    /// A counter of the operator.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let text = metrics::text(self.metrics).await;
+        metrics::value(&text, name)
     }
 
     pub fn api<K>(&self) -> Api<K>
@@ -442,23 +457,12 @@ where
     ours.map(|object| format!("{} {}", K::kind(&()), object.name_any())).collect()
 }
 
+/// One group of two workers with two ranks each.
 pub fn spec() -> Value {
     json!({
         "model": { "source": { "hostPath": { "path": "/models/nano" } } },
         "group": { "workers": 2, "device": "CPU", "devicesPerWorker": 2 },
     })
-}
-
-/// Status, reason and message of a condition.
-pub fn condition(status: &ModelDeploymentStatus, kind: &str) -> (String, String, String) {
-    let found = status.conditions.iter().find(|condition| condition.type_ == kind);
-    found.map(|c| (c.status.clone(), c.reason.clone(), c.message.clone())).unwrap_or_default()
-}
-
-pub fn settled(status: &ModelDeploymentStatus) -> bool {
-    condition(status, "Progressing").0 == "False"
-        && condition(status, "Degraded").0 == "False"
-        && condition(status, "Available").0 == "True"
 }
 
 fn image(pod: &Pod) -> &str {

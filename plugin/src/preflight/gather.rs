@@ -1,5 +1,5 @@
 //! Asks the cluster what the judgement needs. Nothing is changed: what is asked for goes through admission as a dry run.
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use belay_crds::ModelDeployment;
@@ -148,8 +148,12 @@ pub async fn facts(
     };
     let known: Vec<Node> = inventory.as_ref().map(|(nodes, _)| nodes.clone()).unwrap_or_default();
     let nodes = KnownNodes::new(&known, inventory.is_ok());
-    let objects =
-        Objects { pods: pods.clone(), services: services.clone(), config_maps, ..Objects::default() };
+    let objects = Objects {
+        pods: shared(pods.clone()),
+        services: shared(services.clone()),
+        config_maps: shared(config_maps),
+        ..Objects::default()
+    };
     let answers = Answers { events: warnings, workers };
     let groups = observe::assemble(&name, &objects, &revisions, &answers, &nodes, NODE_LOST_SECONDS, now);
     let present = present.map(typed).transpose()?;
@@ -170,6 +174,11 @@ pub async fn facts(
         rooms,
         now,
     })
+}
+
+/// As the operator keeps what its watches tell.
+fn shared<T>(objects: Vec<T>) -> Vec<Arc<T>> {
+    objects.into_iter().map(Arc::new).collect()
 }
 
 fn typed(object: DynamicObject) -> Result<ModelDeployment> {
