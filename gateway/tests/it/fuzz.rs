@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::support::{MODEL, Worker, gateway, http as client};
 
 /// Far more than any of these bodies takes.
-const BOUND: Duration = Duration::from_secs(5);
+const BOUND: Duration = Duration::from_secs(60);
 
 /// Reads a body; gives the calls, if there are any.
 type Read = fn(&Map<String, Value>) -> Result<Vec<Call>, ApiError>;
