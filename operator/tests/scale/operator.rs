@@ -58,7 +58,7 @@ impl Operator {
         let program = std::env::var_os("BELAY_OPERATOR")
             .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_belay-operator")), PathBuf::from);
         let process = Command::new(program)
-            .args(["run", "--worker-image", "worker:1", "--log", "warn", "--lease-seconds", "5"])
+            .args(["run", "--worker-image", "worker:1", "--log", "warn", "--lease-seconds", "15"])
             .args(["--metrics-address", &format!("127.0.0.1:{metrics}")])
             .env("KUBECONFIG", plane.kubeconfig(OPERATOR))
             .spawn()
@@ -138,7 +138,7 @@ impl Measured {
         let calls = audit::asked(&audit.calls());
         eprintln!("{name}: {calls:?}");
         let (all, idle) = (all - self.machine.0, idle - self.machine.1);
-        Phase {
+        let phase = Phase {
             name,
             seconds,
             reconciles: operator.histogram().await.since(&self.reconciles),
@@ -149,6 +149,8 @@ impl Measured {
             rss_mb: (usage.rss_mb, usage.peak_mb),
             apply_to_pods: None,
             machine_percent: 100.0 * (all - idle) / all,
-        }
+        };
+        eprintln!("{phase:?}");
+        phase
     }
 }

@@ -79,7 +79,11 @@ impl Workers {
         while let Some(event) = events.next().await {
             let Ok(event) = event else { continue };
             let mut all = self.by_address.lock().unwrap();
-            let address = |pod: &Pod| pod.status.as_ref()?.pod_ip.as_ref()?.parse::<IpAddr>().ok();
+            // kwok may give a pod that has no node yet what was meant for the one before it of the same name
+            let address = |pod: &Pod| {
+                pod.spec.as_ref()?.node_name.as_ref()?;
+                pod.status.as_ref()?.pod_ip.as_ref()?.parse::<IpAddr>().ok()
+            };
             match event {
                 watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) => {
                     let Some(ip) = address(&pod) else { continue };
