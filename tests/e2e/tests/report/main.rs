@@ -5,7 +5,7 @@
 
 mod events;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{path::Path, process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use belay_e2e::{
@@ -69,7 +69,7 @@ async fn run() -> Result<usize> {
     Ok(broken)
 }
 
-fn publish(file: &PathBuf, page: &PathBuf, change: &Change) -> Result<()> {
+fn publish(file: &Path, page: &Path, change: &Change) -> Result<()> {
     csv::append(file, change)?;
     page::publish_changes(page, &csv::read(file)?)
 }
