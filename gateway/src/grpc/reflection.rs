@@ -5,7 +5,7 @@ use prost_types::FileDescriptorSet;
 use tonic_reflection::server::Builder;
 
 /// Files whose services are not served at this address.
-const NOT_SERVED: [&str; 2] = ["belay.admin.v1", "belay.gateway.v1"];
+const NOT_SERVED: [&str; 3] = ["belay.admin.v1", "belay.gateway.v1", "externalscaler"];
 
 /// Descriptors of the services that this address serves.
 pub fn files() -> Result<FileDescriptorSet, prost::DecodeError> {
