@@ -126,7 +126,8 @@ impl Cluster {
                 "--node-lost-seconds",
                 "2",
             ])
-            .args(["--lease-seconds", "5", "--gateways", self.gateway.address()])
+            // nobody replaces one that has lost the lease: a busy machine must not cost it that
+            .args(["--lease-seconds", "15", "--gateways", self.gateway.address()])
             .env("KUBECONFIG", self.plane.kubeconfig(OPERATOR));
         self.operator = Some(command.spawn().unwrap());
     }
