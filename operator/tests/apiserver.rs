@@ -37,5 +37,5 @@ async fn operator_keeps_its_promises_against_a_real_api_server() {
         eprintln!("SKIPPED: BELAY_KUBERNETES_BIN is not set; run it with `make unit`");
         return;
     };
-    scenarios::all(&programs).await;
+    Box::pin(scenarios::all(&programs)).await;
 }

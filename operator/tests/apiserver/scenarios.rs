@@ -85,7 +85,7 @@ pub async fn all(programs: &Path) {
     eprintln!("-- crashes_in_a_rebalance_repeat_nothing");
     cluster.crashes_in_a_rebalance_repeat_nothing().await;
     eprintln!("-- watches_that_hang_mislead_nobody");
-    cluster.watches_that_hang_mislead_nobody().await;
+    Box::pin(cluster.watches_that_hang_mislead_nobody()).await;
     eprintln!("-- scales_up_and_drains_on_the_way_down");
     cluster.scales_up_and_drains_on_the_way_down().await;
     eprintln!("-- upgrade_of_the_operator_moves_no_pod");
