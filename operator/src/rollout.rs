@@ -10,6 +10,7 @@ mod stage;
 mod state;
 mod step;
 
+pub(crate) use self::step::count;
 pub use self::{
     protect::{Serving, protected},
     stage::{Evidence, Gate, Happening, New, Phase, Rules, Share, Sight, Stage, Strategy, advance},

@@ -10,7 +10,7 @@ use super::validate::Validated;
 use crate::{
     group::{Group, Trouble, WorkerPod},
     revision::{self, Record, RevisionError},
-    rollout::{self, Age, Budget, Evidence, Health, New, Serving, Sight, Stage, State, Strategy},
+    rollout::{self, Age, Budget, Evidence, Health, New, Serving, Sight, Stage, State, Strategy, count},
 };
 
 /// Revisions that are kept although no group has them, to go back to.
@@ -290,10 +290,6 @@ fn new(target: &Record, groups: &[Group], obstacles: &[Option<Trouble>]) -> New 
         last_ready: live().filter_map(|(group, _)| group.first_ready).max(),
         failed,
     }
-}
-
-fn count<T>(items: impl Iterator<Item = T>) -> u32 {
-    u32::try_from(items.count()).unwrap_or(u32::MAX)
 }
 
 /// The revision that a rollout comes from: of those that have groups, the newest that has ready ones, else the newest.

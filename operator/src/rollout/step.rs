@@ -188,7 +188,8 @@ fn free_ordinals(groups: &[Group], age: Age, wanted: u32) -> Vec<u32> {
     (0..).filter(|ordinal| !taken(ordinal)).take(usize::try_from(wanted).unwrap_or(usize::MAX)).collect()
 }
 
-fn count<T>(items: impl Iterator<Item = T>) -> u32 {
+/// How many there are.
+pub(crate) fn count<T>(items: impl Iterator<Item = T>) -> u32 {
     u32::try_from(items.count()).unwrap_or(u32::MAX)
 }
 

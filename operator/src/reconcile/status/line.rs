@@ -6,6 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::{
     Problem, View, number,
     problems::{listed, lost_workers, waits_for},
+    small,
 };
 use crate::{
     group::Group,
@@ -122,8 +123,4 @@ fn ranks(group: &Group) -> Vec<RankStatus> {
         })
         .collect();
     if ranks.len() > MOST_RANKS { vec![] } else { ranks }
-}
-
-fn small(value: u32) -> i32 {
-    i32::try_from(value).unwrap_or(i32::MAX)
 }

@@ -1,7 +1,7 @@
 //! `status.rollout` and `status.traffic`.
 use belay_crds::{LastRollback, RolloutStatus, TrafficRole, TrafficStatus};
 
-use super::View;
+use super::{View, small};
 use crate::{
     reconcile::seconds,
     rollout::{Phase, Strategy},
@@ -57,8 +57,4 @@ impl View<'_> {
         });
         rejected.or_else(|| self.previous?.rollout.as_ref()?.last_rollback.clone())
     }
-}
-
-fn small(value: u32) -> i32 {
-    i32::try_from(value).unwrap_or(i32::MAX)
 }
