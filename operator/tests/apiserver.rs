@@ -12,6 +12,8 @@ mod control_plane;
 mod crashes;
 #[path = "apiserver/experts.rs"]
 mod experts;
+#[path = "apiserver/install.rs"]
+mod install;
 #[path = "apiserver/metrics.rs"]
 mod metrics;
 #[path = "apiserver/played_gateway.rs"]

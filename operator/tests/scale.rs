@@ -17,6 +17,8 @@ mod control_plane;
 mod fleet;
 #[path = "scale/histogram.rs"]
 mod histogram;
+#[path = "apiserver/install.rs"]
+mod install;
 #[path = "scale/kwok.rs"]
 mod kwok;
 #[path = "apiserver/metrics.rs"]
@@ -67,7 +69,7 @@ async fn main() {
 
     let mut plane = ControlPlane::start(&programs).await;
     let client = plane.client(ADMIN).await;
-    operator::install(&client).await;
+    install::install(&client).await;
     kwok::start(&mut plane, &programs, &client, (size * workers).div_ceil(PODS_PER_NODE).max(2)).await;
     let card = ModelCard {
         layers: 2,

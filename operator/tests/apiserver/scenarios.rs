@@ -7,25 +7,21 @@ use std::{
 };
 
 use belay_crds::{ModelDeployment, ModelDeploymentStatus};
-use belay_operator::rbac;
-use k8s_openapi::{
-    api::{
-        apps::v1::ControllerRevision,
-        core::v1::{ConfigMap, Pod, Secret, Service},
-        events::v1::Event,
-        policy::v1::{Eviction, PodDisruptionBudget},
-        rbac::v1::{ClusterRole, ClusterRoleBinding},
-    },
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+use k8s_openapi::api::{
+    apps::v1::ControllerRevision,
+    core::v1::{ConfigMap, Pod, Secret, Service},
+    events::v1::Event,
+    policy::v1::{Eviction, PodDisruptionBudget},
 };
 use kube::{
-    Api, Client, CustomResourceExt as _, Resource, ResourceExt as _,
+    Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
 use crate::{
     control_plane::{ADMIN, ControlPlane, OPERATOR, free_port},
+    install::install,
     metrics,
     played_gateway::PlayedGateway,
     played_nodes::PlayedNodes,
@@ -53,18 +49,7 @@ impl Drop for Cluster {
 pub async fn all(programs: &Path) {
     let plane = ControlPlane::start(programs).await;
     let client = plane.client(ADMIN).await;
-    let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    crds.create(&PostParams::default(), &ModelDeployment::crd()).await.unwrap();
-    let established = kube::runtime::wait::conditions::is_crd_established();
-    kube::runtime::wait::await_condition(crds, ModelDeployment::crd_name(), established).await.unwrap();
-    let roles: Api<ClusterRole> = Api::all(client.clone());
-    roles.create(&PostParams::default(), &rbac::cluster_role("belay-operator")).await.unwrap();
-    let binding = json!({ "metadata": { "name": "belay-operator" },
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "belay-operator" },
-        "subjects": [{ "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": OPERATOR }] });
-    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
-    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
-
+    install(&client).await;
     let nodes = PlayedNodes::start(client.clone(), &["node-a", "node-b"]).await;
     let gateway = PlayedGateway::start().await;
     let mut cluster = Cluster { plane, client, nodes, gateway, operator: None, metrics: 0 };
