@@ -4,6 +4,8 @@ set -uo pipefail
 . "$(dirname "$0")/cluster/env.sh"
 cd "$checkout"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$BELAY_CACHE/target} CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
+# an error says what was done to whom; where in the runtime it was made only buries that
+export RUST_LIB_BACKTRACE=0
 if [ -n "${CI:-}" ]; then
   # a clone in another folder each time: incremental state is never used again, and old builds of our crates only pile up
   export CARGO_INCREMENTAL=0
@@ -29,6 +31,20 @@ check() {
   say "$name: $((SECONDS - start)) s"
 }
 
+# failed_tests PART LOG: the names that cargo lists at the end of each binary, each with the first line of its complaint
+failed_tests() {
+  awk -v part="$1" '
+    /^failures:$/ {listed = 1; next}
+    /^test result: / {listed = 0}
+    listed && /^    [^ ]+$/ {print part ": " $1 (($1 in why) ? ": " why[$1] : "")}
+    match($0, /^test [^ ]+ \.\.\./) {name = $2}
+    /^---- [^ ]+ stdout ----$/ {name = $2}
+    panicked && !(name in why) {why[name] = $0}
+    {panicked = /^thread .* panicked at /}
+    /(^|\.\.\. )Error: / && !(name in why) {sub(/.*Error: /, ""); why[name] = $0}
+  ' "$2" | sort -u
+}
+
 # counted NAME COMMAND...: a `cargo test`, counted test by test
 counted() {
   local name=$1 start=$SECONDS log=$logs/$1.log status ok bad; shift
@@ -39,9 +55,7 @@ counted() {
   # a binary that did not compile, or was killed, has no result line
   if [ "$status" != 0 ] && [ "$bad" = 0 ]; then bad=1; failures+=("$name: exit status $status"); fi
   if [ "$status" = 0 ] && [ "$ok" = 0 ]; then bad=1; failures+=("$name: no test ran"); fi
-  # the names that cargo lists at the end of each binary
-  mapfile -t -O "${#failures[@]}" failures < <(awk -v part="$name" \
-    '/^failures:$/ {listed = 1; next} /^test result: / {listed = 0} listed && /^    [^ ]+$/ {print part ": " $1}' "$log" | sort -u)
+  mapfile -t -O "${#failures[@]}" failures < <(failed_tests "$name" "$log")
   passed=$((passed + ok))
   failed=$((failed + bad))
   say "$name: $ok passed, $bad failed, $((SECONDS - start)) s"
