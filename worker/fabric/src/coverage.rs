@@ -19,6 +19,15 @@ pub struct Coverage {
     pub uncovered_for: Duration,
 }
 
+/// What a moment changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gap {
+    /// Something is uncovered from now on.
+    Opened,
+    /// All is covered again, after so long.
+    Closed(Duration),
+}
+
 /// Adds up the time in which something is uncovered; every change is told, so no gap is missed.
 #[derive(Debug, Default)]
 pub(crate) struct Gaps {
@@ -28,16 +37,21 @@ pub(crate) struct Gaps {
 }
 
 impl Gaps {
-    /// How it is from `now` on. Nothing counts until `complete` was true once.
-    pub(crate) fn note(&mut self, covered: bool, complete: bool, now: Instant) {
+    /// How it is from `now` on; what began or ended with that. Nothing counts until `complete` was true once.
+    pub(crate) fn note(&mut self, covered: bool, complete: bool, now: Instant) -> Option<Gap> {
         self.begun |= complete;
         match (covered, self.open) {
             (true, Some(since)) => {
-                self.closed += now.saturating_duration_since(since);
+                let length = now.saturating_duration_since(since);
+                self.closed += length;
                 self.open = None;
+                Some(Gap::Closed(length))
             }
-            (false, None) if self.begun => self.open = Some(now),
-            _ => {}
+            (false, None) if self.begun => {
+                self.open = Some(now);
+                Some(Gap::Opened)
+            }
+            _ => None,
         }
     }
 
@@ -55,13 +69,13 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut gaps = Gaps::default();
-        gaps.note(false, false, at(0));
-        gaps.note(true, true, at(5));
+        assert_eq!(gaps.note(false, false, at(0)), None);
+        assert_eq!(gaps.note(true, true, at(5)), None);
         assert_eq!(gaps.total(at(6)), Duration::ZERO);
-        gaps.note(false, false, at(7));
-        gaps.note(false, true, at(8));
+        assert_eq!(gaps.note(false, false, at(7)), Some(Gap::Opened));
+        assert_eq!(gaps.note(false, true, at(8)), None);
         assert_eq!(gaps.total(at(9)), Duration::from_secs(2));
-        gaps.note(true, false, at(10));
+        assert_eq!(gaps.note(true, false, at(10)), Some(Gap::Closed(Duration::from_secs(3))));
         gaps.note(false, false, at(12));
         gaps.note(true, false, at(13));
         assert_eq!(gaps.total(at(20)), Duration::from_secs(4));

@@ -9,7 +9,7 @@ use belay_backend::ExpertCompute;
 
 use crate::adoption::Adoption;
 use crate::auth::Key;
-use crate::coverage::{Coverage, Gaps};
+use crate::coverage::{Coverage, Gap, Gaps};
 use crate::fault::Faults;
 use crate::handshake::{Identity, Members};
 use crate::health::Health;
@@ -157,7 +157,16 @@ impl Shared {
                 let adopted_here = |layer, expert| self.adoption.rank_of(layer, expert);
                 let routing = Routing::build(View { table, me, seen: &seen, adopted_here: &adopted_here });
                 let complete = placements.by_worker.iter().flatten().all(|peer| peer.was_live());
-                gaps.note(routing.uncovered == 0, complete, Instant::now());
+                match gaps.note(routing.uncovered == 0, complete, Instant::now()) {
+                    Some(Gap::Opened) => {
+                        let (uncovered, health) = (routing.uncovered, routing.health());
+                        tracing::warn!(epoch = table.epoch(), uncovered, ?health, "experts without a live copy");
+                    }
+                    Some(Gap::Closed(after)) => {
+                        tracing::info!(epoch = table.epoch(), ?after, "every expert has a live copy again");
+                    }
+                    None => {}
+                }
                 Arc::new(Current { version, placements: Arc::clone(&placements), routing })
             });
             self.current.store(current);
