@@ -2,11 +2,11 @@
 //! lives somewhere.
 //!
 //! One round: load what is missing, hand placements to the fabric, drop what may go, report. In this order, so that a
-//! report is never ahead of the truth.
+//! report is never ahead of the truth; that a target is prepared is told when its members are connected to.
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use belay_backend::{Backend, Fabric};
 use belay_epoch::document::Slot;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Context;
 use crate::lifecycle::{Ending, blocking, open, start_engine};
 use crate::loader::{self, LoadError, Opened};
+use crate::meeting::Meeting;
 use crate::placement::{self, by_own_rank, of_group};
 use crate::ranks::{Copy, Ranks};
 use crate::room;
@@ -37,6 +38,8 @@ pub struct GroupLife<B: Backend> {
     is_started: bool,
     /// What the fabric was given: epochs in use and of the target.
     given: (u64, u64),
+    /// With the members of a target that is loaded.
+    meeting: Option<Meeting>,
 }
 
 /// What is to be done in a round.
@@ -85,17 +88,22 @@ pub async fn grouped<B: Backend + 'static>(
         group,
         is_started: false,
         given: (0, 0),
+        meeting: None,
     };
     loop {
         taken.borrow_and_update();
         let is_done = life.round().await?;
         life.follow_peers();
+        let patience = life.meeting.and_then(|meeting| meeting.ends());
         let look_again = async {
             // room may have come, which nobody tells
-            if context.shared.get().prepare_error.is_empty() {
+            if !context.shared.get().prepare_error.is_empty() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            } else if let Some(until) = patience {
+                tokio::time::sleep_until(until.into()).await;
+            } else {
                 std::future::pending::<()>().await;
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
         };
         if !is_done {
             continue;
@@ -285,7 +293,7 @@ impl<B: Backend + 'static> GroupLife<B> {
     async fn load_dense(&self, experts: &[Vec<Copy>]) -> Result<Model<B>, Ending> {
         let context = &self.context;
         context.shared.enter(Phase::Loading, "loading weights");
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let (backend, shared) = (Arc::clone(&self.backend), Arc::clone(&context.shared));
         let checkpoint = Arc::clone(&self.opened.checkpoint);
         let cache = CacheOptions { memory: context.config.memory, format: context.config.kv_format };
@@ -333,13 +341,21 @@ impl<B: Backend + 'static> GroupLife<B> {
         self.context.membership.with(|member| member.dropped(going));
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
         let epochs = self.context.membership.with(|member| {
             let used = member.in_use().map_or(0, |document| document.epoch);
-            let has_target = member.target().is_some();
-            (used, member.prepared_epoch(), member.retired_epoch(), has_target)
+            (used, member.prepared_epoch(), member.retired_epoch(), member.target().cloned())
         });
-        let Some((epoch, prepared, retired, has_target)) = epochs else { return };
+        let Some((epoch, loaded, retired, target)) = epochs else { return };
+        let prepared = match target.as_deref().filter(|target| target.epoch == loaded) {
+            Some(target) if !self.has_met(target) => epoch,
+            Some(_) => loaded,
+            None => {
+                self.meeting = None;
+                loaded
+            }
+        };
+        let has_target = target.is_some();
         if !has_target {
             self.context.shared.prepare_progress(0, 0);
         }
@@ -353,6 +369,16 @@ impl<B: Backend + 'static> GroupLife<B> {
         });
     }
 
+    /// Whether the other members of a target that is loaded need not be waited for.
+    fn has_met(&mut self, target: &Placement) -> bool {
+        let now = Instant::now();
+        let begun = self.meeting.filter(|meeting| meeting.epoch() == target.epoch);
+        let mut meeting = begun.unwrap_or_else(|| Meeting::begin(target.epoch, now));
+        let has_met = meeting.is_over(target, &self.group.peers(), now);
+        self.meeting = Some(meeting);
+        has_met
+    }
+
     /// Ready while every expert has a live copy, else connecting.
     fn follow_peers(&self) {
         let shared = &self.context.shared;
@@ -361,8 +387,12 @@ impl<B: Backend + 'static> GroupLife<B> {
         }
         let coverage = self.group.coverage();
         if self.given.0 == 0 {
-            let prepared = shared.get().prepared;
-            shared.enter(Phase::Connecting, format!("epoch {prepared} is loaded; waiting for its commit"));
+            // nothing is in use here, so what the fabric was given is the target
+            let message = match (shared.get().prepared, self.given.1) {
+                (0, target) => format!("epoch {target} is loaded; connecting to its members"),
+                (prepared, _) => format!("epoch {prepared} is loaded; waiting for its commit"),
+            };
+            shared.enter(Phase::Connecting, message);
             return;
         }
         if coverage.uncovered == 0 {

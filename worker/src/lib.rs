@@ -12,6 +12,7 @@ pub mod http;
 pub mod lifecycle;
 pub mod loader;
 pub mod logs;
+mod meeting;
 pub mod metrics;
 pub mod placement;
 pub mod ranks;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::answer::Answerer;
 use crate::auth::{Side, nonce};
 use crate::handshake::Members;
+use crate::health::Health;
 use crate::pulse::MAX_PULSE;
 use crate::shared::Shared;
 use crate::socket::{Inbox, is_tick, prepare, read_small, write_by};
@@ -200,6 +201,12 @@ impl Connection<'_> {
         }
         wire::encode_empty(&mut self.out, Kind::Admitted, 0);
         write_by(&mut self.socket, &self.out, until)?;
+        // whoever reaches us is there to be reached: its turn of being dialled again need not be waited for
+        if let Some(peer) = shared.placements().life(hello.from.worker, &hello.from.uid)
+            && peer.health() != Health::Live
+        {
+            peer.wake.tell();
+        }
         Ok(Some(hello.purpose))
     }
 

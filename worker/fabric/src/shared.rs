@@ -45,6 +45,11 @@ impl Placements {
         self.by_worker.get(worker as usize)?.as_ref()
     }
 
+    /// A life of another worker, if it is a member of either placement.
+    pub(crate) fn life(&self, worker: u32, uid: &str) -> Option<&Arc<Peer>> {
+        self.peers.iter().find(|peer| peer.worker == worker && peer.uid == uid)
+    }
+
     /// Whether any rank of this worker has an expert.
     pub(crate) fn holds(&self, layer: u32, expert: u32) -> bool {
         self.ranks.iter().any(|rank| rank.holds(layer, expert))
@@ -160,7 +165,12 @@ impl Shared {
                 match gaps.note(routing.uncovered == 0, complete, Instant::now()) {
                     Some(Gap::Opened) => {
                         let (uncovered, health) = (routing.uncovered, routing.health());
-                        tracing::warn!(epoch = table.epoch(), uncovered, ?health, "experts without a live copy");
+                        tracing::warn!(
+                            epoch = table.epoch(),
+                            uncovered,
+                            ?health,
+                            "experts without a live copy"
+                        );
                     }
                     Some(Gap::Closed(after)) => {
                         tracing::info!(epoch = table.epoch(), ?after, "every expert has a live copy again");

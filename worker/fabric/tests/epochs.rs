@@ -105,6 +105,19 @@ fn a_worker_of_the_target_serves_and_is_connected_before_it_is_in_force() {
 }
 
 #[test]
+fn a_member_that_was_dialled_too_early_is_dialled_again_as_soon_as_it_comes_itself() {
+    let pause = Duration::from_secs(600); // longer than `until` waits
+    let timeouts = Timeouts { redial_least: pause, redial_most: pause, ..patient() };
+    let workers =
+        [0, 1].map(|index| Worker::start(identity(index, &format!("u{index}")), 1, options(timeouts)));
+    let placement = placement(1, 1, &[&workers[0], &workers[1]], one_copy(2));
+    workers[0].place(&placement);
+    until("it was dialled", || workers[0].message_of(1).contains("no placement in force yet"));
+    workers[1].place(&placement);
+    until("they are connected", || workers.iter().all(Worker::is_connected));
+}
+
+#[test]
 fn a_worker_is_asked_by_neighbouring_epochs_for_whatever_it_has() {
     let workers = group(2, 1, patient());
     let members: Vec<&Worker> = workers.iter().collect();
