@@ -17,7 +17,7 @@ use self::simulation::{
     ours::Belay,
     result::Outcome,
     run,
-    trace::{Trace, synthetic},
+    trace::{Trace, recorded, synthetic},
 };
 
 #[derive(Parser)]
@@ -25,10 +25,10 @@ struct Args {
     /// Also write the results to a file.
     #[arg(long)]
     csv: Option<PathBuf>,
-    /// Recorded traces to run in place of the made-up ones: CSV with arrival_seconds,prompt_tokens,output_tokens.
+    /// Recorded traces to run in place of all others: CSV with arrival_seconds,prompt_tokens,output_tokens.
     #[arg(long)]
     trace: Vec<PathBuf>,
-    /// Write the made-up traces to a folder, in that format, and run nothing.
+    /// Write the traces to a folder, in that format, and run nothing.
     #[arg(long)]
     write: Option<PathBuf>,
     /// Most groups.
@@ -45,7 +45,7 @@ struct Args {
 fn main() {
     let args = Args::parse();
     let traces: Vec<Trace> = if args.trace.is_empty() {
-        synthetic()
+        synthetic().into_iter().chain(recorded()).collect()
     } else {
         args.trace.iter().map(|path| Trace::read(path)).collect()
     };

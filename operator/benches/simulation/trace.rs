@@ -46,6 +46,24 @@ impl Trace {
         Self { name: path.file_stem().unwrap().display().to_string(), seconds, requests }
     }
 
+    /// As if so many of the same service were one: each request comes `times` times, within `SPREAD` seconds.
+    pub fn times(&self, times: u32) -> Self {
+        const SPREAD: f64 = 10.0;
+        // the golden ratio: evenly spread, however many there are, and without a pattern from one to the next
+        const GOLDEN: f64 = 0.618_033_988_749_895;
+        let again = |(number, request): (usize, &Request)| {
+            let request = *request;
+            (0..times).map(move |copy| {
+                let place = ((number as f64) * f64::from(times) + f64::from(copy)) * GOLDEN;
+                let later = if copy == 0 { 0.0 } else { place.fract() * SPREAD };
+                Request { arrival: request.arrival + later, ..request }
+            })
+        };
+        let mut requests: Vec<Request> = self.requests.iter().enumerate().flat_map(again).collect();
+        requests.sort_by(|a, b| a.arrival.total_cmp(&b.arrival));
+        Self { name: format!("{} × {times}", self.name), seconds: self.seconds, requests }
+    }
+
     /// The same as a file.
     pub fn csv(&self) -> String {
         let mut text = format!("{HEADER}\n");
@@ -132,6 +150,16 @@ impl Random {
             output_tokens: length(150.0, 0.7, 2000.0),
         }
     }
+}
+
+/// The recorded traces of the fixtures, and as if four of those services were one.
+pub fn recorded() -> Vec<Trace> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/traces");
+    ["azure-2023-conversation", "azure-2023-code"]
+        .iter()
+        .map(|name| Trace::read(&dir.join(format!("{name}.csv"))))
+        .flat_map(|trace| [trace.times(4), trace])
+        .collect()
 }
 
 /// The made-up traces. A second in which `rate` is 4 brings about as much as one group can do.

@@ -95,6 +95,7 @@ async fn t3_a_canary_that_refuses_requests_is_taken_back() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t4_a_canary_that_is_slower_is_taken_back() -> Result<()> {
     let fixture = fixture()?;
+    fixture.nano().await?;
     let mut rollout = canary(&fixture)?;
     rollout["analysis"]["parity"] = Value::Null;
     rollout["analysis"]["maxTimeToFirstTokenIncreasePercent"] = json!(50);
