@@ -375,7 +375,7 @@ mod tests {
     async fn a_revision_asked_for_is_waited_for_and_nothing_else_will_do() {
         let fleet = fleet(&[("a", "r1"), ("b", "r2")]);
         let asking = |name: &str| Route {
-            target: Target::read(name, &fleet.view()).unwrap(),
+            target: Target::read(name, None, &fleet.view()).unwrap(),
             ..fleet.route("m", Work::default())
         };
         let (of_r2, stable) = (asking("m@r2"), asking("m@stable"));
@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(lease.worker().id, "b");
         assert!(matches!(fleet.pick(&of_r2, &["b".into()], None), Pick::Exhausted));
         assert!(matches!(fleet.pick(&stable, &[], None), Pick::Worker(_)), "without shares all are stable");
-        let unknown = |name: &str| Target::read(name, &fleet.view()).unwrap_err();
+        let unknown = |name: &str| Target::read(name, None, &fleet.view()).unwrap_err();
         assert_eq!(unknown("other@r2"), Unknown::Model);
         let revision = |revision: &str| Unknown::Revision { model: "m".into(), revision: revision.into() };
         assert_eq!((unknown("m@canary"), unknown("m@r3")), (revision("canary"), revision("r3")));
@@ -404,10 +404,14 @@ mod tests {
         let mut both = table(&[("a", "r1")]);
         both.models.insert("m@r1".into(), both.models["m"].clone());
         fleet.update(&both);
-        let target = Target::read("m@r1", &fleet.view()).unwrap();
+        let target = Target::read("m@r1", None, &fleet.view()).unwrap();
         assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Any));
-        let target = Target::read("m@r1@r1", &fleet.view()).unwrap();
+        let target = Target::read("m@r1@r1", None, &fleet.view()).unwrap();
         assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Revision("r1".into())));
+        // beside such a name a revision may be asked for, beside one with a revision not
+        let target = Target::read("m@r1", Some("r1"), &fleet.view()).unwrap();
+        assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Revision("r1".into())));
+        assert_eq!(Target::read("m@r1@r1", Some("r1"), &fleet.view()), Err(Unknown::Twice));
     }
 
     #[tokio::test]
