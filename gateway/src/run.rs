@@ -18,7 +18,7 @@ use crate::{
     life::{Dispatcher, Limits},
     measure::Measurements,
     observe::{self, Flights, Health, Metrics},
-    routing::{ConnectOptions, Fleet},
+    routing::{self, ConnectOptions, Fleet},
     serve::{self, App},
 };
 
@@ -52,7 +52,7 @@ pub struct Gateway {
     flights: Flights,
     health: std::sync::Arc<Health>,
     grpc_health: tonic_health::server::HealthReporter,
-    /// Accept loops and discovery: none of them ends by itself.
+    /// Accept loops, discovery and probes: none of them ends by itself.
     tasks: JoinSet<()>,
     api_stop: CancellationToken,
     api_connections: TaskTracker,
@@ -98,6 +98,7 @@ impl Gateway {
         let flights = app.flights.clone();
 
         let mut tasks = JoinSet::new();
+        tasks.spawn(routing::probe(fleet.clone()));
         match client {
             Some(client) => _ = tasks.spawn(kubernetes::watch(client, config.namespace.clone(), fleet)),
             None => fleet.update(&fixed::table(&config.workers, edge::unix_seconds())),

@@ -13,6 +13,7 @@ HELM_VERSION=v4.3.1
 GRPCURL_VERSION=v1.9.4
 KWOK_VERSION=v0.8.0            # plays nodes and kubelets for `make scale`
 CARGO_DENY_VERSION=0.20.2
+GATEWAY_API_VERSION=v1.4.0     # whose definitions the chart's HTTPRoute is checked against
 # what `kind` $KIND_VERSION takes by itself, where images can be pulled
 PULLED_NODE_IMAGE=kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5
 

@@ -110,3 +110,14 @@ affinity:
             {{- include "belay.selector" . | nindent 12 }}
 {{- end }}
 {{- end -}}
+
+{{/* Where every rule of the HTTPRoute leads. */}}
+{{- define "belay.routeEnd" -}}
+backendRefs:
+- name: {{ include "belay.gateway" . }}
+  port: {{ .Values.gateway.service.port }}
+{{- with .Values.gateway.httpRoute.timeouts }}
+timeouts:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}

@@ -1,9 +1,10 @@
 //! Streamed messages: blocks that begin, grow and end, one after the other.
 use belay_proto::inference::GenerateResponse;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    edge::{ApiError, Frame, Framer, Tally},
+    edge::{ApiError, EventBuffer, Framer, Tally},
     request_id::RequestId,
 };
 
@@ -52,91 +53,110 @@ impl AnthropicFramer {
         }
     }
 
-    fn close(&mut self, frames: &mut Vec<Frame>) {
+    fn close(&mut self, events: &mut EventBuffer) {
         if let Some((_, index)) = self.open.take() {
-            frames.push(frame("content_block_stop", json!({ "index": index })));
+            tell("content_block_stop", &json!({ "index": index }), events);
         }
     }
 
     /// Makes this the block that grows. Gives its index.
-    fn open(&mut self, block: Block, begin: impl FnOnce() -> Value, frames: &mut Vec<Frame>) -> usize {
+    fn open(&mut self, block: Block, begin: impl FnOnce() -> Value, events: &mut EventBuffer) -> usize {
         if let Some((_, index)) = self.open.filter(|(open, _)| *open == block) {
             return index;
         }
-        self.close(frames);
+        self.close(events);
         let index = self.blocks;
         self.blocks += 1;
         self.open = Some((block, index));
-        frames.push(frame("content_block_start", json!({ "index": index, "content_block": begin() })));
+        tell("content_block_start", &json!({ "index": index, "content_block": begin() }), events);
         index
     }
 
-    fn grow(&mut self, piece: &GenerateResponse, frames: &mut Vec<Frame>) {
-        let delta = |index: usize, delta: Value| {
-            frame("content_block_delta", json!({ "index": index, "delta": delta }))
-        };
+    fn grow(&mut self, piece: &GenerateResponse, events: &mut EventBuffer) {
         if !piece.reasoning.is_empty() {
             let begin = || json!({ "type": "thinking", "thinking": "", "signature": "" });
-            let index = self.open(Block::Thinking, begin, frames);
+            let index = self.open(Block::Thinking, begin, events);
             if !self.form.hides_thinking {
-                frames.push(delta(index, json!({ "type": "thinking_delta", "thinking": piece.reasoning })));
+                Growth { index, delta: Delta::ThinkingDelta { thinking: &piece.reasoning } }.tell(events);
             }
         }
         if !piece.text.is_empty() {
-            let index = self.open(Block::Text, || json!({ "type": "text", "text": "" }), frames);
-            frames.push(delta(index, json!({ "type": "text_delta", "text": piece.text })));
+            let index = self.open(Block::Text, || json!({ "type": "text", "text": "" }), events);
+            Growth { index, delta: Delta::TextDelta { text: &piece.text } }.tell(events);
         }
         for call in &piece.tool_calls {
             let begin = || json!({ "type": "tool_use", "id": call.id, "name": call.name, "input": {} });
-            let index = self.open(Block::Call(call.index), begin, frames);
+            let index = self.open(Block::Call(call.index), begin, events);
             if !call.arguments.is_empty() {
-                let grown = json!({ "type": "input_json_delta", "partial_json": call.arguments });
-                frames.push(delta(index, grown));
+                let delta = Delta::InputJsonDelta { partial_json: &call.arguments };
+                Growth { index, delta }.tell(events);
             }
         }
+    }
+}
+
+/// What a block grows by.
+#[derive(Serialize)]
+struct Growth<'a> {
+    index: usize,
+    delta: Delta<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Delta<'a> {
+    ThinkingDelta { thinking: &'a str },
+    TextDelta { text: &'a str },
+    InputJsonDelta { partial_json: &'a str },
+}
+
+impl Growth<'_> {
+    fn tell(&self, events: &mut EventBuffer) {
+        tell("content_block_delta", self, events);
     }
 }
 
 /// An event; its name is its type.
-fn frame(event: &'static str, fields: Value) -> Frame {
-    let mut data = json!({ "type": event });
-    if let (Value::Object(data), Value::Object(fields)) = (&mut data, fields) {
-        data.extend(fields);
+fn tell(name: &'static str, fields: &impl Serialize, events: &mut EventBuffer) {
+    #[derive(Serialize)]
+    struct Typed<'a, T> {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        #[serde(flatten)]
+        fields: &'a T,
     }
-    Frame { event: Some(event), data: data.to_string() }
+    events.json(Some(name), &Typed { kind: name, fields });
 }
 
 impl Framer for AnthropicFramer {
-    fn piece(&mut self, piece: &GenerateResponse) -> Vec<Frame> {
+    fn piece(&mut self, piece: &GenerateResponse, events: &mut EventBuffer) {
         self.tally.piece(piece);
-        let mut frames = Vec::new();
         if !std::mem::replace(&mut self.has_begun, true) {
             let message = empty(&self.id, &self.model, piece.usage.unwrap_or_default());
-            frames.push(frame("message_start", json!({ "message": message })));
-            frames.push(self.idle());
+            tell("message_start", &json!({ "message": message }), events);
+            self.idle(events);
         }
-        self.grow(piece, &mut frames);
+        self.grow(piece, events);
         if piece.finish_reason != 0 {
-            self.close(&mut frames);
+            self.close(events);
             let delta = stop(piece.finish_reason(), piece.stopped_by.clone());
             let usage = usage_counts(self.tally.total());
-            frames.push(frame("message_delta", json!({ "delta": delta, "usage": usage })));
-            frames.push(frame("message_stop", json!({})));
+            tell("message_delta", &json!({ "delta": delta, "usage": usage }), events);
+            tell("message_stop", &json!({}), events);
             self.is_whole = true;
         }
-        frames
     }
 
     fn is_whole(&self) -> bool {
         self.is_whole
     }
 
-    fn failure(&self, error: ApiError) -> Frame {
-        Frame { event: Some("error"), data: error::body(&error, &self.request).to_string() }
+    fn failure(&self, error: &ApiError, events: &mut EventBuffer) {
+        events.json(Some("error"), &error::body(error, &self.request));
     }
 
-    fn idle(&self) -> Frame {
-        frame("ping", json!({}))
+    fn idle(&self, events: &mut EventBuffer) {
+        tell("ping", &json!({}), events);
     }
 }
 
@@ -147,10 +167,12 @@ mod tests {
 
     fn frames(form: Form, pieces: &[GenerateResponse]) -> String {
         let mut framer = AnthropicFramer::new("msg_1".into(), "m".into(), form, RequestId("r".into()));
-        let frames = pieces.iter().flat_map(|piece| framer.piece(piece));
-        let lines: Vec<_> = frames.map(|frame| format!("{}: {}", frame.event.unwrap(), frame.data)).collect();
+        let mut events = EventBuffer::default();
+        pieces.iter().for_each(|piece| framer.piece(piece, &mut events));
         assert!(framer.is_whole());
-        lines.join("\n")
+        let sent = String::from_utf8(events.take().into()).unwrap();
+        let event = |event: &str| event.strip_prefix("event: ").unwrap().replace("\ndata: ", ": ");
+        sent.strip_suffix("\n\n").unwrap().split("\n\n").map(event).collect::<Vec<_>>().join("\n")
     }
 
     fn pieces() -> Vec<GenerateResponse> {

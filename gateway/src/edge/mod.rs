@@ -2,6 +2,7 @@
 mod answer;
 mod body;
 mod error;
+mod events;
 pub mod fields;
 mod serve;
 mod stream;
@@ -9,8 +10,9 @@ mod tally;
 
 pub use answer::{Answer, Answers, ToolCall};
 pub use error::{ApiError, ErrorBody};
+pub use events::{EventBuffer, json};
 pub use serve::{Asked, Begun, Names, begin, object, whole};
-pub use stream::{Frame, Framer, respond};
+pub use stream::{Framer, respond};
 pub use tally::Tally;
 
 use std::time::{SystemTime, UNIX_EPOCH};

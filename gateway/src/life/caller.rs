@@ -9,9 +9,14 @@ use crate::{keys::Key, routing::hash};
 /// rollout shares out requests, and with `--policy session-affinity` to the same worker.
 pub const SESSION: HeaderName = HeaderName::from_static("x-session-id");
 
+/// Header that asks for a revision, as `@` does in a model's name: for proxies, which do not rewrite bodies.
+pub const REVISION: HeaderName = HeaderName::from_static("x-belay-revision");
+
 /// What is known of a client beside its request.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
+    /// The revision that the request asks for beside the model's name.
+    pub revision: Option<String>,
     /// Hash of what it calls its session.
     pub session: Option<u64>,
     /// The key that it showed, if the gateway wants keys.
@@ -22,7 +27,9 @@ impl Caller {
     /// Of a request with these headers; its key is among the extensions.
     pub fn of(headers: &HeaderMap, extensions: &Extensions) -> Self {
         let session = headers.get(SESSION).map(|value| value.as_bytes()).filter(|value| !value.is_empty());
-        Self { session: session.map(session_hash), key: extensions.get::<Arc<Key>>().cloned() }
+        let revision =
+            headers.get(REVISION).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        Self { revision, session: session.map(session_hash), key: extensions.get::<Arc<Key>>().cloned() }
     }
 
     /// The request's body names a session as well: the header wins.

@@ -72,6 +72,12 @@ impl Choices {
         Ok(Self { route, revision, pieces, failed: false })
     }
 
+    /// These pieces, wherever they come from.
+    #[cfg(test)]
+    pub fn of(route: Route, pieces: BoxStream<'static, Result<GenerateResponse, Failure>>) -> Self {
+        Self { route, revision: Arc::default(), pieces, failed: false }
+    }
+
     /// Served model name.
     pub fn model(&self) -> &str {
         &self.route.target.model
@@ -122,7 +128,8 @@ struct Life {
 impl Life {
     fn pieces(self, index: u32, call: Call) -> BoxStream<'static, Result<GenerateResponse, Failure>> {
         let Self { dispatcher, route, deadline, revision } = self;
-        let generation = Generation::new(dispatcher, route, call, deadline);
+        // in a box, since a stream moves its state with every piece
+        let generation = Box::new(Generation::new(dispatcher, route, call, deadline));
         stream::unfold((generation, revision), move |(mut generation, revision)| async move {
             let mut piece = generation.next().await?;
             if let Ok(piece) = &mut piece {

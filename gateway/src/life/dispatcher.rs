@@ -15,7 +15,7 @@ use crate::{
 };
 
 use super::{
-    Caller, Failure, Patience, Verdict,
+    Caller, Failure, Patience, REVISION, Verdict,
     eta::{Known, eta},
     lost_with_request, outcome,
     room::{Place, WaitingRoom},
@@ -137,7 +137,8 @@ impl Dispatcher {
     pub fn admit(&self, caller: &Caller, name: &str, work: Work) -> Result<Route, Failure> {
         let view = self.fleet.view();
         let name = if name.is_empty() { only_model(&view)? } else { name };
-        let target = Target::read(name, &view).map_err(|unknown| failure(unknown, name))?;
+        let target = Target::read(name, caller.revision.as_deref(), &view);
+        let target = target.map_err(|unknown| failure(unknown, name))?;
         let ticket = caller.key.as_ref().map(|key| self.ticket(key, &target.model, work)).transpose()?;
         let meter = self.fleet.meters().model(&target.model);
         meter.request();
@@ -359,5 +360,8 @@ fn failure(unknown: Unknown, name: &str) -> Failure {
     match unknown {
         Unknown::Model => Failure::UnknownModel(name.to_owned()),
         Unknown::Revision { model, revision } => Failure::UnknownRevision { model, revision },
+        Unknown::Twice => {
+            Failure::Invalid(format!("model: '{name}' names a revision, and so does the header {REVISION}"))
+        }
     }
 }

@@ -16,7 +16,7 @@ mod tokens;
 mod verdict;
 
 pub use call::Call;
-pub use caller::{Caller, SESSION};
+pub use caller::{Caller, REVISION, SESSION};
 pub use choices::{Choices, MOST_ANSWERS};
 pub use dispatcher::{Dispatcher, Limits, Purpose};
 pub use failure::{Failure, whole_seconds};

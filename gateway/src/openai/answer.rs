@@ -95,7 +95,7 @@ pub async fn serve(
     let heading = Heading::new(kind, &begun.choices);
     let form = begun.form;
     if form.stream {
-        return Ok(edge::respond(OpenAiFramer::new(heading, form), begun, record));
+        return Ok(edge::respond(OpenAiFramer::new(&heading, form), begun, record));
     }
     let answers = edge::whole(begun, form.answers as usize, &mut record).await?;
     Ok(Json(object(answers, &heading, form)).into_response())

@@ -1,8 +1,11 @@
 //! Streamed answers: one JSON chunk an event, `[DONE]` at the end of whole answers, `{"error": …}` at the end of others.
-use belay_proto::inference::{GenerateResponse, ToolCallDelta};
-use serde_json::{Value, json};
+use std::borrow::Cow;
 
-use crate::edge::{ApiError, Frame, Framer, Tally};
+use belay_proto::inference::{GenerateResponse, ToolCallDelta};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::edge::{ApiError, EventBuffer, Framer, Tally, json};
 
 use super::{
     answer::{Heading, Kind, finish_reason},
@@ -11,12 +14,14 @@ use super::{
     usage::UsageCounts,
 };
 
-const DONE: &str = "[DONE]";
+const DONE: &[u8] = b"[DONE]";
 
 /// Pieces become chunks.
 #[derive(Debug)]
 pub struct OpenAiFramer {
-    heading: Heading,
+    kind: Kind,
+    /// Of every chunk, up to its choices: written once.
+    head: Vec<u8>,
     form: Form,
     tally: Tally,
     choices: Vec<Progress>,
@@ -30,129 +35,199 @@ struct Progress {
     places: Places,
 }
 
+/// What begins every chunk.
+#[derive(Serialize)]
+struct Head<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: i64,
+    model: &'a str,
+    system_fingerprint: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ChatChoice<'a> {
+    index: u32,
+    delta: Delta<'a>,
+    logprobs: Value,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct TextChoice<'a> {
+    index: u32,
+    text: &'a str,
+    logprobs: Value,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Delta<'a> {
+    Begin { role: &'static str, content: &'static str },
+    Reasoning { reasoning_content: &'a str },
+    Content { content: &'a str },
+    Call { tool_calls: [CallPart<'a>; 1] },
+    Nothing {},
+}
+
+/// The first part of a call has id, type and name.
+#[derive(Serialize)]
+struct CallPart<'a> {
+    index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    function: FunctionPart<'a>,
+}
+
+#[derive(Serialize)]
+struct FunctionPart<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
+
+impl<'a> CallPart<'a> {
+    fn of(delta: &'a ToolCallDelta) -> Self {
+        let ToolCallDelta { index, id, name, arguments } = delta;
+        let is_first = !(id.is_empty() && name.is_empty());
+        Self {
+            index: *index,
+            id: is_first.then_some(id.as_str()),
+            kind: is_first.then_some("function"),
+            function: FunctionPart { name: is_first.then_some(name.as_str()), arguments },
+        }
+    }
+}
+
 impl OpenAiFramer {
     /// Of one request.
-    pub fn new(heading: Heading, form: Form) -> Self {
+    pub fn new(heading: &Heading, form: Form) -> Self {
+        let Heading { kind, id, created, model, fingerprint } = heading;
+        let object = match kind {
+            Kind::Chat => "chat.completion.chunk",
+            Kind::Completion => "text_completion",
+        };
+        let system_fingerprint = fingerprint.as_deref();
+        let mut head = Vec::new();
+        json(&mut head, &Head { id, object, created: *created, model, system_fingerprint });
+        // more fields follow
+        head.pop();
+        head.extend_from_slice(b",\"choices\":[");
         let tally = Tally::new(form.answers as usize);
-        Self { heading, form, tally, choices: vec![Progress::default(); form.choices()], finished: 0 }
+        let choices = vec![Progress::default(); form.choices()];
+        Self { kind: *kind, head, form, tally, choices, finished: 0 }
     }
 
-    fn chat(&mut self, piece: &GenerateResponse, chunks: &mut Vec<String>) {
-        let begun = self.choices.get_mut(piece.index as usize).map(|progress| &mut progress.begun);
-        let mut deltas = Vec::new();
+    fn chat(&mut self, piece: &GenerateResponse, events: &mut EventBuffer) {
+        let index = piece.index;
+        let chunk = |delta, logprobs, finish_reason| ChatChoice { index, delta, logprobs, finish_reason };
+        let begun = self.choices.get_mut(index as usize).map(|progress| &mut progress.begun);
         if begun.is_some_and(|begun| !std::mem::replace(begun, true)) {
-            chunks.push(self.chunk(
-                piece.index,
-                json!({ "role": "assistant", "content": "" }),
-                Value::Null,
-                None,
-            ));
+            let begin = Delta::Begin { role: "assistant", content: "" };
+            self.chunk(&chunk(begin, Value::Null, None), events);
         }
-        for (field, text) in [("reasoning_content", &piece.reasoning), ("content", &piece.text)] {
-            if !text.is_empty() {
-                deltas.push(json!({ field: text }));
-            }
-        }
-        deltas.extend(piece.tool_calls.iter().map(|call| json!({ "tool_calls": [tool_call(call)] })));
         let mut logprobs = match piece.logprobs.as_slice() {
             [] => Value::Null,
             tokens => logprobs::chat(tokens),
         };
         let reason = finish_reason(piece.finish_reason());
+        let reasoning = Some(piece.reasoning.as_str()).filter(|text| !text.is_empty());
+        let reasoning = reasoning.map(|reasoning_content| Delta::Reasoning { reasoning_content });
+        let content = Some(piece.text.as_str()).filter(|text| !text.is_empty());
+        let content = content.map(|content| Delta::Content { content });
+        let calls = piece.tool_calls.iter().map(|call| Delta::Call { tool_calls: [CallPart::of(call)] });
+        let mut deltas = reasoning.into_iter().chain(content).chain(calls).peekable();
         // tokens whose text is not certain yet have their probabilities all the same
-        if deltas.is_empty() && !logprobs.is_null() && reason.is_none() {
-            deltas.push(json!({}));
+        if deltas.peek().is_none() && !logprobs.is_null() && reason.is_none() {
+            self.chunk(&chunk(Delta::Nothing {}, logprobs.take(), None), events);
         }
         for delta in deltas {
-            chunks.push(self.chunk(piece.index, delta, logprobs.take(), None));
+            self.chunk(&chunk(delta, logprobs.take(), None), events);
         }
         if reason.is_some() {
-            chunks.push(self.chunk(piece.index, json!({}), logprobs.take(), reason));
+            self.chunk(&chunk(Delta::Nothing {}, logprobs.take(), reason), events);
         }
     }
 
-    fn completion(&mut self, piece: &GenerateResponse, chunks: &mut Vec<String>) {
-        let text = format!("{}{}", piece.prompt_text, piece.text);
+    fn completion(&mut self, piece: &GenerateResponse, events: &mut EventBuffer) {
+        let index = piece.index;
+        let text = match piece.prompt_text.as_str() {
+            "" => Cow::Borrowed(piece.text.as_str()),
+            prompt => Cow::Owned(format!("{prompt}{}", piece.text)),
+        };
         let has_logprobs = !(piece.logprobs.is_empty() && piece.prompt_logprobs.is_empty());
-        let mut logprobs = match self.choices.get_mut(piece.index as usize) {
+        let mut logprobs = match self.choices.get_mut(index as usize) {
             Some(progress) if has_logprobs => {
                 progress.places.completion(&piece.prompt_logprobs, &piece.logprobs)
             }
             _ => Value::Null,
         };
-        let reason = finish_reason(piece.finish_reason());
-        if !text.is_empty() || (!logprobs.is_null() && reason.is_none()) {
-            chunks.push(self.chunk(piece.index, text.into(), logprobs.take(), None));
+        let finish_reason = finish_reason(piece.finish_reason());
+        if !text.is_empty() || (!logprobs.is_null() && finish_reason.is_none()) {
+            let logprobs = logprobs.take();
+            self.chunk(&TextChoice { index, text: &text, logprobs, finish_reason: None }, events);
         }
-        if reason.is_some() {
-            chunks.push(self.chunk(piece.index, "".into(), logprobs, reason));
+        if finish_reason.is_some() {
+            self.chunk(&TextChoice { index, text: "", logprobs, finish_reason }, events);
         }
     }
 
-    fn chunk(&self, index: u32, delta: Value, logprobs: Value, finish_reason: Option<&str>) -> String {
-        let field = match self.heading.kind {
-            Kind::Chat => "delta",
-            Kind::Completion => "text",
-        };
-        let choice =
-            json!({ "index": index, field: delta, "logprobs": logprobs, "finish_reason": finish_reason });
-        let usage = self.form.continuous_usage.then(|| UsageCounts::from(self.tally.total()));
-        self.object(json!([choice]), usage)
+    fn chunk(&self, choice: &impl Serialize, events: &mut EventBuffer) {
+        let usage = self.form.continuous_usage.then(|| self.usage());
+        events.event(None, |data| {
+            data.extend_from_slice(&self.head);
+            json(data, choice);
+            self.end(usage, data);
+        });
     }
 
-    fn object(&self, choices: Value, usage: Option<UsageCounts>) -> String {
-        let Heading { kind, id, created, model, fingerprint } = &self.heading;
-        let object = match kind {
-            Kind::Chat => "chat.completion.chunk",
-            Kind::Completion => "text_completion",
-        };
-        let mut chunk = json!({ "id": id, "object": object, "created": created, "model": model,
-                                "system_fingerprint": fingerprint, "choices": choices });
+    /// What ends every chunk.
+    fn end(&self, usage: Option<UsageCounts>, data: &mut Vec<u8>) {
+        data.push(b']');
         if self.form.include_usage {
-            chunk["usage"] = json!(usage);
+            data.extend_from_slice(b",\"usage\":");
+            json(data, &usage);
         }
-        chunk.to_string()
+        data.push(b'}');
     }
-}
 
-/// The first part of a call has id, type and name.
-fn tool_call(delta: &ToolCallDelta) -> Value {
-    let ToolCallDelta { index, id, name, arguments } = delta;
-    if id.is_empty() && name.is_empty() {
-        return json!({ "index": index, "function": { "arguments": arguments } });
+    fn usage(&self) -> UsageCounts {
+        UsageCounts::from(self.tally.total())
     }
-    let function = json!({ "name": name, "arguments": arguments });
-    json!({ "index": index, "id": id, "type": "function", "function": function })
 }
 
 impl Framer for OpenAiFramer {
-    fn piece(&mut self, piece: &GenerateResponse) -> Vec<Frame> {
+    fn piece(&mut self, piece: &GenerateResponse, events: &mut EventBuffer) {
         self.tally.piece(piece);
-        let mut chunks = Vec::new();
-        match self.heading.kind {
-            Kind::Chat => self.chat(piece, &mut chunks),
-            Kind::Completion => self.completion(piece, &mut chunks),
+        match self.kind {
+            Kind::Chat => self.chat(piece, events),
+            Kind::Completion => self.completion(piece, events),
         }
         self.finished += usize::from(piece.finish_reason != 0);
         if self.is_whole() {
             if self.form.include_usage {
-                chunks.push(self.object(json!([]), Some(UsageCounts::from(self.tally.total()))));
+                events.event(None, |data| {
+                    data.extend_from_slice(&self.head);
+                    self.end(Some(self.usage()), data);
+                });
             }
-            chunks.push(DONE.to_owned());
+            events.event(None, |data| data.extend_from_slice(DONE));
         }
-        chunks.into_iter().map(|data| Frame { event: None, data }).collect()
     }
 
     fn is_whole(&self) -> bool {
         self.finished == self.form.choices()
     }
 
-    fn failure(&self, error: ApiError) -> Frame {
-        Frame { event: None, data: error.json().to_string() }
+    fn failure(&self, error: &ApiError, events: &mut EventBuffer) {
+        events.json(None, &error.json());
     }
 
-    fn idle(&self) -> Frame {
-        Frame { event: None, data: String::new() }
+    fn idle(&self, events: &mut EventBuffer) {
+        events.comment();
     }
 }
 
@@ -168,11 +243,13 @@ mod tests {
     fn frames(kind: Kind, form: Form, pieces: &[GenerateResponse]) -> String {
         let fingerprint = (kind == Kind::Chat).then(|| "fp_r".to_owned());
         let heading = Heading { kind, id: "id-1".into(), created: 7, model: "m".into(), fingerprint };
-        let mut framer = OpenAiFramer::new(heading, form);
-        let data = pieces.iter().flat_map(|piece| framer.piece(piece)).map(|frame| frame.data);
-        let data = data.collect::<Vec<_>>().join("\n");
+        let mut framer = OpenAiFramer::new(&heading, form);
+        let mut events = EventBuffer::default();
+        pieces.iter().for_each(|piece| framer.piece(piece, &mut events));
         assert!(framer.is_whole());
-        data
+        let sent = String::from_utf8(events.take().into()).unwrap();
+        let events = sent.strip_suffix("\n\n").unwrap().split("\n\n");
+        events.map(|event| event.strip_prefix("data: ").unwrap()).collect::<Vec<_>>().join("\n")
     }
 
     fn piece(ids: &[u32], text: &str) -> GenerateResponse {

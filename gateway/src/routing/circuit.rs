@@ -1,4 +1,4 @@
-//! The circuit of one worker: after a failure it rests, then one request probes it, then it is open to all again.
+//! The circuit of one worker: after a failure it rests, then the gateway asks it how it is, and when it answers it is open again.
 //!
 //! Discovery tells what Kubernetes knows, seconds late; the circuit is what this gateway saw itself.
 use std::time::{Duration, Instant};
@@ -11,10 +11,23 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 pub enum Gate {
     /// Yes.
     Open,
+    /// It has rested, but nobody knows yet how it is: only a request that has no other choice, and one at a time.
+    Rested,
     /// Not before this time.
     Resting(Instant),
     /// Another request is finding out.
     Probing,
+}
+
+/// Whether the gateway should ask a worker how it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// It is as it should be, or is being asked.
+    Not,
+    /// At this time.
+    At(Instant),
+    /// Now; the outcome must be told with this epoch.
+    Now(u64),
 }
 
 /// See the module. All times are given, so that it can be tested without a clock.
@@ -22,7 +35,12 @@ pub enum Gate {
 pub struct Circuit {
     failures: u32,
     rest_until: Option<Instant>,
+    /// Something was accepted or answered since the last failure.
+    answered: bool,
+    /// A request is finding out.
     probing: bool,
+    /// The gateway is asking.
+    asking: bool,
     epoch: u64,
 }
 
@@ -32,7 +50,39 @@ impl Circuit {
         match self.rest_until {
             Some(until) if now < until => Gate::Resting(until),
             _ if self.probing => Gate::Probing,
+            _ if self.failures > 0 && !self.answered => Gate::Rested,
             _ => Gate::Open,
+        }
+    }
+
+    /// Whether the gateway has to ask; [`Due::Now`] is said once until the outcome is told.
+    pub fn due(&mut self, now: Instant) -> Due {
+        match self.rest_until {
+            _ if self.failures == 0 || self.answered || self.asking => Due::Not,
+            Some(until) if now < until => Due::At(until),
+            _ => {
+                self.asking = true;
+                Due::Now(self.epoch)
+            }
+        }
+    }
+
+    /// It answered the gateway's question of `epoch`: requests may follow.
+    pub fn answered(&mut self, epoch: u64) {
+        if self.epoch == epoch {
+            self.answered = true;
+            self.asking = false;
+            self.probing = false;
+        }
+    }
+
+    /// It gave no good answer to the question of `epoch`: it rests again, unless it has accepted a request meanwhile.
+    pub fn unanswered(&mut self, epoch: u64, now: Instant) {
+        if self.epoch == epoch {
+            self.asking = false;
+            if !self.answered {
+                self.failed(epoch, now);
+            }
         }
     }
 
@@ -44,7 +94,8 @@ impl Circuit {
 
     /// The request of `epoch` was accepted: others may follow. True if somebody may wait for that.
     pub fn accepted(&mut self, epoch: u64) -> bool {
-        self.epoch == epoch && std::mem::take(&mut self.probing)
+        self.answered |= self.epoch == epoch;
+        self.abandoned(epoch)
     }
 
     /// The request of `epoch` was served: forget earlier failures.
@@ -63,13 +114,15 @@ impl Circuit {
         let rest = FIRST_REST.saturating_mul(1 << self.failures.min(10)).min(LONGEST_REST);
         self.failures += 1;
         self.rest_until = Some(now + rest);
+        self.answered = false;
+        self.asking = false;
         self.epoch += 1;
         std::mem::take(&mut self.probing)
     }
 
     /// The request of `epoch` ended before its outcome was known. True if somebody may wait for that.
     pub fn abandoned(&mut self, epoch: u64) -> bool {
-        self.accepted(epoch)
+        self.epoch == epoch && std::mem::take(&mut self.probing)
     }
 }
 
@@ -86,7 +139,7 @@ mod tests {
         circuit.failed(epoch, start);
         assert_eq!(circuit.gate(start), Gate::Resting(start + FIRST_REST));
         let later = start + FIRST_REST;
-        assert_eq!(circuit.gate(later), Gate::Open);
+        assert_eq!(circuit.gate(later), Gate::Rested);
         let probe = circuit.take();
         assert_eq!(circuit.gate(later), Gate::Probing);
         assert!(circuit.accepted(probe));
@@ -137,7 +190,7 @@ mod tests {
         circuit.failed(first, now);
         let probe = circuit.take();
         assert!(circuit.abandoned(probe));
-        assert_eq!(circuit.gate(now + FIRST_REST), Gate::Open);
+        assert_eq!(circuit.gate(now + FIRST_REST), Gate::Rested);
     }
 
     #[test]
@@ -151,5 +204,84 @@ mod tests {
         assert!(circuit.failed(probe, now));
         let probe = circuit.take();
         assert!(circuit.accepted(probe));
+    }
+
+    #[test]
+    fn a_worker_that_failed_is_asked_when_it_has_rested_and_is_open_when_it_answers() {
+        let now = Instant::now();
+        let mut circuit = Circuit::default();
+        assert_eq!(circuit.due(now), Due::Not);
+        let epoch = circuit.take();
+        circuit.failed(epoch, now);
+        let rested = now + FIRST_REST;
+        assert_eq!(circuit.due(now), Due::At(rested));
+        let Due::Now(question) = circuit.due(rested) else { panic!("it has rested") };
+        assert_eq!((circuit.due(rested), circuit.gate(rested)), (Due::Not, Gate::Rested), "once");
+        circuit.answered(question);
+        assert_eq!((circuit.due(rested), circuit.gate(rested)), (Due::Not, Gate::Open));
+        let first = circuit.take();
+        assert_eq!(circuit.gate(rested), Gate::Probing, "whether it takes requests is yet to be seen");
+        circuit.accepted(first);
+        assert_eq!(circuit.gate(rested), Gate::Open);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_answer_rests_longer_each_time() {
+        let mut now = Instant::now();
+        let mut circuit = Circuit::default();
+        let epoch = circuit.take();
+        circuit.failed(epoch, now);
+        let mut rests = Vec::new();
+        for _ in 0..8 {
+            let Due::At(until) = circuit.due(now) else { panic!("it rests") };
+            rests.push(until - now);
+            now = until;
+            let Due::Now(question) = circuit.due(now) else { panic!("it has rested") };
+            circuit.unanswered(question, now);
+        }
+        let expected = [50, 100, 200, 400, 800, 1000, 1000, 1000].map(Duration::from_millis);
+        assert_eq!(rests, expected);
+    }
+
+    #[test]
+    fn question_and_request_at_the_same_time_count_once() {
+        let now = Instant::now();
+        let rested = now + FIRST_REST;
+        let both = || {
+            let mut circuit = Circuit::default();
+            let epoch = circuit.take();
+            circuit.failed(epoch, now);
+            let Due::Now(question) = circuit.due(rested) else { panic!("it has rested") };
+            let request = circuit.take();
+            (circuit, question, request)
+        };
+        let (mut circuit, question, request) = both();
+        circuit.unanswered(question, rested);
+        assert!(!circuit.failed(request, rested));
+        assert_eq!(circuit.gate(rested), Gate::Resting(rested + FIRST_REST * 2));
+        let (mut circuit, question, request) = both();
+        circuit.failed(request, rested);
+        circuit.answered(question);
+        assert_eq!(circuit.gate(rested), Gate::Resting(rested + FIRST_REST * 2), "it is old news");
+        assert_eq!(circuit.due(rested), Due::At(rested + FIRST_REST * 2));
+        let (mut circuit, _, request) = both();
+        assert!(circuit.accepted(request));
+        assert_eq!(
+            (circuit.due(rested), circuit.gate(rested)),
+            (Due::Not, Gate::Open),
+            "no answer is needed"
+        );
+    }
+
+    #[test]
+    fn a_request_that_found_out_nothing_leaves_it_to_the_question() {
+        let now = Instant::now();
+        let mut circuit = Circuit::default();
+        let first = circuit.take();
+        circuit.failed(first, now);
+        let rested = now + FIRST_REST;
+        let request = circuit.take();
+        assert!(circuit.abandoned(request));
+        assert!(matches!(circuit.due(rested), Due::Now(_)));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     discovery::{Role, Share, Table, Worker},
@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::{
-    Affinity, Candidate, ConnectOptions, Gate, Lease, Policy, Route, Target, Turns, Unknown, Wanted,
+    Affinity, Candidate, ConnectOptions, Due, Gate, Lease, Policy, Route, Target, Turns, Unknown, Wanted,
     live::Live, progress::Progress, shares,
 };
 
@@ -101,6 +101,8 @@ pub struct Fleet {
     meters: Meters,
     /// Held from reading loads to raising one, so that two requests never take the same last place.
     picking: Mutex<()>,
+    /// A worker failed.
+    failure: Notify,
 }
 
 /// What came of looking for a worker.
@@ -125,6 +127,7 @@ impl Fleet {
             options,
             meters: Meters::default(),
             picking: Mutex::default(),
+            failure: Notify::new(),
         })
     }
 
@@ -204,6 +207,7 @@ impl Fleet {
         }
         let (mut allowed, mut eligible) = (0, 0);
         let mut open = Vec::with_capacity(state.workers.len());
+        let mut rested = Vec::new();
         let mut again: Option<Instant> = None;
         let now = Instant::now();
         let _picking = self.picking.lock().unwrap_or_else(PoisonError::into_inner);
@@ -215,12 +219,17 @@ impl Fleet {
             eligible += 1;
             match live.circuit().gate(now) {
                 Gate::Open => open.push(live),
+                Gate::Rested => rested.push(live),
                 Gate::Resting(until) => again = Some(again.map_or(until, |other| other.min(until))),
                 Gate::Probing => {}
             }
         }
         if eligible == 0 && allowed > 0 {
             return Pick::Exhausted;
+        }
+        if open.is_empty() {
+            // better than waiting until the gateway has found out how they are
+            open = rested;
         }
         let begun = begun.filter(|begun| open.iter().any(|live| live.info.revision == *begun));
         let revision = match begun {
@@ -246,6 +255,29 @@ impl Fleet {
 
     pub(super) fn wake_waiting(&self) {
         self.view.send_modify(|_| {});
+    }
+
+    /// A worker failed: it has to be asked how it is when it has rested.
+    pub(super) fn notice_failure(&self) {
+        self.failure.notify_one();
+    }
+
+    /// Ends when a worker has failed since the last time.
+    pub(super) async fn failure(&self) {
+        self.failure.notified().await;
+    }
+
+    /// Workers to ask now, each with the epoch of its circuit, and when to look again.
+    pub(super) fn due(&self, now: Instant) -> (Vec<(Arc<Live>, u64)>, Option<Instant>) {
+        let (mut due, mut next) = (Vec::new(), None::<Instant>);
+        for live in self.view().models.values().flat_map(|state| &state.workers) {
+            match live.circuit().due(now) {
+                Due::Not => {}
+                Due::At(at) => next = Some(next.map_or(at, |other| other.min(at))),
+                Due::Now(epoch) => due.push((live.clone(), epoch)),
+            }
+        }
+        (due, next)
     }
 }
 
@@ -343,7 +375,7 @@ mod tests {
     async fn a_revision_asked_for_is_waited_for_and_nothing_else_will_do() {
         let fleet = fleet(&[("a", "r1"), ("b", "r2")]);
         let asking = |name: &str| Route {
-            target: Target::read(name, &fleet.view()).unwrap(),
+            target: Target::read(name, None, &fleet.view()).unwrap(),
             ..fleet.route("m", Work::default())
         };
         let (of_r2, stable) = (asking("m@r2"), asking("m@stable"));
@@ -351,7 +383,7 @@ mod tests {
         assert_eq!(lease.worker().id, "b");
         assert!(matches!(fleet.pick(&of_r2, &["b".into()], None), Pick::Exhausted));
         assert!(matches!(fleet.pick(&stable, &[], None), Pick::Worker(_)), "without shares all are stable");
-        let unknown = |name: &str| Target::read(name, &fleet.view()).unwrap_err();
+        let unknown = |name: &str| Target::read(name, None, &fleet.view()).unwrap_err();
         assert_eq!(unknown("other@r2"), Unknown::Model);
         let revision = |revision: &str| Unknown::Revision { model: "m".into(), revision: revision.into() };
         assert_eq!((unknown("m@canary"), unknown("m@r3")), (revision("canary"), revision("r3")));
@@ -372,10 +404,14 @@ mod tests {
         let mut both = table(&[("a", "r1")]);
         both.models.insert("m@r1".into(), both.models["m"].clone());
         fleet.update(&both);
-        let target = Target::read("m@r1", &fleet.view()).unwrap();
+        let target = Target::read("m@r1", None, &fleet.view()).unwrap();
         assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Any));
-        let target = Target::read("m@r1@r1", &fleet.view()).unwrap();
+        let target = Target::read("m@r1@r1", None, &fleet.view()).unwrap();
         assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Revision("r1".into())));
+        // beside such a name a revision may be asked for, beside one with a revision not
+        let target = Target::read("m@r1", Some("r1"), &fleet.view()).unwrap();
+        assert_eq!((target.model.as_str(), target.wanted), ("m@r1", Wanted::Revision("r1".into())));
+        assert_eq!(Target::read("m@r1@r1", Some("r1"), &fleet.view()), Err(Unknown::Twice));
     }
 
     #[tokio::test]
@@ -395,6 +431,25 @@ mod tests {
             outcome(probe);
             assert!(waiting.has_changed().unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_has_rested_is_the_last_choice_until_it_has_answered() {
+        let fleet = fleet(&[("a", ""), ("b", "")]);
+        lease(&fleet, &["b"], None).failed();
+        let (none, Some(rested)) = fleet.due(Instant::now()) else { panic!("it must rest") };
+        assert!(none.is_empty());
+        tokio::time::sleep_until(rested.into()).await;
+        let busy: Vec<Lease> = (0..3).map(|_| lease(&fleet, &[], None)).collect();
+        assert!(busy.iter().all(|lease| lease.worker().id == "b"), "however much it has to do");
+        let (due, None) = fleet.due(Instant::now()) else { panic!("nothing comes later") };
+        let [(asked, epoch)] = due.as_slice() else { panic!("{due:?}") };
+        assert_eq!(asked.info.id, "a");
+        let probe = lease(&fleet, &["b"], None);
+        assert_eq!(probe.worker().id, "a", "there is no other choice");
+        drop(probe);
+        asked.circuit().answered(*epoch);
+        assert_eq!(lease(&fleet, &[], None).worker().id, "a", "it has the least to do");
     }
 
     #[tokio::test]

@@ -77,6 +77,7 @@ impl Lease {
         if self.worker.circuit().failed(self.epoch, Instant::now()) {
             self.fleet.wake_waiting();
         }
+        self.fleet.notice_failure();
     }
 }
 

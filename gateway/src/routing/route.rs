@@ -9,7 +9,7 @@ use crate::{
 
 use super::View;
 
-/// What a client asked for by a model's name.
+/// What a client asked for: by a model's name, or by that and a header.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     /// Served model name.
@@ -30,7 +30,14 @@ pub enum Wanted {
     Revision(String),
 }
 
-/// Why a name is none.
+impl Wanted {
+    /// What a role's name or a revision stands for.
+    fn named(name: &str) -> Self {
+        Role::named(name).map_or_else(|| Self::Revision(name.to_owned()), Self::Role)
+    }
+}
+
+/// Why there is nothing of what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// No deployment serves this model.
@@ -42,6 +49,8 @@ pub enum Unknown {
         /// As it was asked for.
         revision: String,
     },
+    /// The name asks for one revision, and the request beside it for another, or the same.
+    Twice,
 }
 
 impl Unknown {
@@ -57,23 +66,24 @@ impl Unknown {
 }
 
 impl Target {
-    /// Reads a name: that of a model, or `MODEL@REVISION`. A model whose own name has an `@` is found by it. Until discovery
-    /// has looked, a name is taken as it is.
-    pub fn read(name: &str, view: &View) -> Result<Self, Unknown> {
-        let whole = || Self { model: name.to_owned(), wanted: Wanted::Any };
-        if !view.synced || view.models.contains_key(name) {
-            return Ok(whole());
-        }
-        let Some((model, revision)) = name.rsplit_once('@') else { return Err(Unknown::Model) };
-        let Some(state) = view.models.get(model) else { return Err(Unknown::Model) };
-        let wanted = match Role::named(revision) {
-            Some(role) => Wanted::Role(role),
-            None => Wanted::Revision(revision.to_owned()),
+    /// Reads a name: that of a model, or `MODEL@REVISION`; `revision` is what the request asks for beside the name. A model
+    /// whose own name has an `@` is found by it. Until discovery has looked, a name is taken as it is.
+    pub fn read(name: &str, revision: Option<&str>, view: &View) -> Result<Self, Unknown> {
+        let (model, wanted) = if !view.synced || view.models.contains_key(name) {
+            (name, revision.map(Wanted::named).unwrap_or_default())
+        } else {
+            let (model, named) = name.rsplit_once('@').ok_or(Unknown::Model)?;
+            match revision {
+                Some(_) if view.models.contains_key(model) => return Err(Unknown::Twice),
+                _ => (model, Wanted::named(named)),
+            }
         };
-        if !state.has(&wanted) {
-            return Err(Unknown::Revision { model: model.to_owned(), revision: revision.to_owned() });
+        let target = Self { model: model.to_owned(), wanted };
+        match view.models.get(model) {
+            Some(state) if !state.has(&target.wanted) => Err(Unknown::of(&target)),
+            None if view.synced => Err(Unknown::Model),
+            _ => Ok(target),
         }
-        Ok(Self { model: model.to_owned(), wanted })
     }
 }
 

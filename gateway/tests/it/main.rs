@@ -11,6 +11,7 @@ mod keys;
 mod life;
 mod measurements;
 mod openai;
+mod probing;
 mod revisions;
 mod shutdown;
 mod support;

@@ -2,13 +2,14 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use belay_gateway::{config::Config, run::Gateway};
+use belay_proto::inference::inference_client::InferenceClient;
 use clap::Parser;
 use http::{Method, Request};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    Fault, MODEL, Worker, eventually, generate, http as client, ids, kubernetes, measured, request,
+    Fault, MODEL, Worker, channel, eventually, generate, http as client, ids, kubernetes, measured, request,
 };
 
 /// A gateway that discovers two workers, `old` and `new`, each of a revision of that name.
@@ -74,17 +75,23 @@ impl Rollout {
 
     /// Asks once for this model, in a session if there is one. The status, and the revision that answered.
     async fn ask(&self, model: &str, session: Option<&str>) -> (u16, Option<String>) {
+        let session = session.map(|session| ("x-session-id", session));
+        let answer = self.answer(model, session.as_slice()).await;
+        let revision = answer.json()["system_fingerprint"].as_str().map(|print| print.replace("fp_", ""));
+        (answer.status.as_u16(), revision)
+    }
+
+    /// Asks once for this model, with these headers.
+    async fn answer(&self, model: &str, headers: &[(&str, &str)]) -> client::Answer {
         let body = json!({"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2});
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(format!("http://{}/v1/chat/completions", self.gateway.api));
-        if let Some(session) = session {
-            request = request.header("x-session-id", session);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let request = request.body(axum::body::Body::from(body.to_string())).unwrap();
-        let answer = client::read(client::send(request).await).await;
-        let revision = answer.json()["system_fingerprint"].as_str().map(|print| print.replace("fp_", ""));
-        (answer.status.as_u16(), revision)
+        client::read(client::send(request).await).await
     }
 
     async fn revision_of(&self, session: &str) -> String {
@@ -147,6 +154,33 @@ async fn a_revision_can_be_asked_for_by_role_and_by_name() {
     assert!(error["message"].as_str().unwrap().contains("'canary'"), "{error}");
     let list = client::get(rollout.gateway.api, "/v1/models").await.json();
     assert_eq!(list["data"].as_array().unwrap().len(), 1, "revisions are no models");
+}
+
+#[tokio::test]
+async fn a_header_asks_for_a_revision_as_the_name_does() {
+    let rollout = Rollout::start(&traffic(0, "Preview")).await;
+    for (asked, revision) in [("preview", "new"), ("new", "new"), ("stable", "old"), ("old", "old")] {
+        let answer = rollout.answer(MODEL, &[("x-belay-revision", asked)]).await;
+        assert_eq!(answer.json()["system_fingerprint"], format!("fp_{revision}"), "{asked}");
+    }
+    for asked in ["canary", "0123abcd", ""] {
+        let by_header = rollout.answer(MODEL, &[("x-belay-revision", asked)]).await;
+        let by_name = rollout.answer(&format!("{MODEL}@{asked}"), &[]).await;
+        assert_eq!(by_header.status, 404, "{asked}");
+        assert_eq!(by_header.body, by_name.body);
+    }
+    let unknown = rollout.answer("other", &[("x-belay-revision", "stable")]).await;
+    assert_eq!((unknown.status.as_u16(), &unknown.json()["error"]["code"]), (404, &json!("model_not_found")));
+    let twice = rollout.answer(&format!("{MODEL}@stable"), &[("x-belay-revision", "stable")]).await;
+    assert_eq!((twice.status.as_u16(), &twice.json()["error"]["param"]), (400, &json!("model")));
+    assert!(twice.text().contains("x-belay-revision"), "{}", twice.text());
+    let before = rollout.new.script.seen().len();
+    let mut call = tonic::Request::new(request("p", 2));
+    call.metadata_mut().insert("x-belay-revision", "preview".parse().unwrap());
+    let mut grpc = InferenceClient::new(channel(&rollout.gateway).await);
+    let mut pieces = grpc.generate(call).await.unwrap().into_inner();
+    while pieces.message().await.unwrap().is_some() {}
+    assert_eq!(rollout.new.script.seen().len(), before + 1, "gRPC has it among its metadata");
 }
 
 #[tokio::test]

@@ -53,6 +53,10 @@ pub struct Script {
     pub seen: Mutex<Vec<Seen>>,
     /// Conversations seen.
     pub chats: Mutex<Vec<ChatRequest>>,
+    /// Say "not serving" when asked for health.
+    pub unwell: AtomicBool,
+    /// Times that it was asked for its health.
+    pub questions: AtomicUsize,
     /// With `overloaded`: the estimate of when there will be room, in milliseconds; 0: none.
     pub room_after: AtomicU64,
 }

@@ -37,6 +37,11 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 use tonic::{Request, Response, Status, Streaming, service::Routes};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_check_response::ServingStatus,
+    health_server::{Health, HealthServer},
+};
 use tower::ServiceExt;
 
 use super::{
@@ -85,6 +90,7 @@ impl Drop for Worker {
 
 async fn serve(listener: TcpListener, double: Double, cut: watch::Sender<u32>) {
     let routes = Routes::new(InferenceServer::new(double.clone()))
+        .add_service(HealthServer::new(double.clone()))
         .add_service(GrpcInferenceServiceServer::new(double))
         .into_axum_router();
     // dropped with this future, so that a dropped worker takes its connections along
@@ -310,6 +316,22 @@ impl Double {
             Some((piece, progress))
         });
         Ok(Response::new(Box::pin(pieces)))
+    }
+}
+
+#[tonic::async_trait]
+impl Health for Double {
+    type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
+
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        self.script.questions.fetch_add(1, Ordering::SeqCst);
+        let is_able = !self.script.unwell.load(Ordering::SeqCst);
+        let status = if is_able { ServingStatus::Serving } else { ServingStatus::NotServing };
+        Ok(Response::new(HealthCheckResponse { status: status.into() }))
+    }
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("nobody watches"))
     }
 }
 
