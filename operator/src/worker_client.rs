@@ -49,7 +49,7 @@ pub enum WorkerError {
 const TOLD_LIMIT: Duration = Duration::from_secs(2);
 
 /// Connections that are kept. One takes some 50 KB; to make one anew takes a round trip.
-const KEPT: usize = 512;
+const KEPT: usize = 256;
 
 /// A connection that was not used for so long is not missed.
 const IDLE: Duration = Duration::from_secs(30);

@@ -46,6 +46,7 @@ type Dialled = mpsc::Sender<io::Result<TcpStream>>;
 async fn listen(ip: IpAddr, dialled: Dialled) {
     let listener = TcpListener::bind((ip, ADMIN_PORT)).await.unwrap();
     while let Ok((stream, _)) = listener.accept().await {
+        stream.set_nodelay(true).unwrap(); // as workers do
         if dialled.send(Ok(stream)).await.is_err() {
             return;
         }
