@@ -12,6 +12,9 @@ CRICTL_VERSION=v1.36.0
 HELM_VERSION=v4.3.1
 GRPCURL_VERSION=v1.9.4
 KWOK_VERSION=v0.8.0            # plays nodes and kubelets for `make scale`
+KEDA_VERSION=v2.21.0           # this and the next two for `make e2e-autoscaling`
+METRICS_SERVER_VERSION=v0.9.0
+PROMETHEUS_VERSION=v0.316.0    # Prometheus 3.16
 CARGO_DENY_VERSION=0.20.2
 # what `kind` $KIND_VERSION takes by itself, where images can be pulled
 PULLED_NODE_IMAGE=kindest/node:v1.37.0@sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5
