@@ -25,7 +25,9 @@ impl Prometheus {
     pub fn open(env: &Env) -> Result<Self> {
         let kubectl = Kubectl::new(env, "monitoring");
         let pods = kubectl.list(&["pods", "-l", "app=prometheus"])?;
-        let pod = node::name(pods.first().context("no Prometheus runs: tests/cluster/autoscaling.sh up")?)?;
+        let ready = |pod: &&Value| pod["status"]["containerStatuses"][0]["ready"] == true;
+        let pod = pods.iter().find(ready).context("no Prometheus is ready: tests/cluster/autoscaling.sh up")?;
+        let pod = node::name(pod)?;
         let tunnel = Tunnel::open(&kubectl, pod, 9090, Stdio::null())?;
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
         Ok(Self { tunnel, client })
