@@ -43,6 +43,10 @@ chaos: ## every fault on every shape of a group, again and again: docs/reliabili
 e2e-report: ## rollouts, scaling, drains and restarts under load: docs/reliability.md (half an hour; BELAY_REPORT=words selects)
 	@tests/run.sh report
 
+.PHONY: e2e-autoscaling
+e2e-autoscaling: ## ours, a HorizontalPodAutoscaler, KEDA and Prometheus: docs/operations/autoscaling.md (half an hour; BELAY_AUTOSCALING=words selects)
+	@tests/run.sh autoscaling
+
 .PHONY: e2e-rebalance
 e2e-rebalance: ## the part of it that skews a load and watches the experts move, and an even load (a quarter of an hour)
 	@BELAY_CHAOS=load/ tests/run.sh chaos

@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh PART...: lint, unit, cluster, chaos, report, scale.  Every part runs, whatever happened to the ones before; the last line counts.
+# run.sh PART...: lint, unit, cluster, chaos, report, autoscaling, scale.  Every part runs, whatever happened to the ones before; the last line counts.
 set -uo pipefail
 . "$(dirname "$0")/cluster/env.sh"
 cd "$checkout"
@@ -143,6 +143,17 @@ report() {
   fi
 }
 
+# Autoscalers of our own and of others against load, for docs/operations/autoscaling.md: no part of `make test` either.
+autoscaling() {
+  local environment
+  prepare autoscaling
+  [ -f "$environment" ] || return
+  check "autoscaling: KEDA, metrics-server and Prometheus" tests/cluster/autoscaling.sh up
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  check "autoscaling: scenarios" bash -c '. "$0" && exec "$@"' "$environment" \
+    cargo test --locked -p belay-e2e --features cluster --test autoscaling
+}
+
 # The operator with many deployments: no part of `make test`.  What it takes is in operator/tests/scale.rs.
 scale() {
   check "scale: a control plane and kwok" tests/cluster/programs.sh scale
@@ -158,11 +169,11 @@ scale() {
   check "scale: measure" cargo test --release --locked -p belay-operator --features scale --test scale
 }
 
-[ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster | chaos | report | scale ..."
+[ $# -gt 0 ] || die "usage: run.sh lint | unit | cluster | chaos | report | autoscaling | scale ..."
 tests/cluster/install-tools.sh build || exit 1
 for part in "$@"; do
   case $part in
-  lint | unit | cluster | chaos | report | scale) "$part" ;;
+  lint | unit | cluster | chaos | report | autoscaling | scale) "$part" ;;
   *) die "no part is called $part" ;;
   esac
 done

@@ -125,7 +125,9 @@ impl Scaler {
     fn active(&self, trigger: &Trigger) -> Result<bool, Status> {
         let measure = self.measure(trigger)?;
         let quiet = measure.held == 0 && measure.outstanding == 0;
-        Ok(!quiet || measure.idle.as_secs() < trigger.active_seconds)
+        // not `idle`: with every gateway that starts, all models at zero would be woken for nobody
+        let lately = measure.asked.is_some_and(|asked| asked.as_secs() < trigger.active_seconds);
+        Ok(!quiet || lately)
     }
 }
 

@@ -124,13 +124,14 @@ async fn tells_when_a_model_is_used_and_when_no_more() {
     let mut setup = setup().await;
     let trigger = || object(&[("modelDeployment", "nano"), ("activeSeconds", "5")]);
     let mut changes = setup.client.stream_is_active(trigger()).await.unwrap().into_inner();
-    let idle = Model { idle_milliseconds: 600_000, ..Model::default() };
+    let idle = Model { idle_milliseconds: 600_000, arrived: 1, ..Model::default() };
     for (model, active) in [
-        (idle.clone(), false),
-        (Model { held: 1, ..Model::default() }, true),
+        // it has just started, and nobody has asked
+        (Model { idle_milliseconds: 1, ..Model::default() }, false),
+        (Model { held: 1, arrived: 1, ..Model::default() }, true),
         (idle, false),
         // nothing is under way, but a moment ago something was
-        (Model { idle_milliseconds: 1, ..Model::default() }, true),
+        (Model { idle_milliseconds: 1, arrived: 1, ..Model::default() }, true),
     ] {
         setup.gateway.tell("models", "nano", model);
         let told = tokio::time::timeout(Duration::from_secs(30), changes.message()).await.unwrap();

@@ -12,6 +12,9 @@ CRICTL_VERSION=v1.36.0
 HELM_VERSION=v4.3.1
 GRPCURL_VERSION=v1.9.4
 KWOK_VERSION=v0.8.0            # plays nodes and kubelets for `make scale`
+KEDA_VERSION=v2.21.0           # this and the next two for `make e2e-autoscaling`
+METRICS_SERVER_VERSION=v0.9.0
+PROMETHEUS_VERSION=v0.316.0    # Prometheus 3.16
 CARGO_DENY_VERSION=0.20.2
 GATEWAY_API_VERSION=v1.4.0     # whose definitions the chart's HTTPRoute is checked against
 # what `kind` $KIND_VERSION takes by itself, where images can be pulled

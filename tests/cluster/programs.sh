@@ -1,14 +1,16 @@
 #!/bin/bash
-# programs.sh base | node | apiserver | scale | deny: build Kubernetes' programs from Go modules, each kept by version.
+# programs.sh base | node | apiserver | scale | autoscaling | deny: build Kubernetes' programs from Go modules, each kept
+# by version.
 #   base: kind, kubectl, helm and grpcurl        node: what the node image needs besides
 #   apiserver: etcd, kube-apiserver and kube-controller-manager, which the operator's tests start by themselves
 #   scale: a scheduler and kwok besides, for `make scale`
+#   autoscaling: KEDA, metrics-server and Prometheus, for `make e2e-autoscaling` (KEDA alone is 3,300 packages)
 #   deny: cargo-deny, for `make lint` (from crates.io)
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 alone programs
 links=$BELAY_BIN
-case ${1:-} in node | apiserver | scale) links=$node_bin ;; esac
+case ${1:-} in node | apiserver | scale | autoscaling) links=$node_bin ;; esac
 export CGO_ENABLED=0 GOFLAGS="-mod=mod -trimpath -buildvcs=false" GOWORK=off
 
 # built NAME VERSION PROGRAM...: whether the cache has them all; links them into the folder of this set
@@ -39,6 +41,19 @@ build() {
     mv "$at/${program##*/}.partial" "$at/${program##*/}"
   done
   built "$name" "$version" "${programs[@]}"
+}
+
+# replaces NAME VERSION MODULE: before `build`, where the module replaces others, which counts only in a main module
+replaces() {
+  local src=$BELAY_CACHE/src/$1-$2 mod arguments
+  [ ! -f "$src/go.mod" ] || return 0
+  mod=$(go mod download -json "$3@$2" | jq -er .GoMod) || die "$3@$2 can't be downloaded"
+  mapfile -t arguments < <(go mod edit -json "$mod" | jq -r '.Replace[]? | select(.New.Version) |
+    "-replace=\(.Old.Path)\(if .Old.Version then "@" + .Old.Version else "" end)=\(.New.Path)@\(.New.Version)"')
+  mkdir -p "$src"
+  printf 'module build\n\ngo 1.26.0\n' > "$src/go.mod.new"
+  [ ${#arguments[@]} = 0 ] || go mod edit "${arguments[@]}" "$src/go.mod.new"
+  mv "$src/go.mod.new" "$src/go.mod"
 }
 
 # k8s.io/kubernetes requires its staging modules at v0.0.0: each is replaced by its own release.
@@ -107,6 +122,15 @@ scale)
   build kwok "$KWOK_VERSION" sigs.k8s.io/kwok sigs.k8s.io/kwok/cmd/kwok
   kubernetes kube-apiserver kube-controller-manager kube-scheduler
   ;;
+autoscaling)
+  build metrics-server "$METRICS_SERVER_VERSION" sigs.k8s.io/metrics-server sigs.k8s.io/metrics-server/cmd/metrics-server
+  keda=github.com/kedacore/keda/v2
+  replaces keda "$KEDA_VERSION" $keda
+  build keda "$KEDA_VERSION" $keda keda-operator=$keda/cmd/operator keda-adapter=$keda/cmd/adapter
+  # pods and services are all that it has to find; the web pages are not in the module
+  GOFLAGS="$GOFLAGS -tags=remove_all_sd,enable_kubernetes_sd" build prometheus "$PROMETHEUS_VERSION" \
+    github.com/prometheus/prometheus github.com/prometheus/prometheus/cmd/prometheus
+  ;;
 deny)
   at=$BELAY_CACHE/programs/cargo-deny-$CARGO_DENY_VERSION
   if [ ! -x "$at/bin/cargo-deny" ]; then
@@ -116,5 +140,5 @@ deny)
   fi
   ln -sfn "$at/bin/cargo-deny" "$BELAY_BIN/cargo-deny"
   ;;
-*) die "usage: programs.sh base | node | apiserver | scale | deny" ;;
+*) die "usage: programs.sh base | node | apiserver | scale | autoscaling | deny" ;;
 esac

@@ -80,10 +80,18 @@ fn judge(query: &QuerySpec, value: f64) -> Check {
     let bound = |text: &Option<String>| text.as_ref().and_then(|text| text.parse::<f64>().ok());
     let (min, max) = (bound(&query.min), bound(&query.max));
     let told = |bound: Option<f64>| bound.map_or_else(|| "–".to_owned(), |bound| bound.to_string());
-    let message = format!("{value} (bounds {} to {})", told(min), told(max));
-    let is_out = value.is_nan() || min.is_some_and(|min| value < min) || max.is_some_and(|max| value > max);
-    let verdict = if is_out { Verdict::Bad(Reason::QueryOutOfBounds) } else { Verdict::Good };
-    Check::new(&query.name, verdict, message)
+    if value.is_nan() {
+        // a share of nothing: a revision that has just got its part of the requests has answered none
+        return Check::new(&query.name, Verdict::TooFew, "the result is NaN: 0 of 0".to_owned());
+    }
+    let is_out = min.is_some_and(|min| value < min) || max.is_some_and(|max| value > max);
+    let numbers = format!("{value} (bounds {} to {})", told(min), told(max));
+    if is_out {
+        // it is told as the reason of a rollback, where nothing else says which query it was
+        let message = format!("{}: {numbers}", query.name);
+        return Check::new(&query.name, Verdict::Bad(Reason::QueryOutOfBounds), message);
+    }
+    Check::new(&query.name, Verdict::Good, numbers)
 }
 
 async fn ask(query: &QuerySpec, words: &Words) -> Result<Option<f64>, QueryError> {
@@ -188,7 +196,14 @@ mod tests {
         assert_eq!(verdict(Some("0.5"), None, 0.4), bad);
         assert_eq!(verdict(Some("0.5"), Some("1"), 0.7), Verdict::Good);
         assert_eq!(verdict(None, Some("-1.5"), -1.4), bad);
-        assert_eq!(verdict(None, Some("1"), f64::NAN), bad);
+        assert_eq!(verdict(None, Some("1"), f64::INFINITY), bad);
+        assert_eq!(verdict(None, Some("1"), f64::NAN), Verdict::TooFew, "0 of 0 says nothing");
+    }
+
+    #[test]
+    fn a_rollback_says_which_query_it_was() {
+        let check = judge(&query("http://p:9090", Some("0.5"), None), 0.25);
+        assert_eq!(check.message, "Refunds: 0.25 (bounds 0.5 to –)");
     }
 
     #[tokio::test]

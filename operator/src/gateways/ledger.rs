@@ -27,8 +27,10 @@ pub struct Measure {
     pub outstanding: u64,
     /// What they have still to do, in tokens: an estimate.
     pub outstanding_tokens: u64,
-    /// Since the last request arrived or ended, on whichever gateway.
+    /// Since the last request arrived or ended, on whichever gateway; since a gateway's start, if it has had none.
     pub idle: Duration,
+    /// Since the last request arrived or ended that a gateway has seen. A gateway that starts says nothing of it.
+    pub asked: Option<Duration>,
     /// Counted so far.
     pub totals: Totals,
     /// How old the oldest answer in this is.
@@ -137,6 +139,7 @@ struct Gauges {
     outstanding: u64,
     outstanding_tokens: u64,
     idle: Duration,
+    asked: Option<Duration>,
 }
 
 impl Ledger {
@@ -174,6 +177,7 @@ impl Ledger {
             sum.outstanding += gauges.outstanding;
             sum.outstanding_tokens += gauges.outstanding_tokens;
             sum.idle = sum.idle.min(gauges.idle + age);
+            sum.asked = earlier(sum.asked, gauges.asked.map(|asked| asked + age));
             sum.age = sum.age.max(age);
         }
         let mut sum = sum?;
@@ -209,6 +213,12 @@ fn add_gauges(models: &mut BTreeMap<Key, Gauges>, key: &Key, model: &Model) {
     gauges.outstanding += model.outstanding;
     gauges.outstanding_tokens += model.outstanding_tokens;
     gauges.idle = gauges.idle.min(idle);
+    gauges.asked = earlier(gauges.asked, (model.arrived > 0).then_some(idle));
+}
+
+/// The shorter time of those that there are.
+fn earlier(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
 }
 
 fn totals(model: &Model) -> Totals {
@@ -286,6 +296,21 @@ mod tests {
         assert_eq!(measure.age, Duration::from_secs(1));
         ledger.forget(&key());
         assert_eq!(ledger.measure(&key(), now + GONE), None);
+    }
+
+    #[test]
+    fn a_gateway_that_starts_says_nothing_of_the_last_request() {
+        let now = Instant::now();
+        let mut ledger = Ledger::default();
+        let mut fresh = answer("b", 0, 0, &[]);
+        (fresh.models[0].arrived, fresh.models[0].idle_milliseconds) = (0, 100);
+        ledger.take(&fresh, now);
+        let measure = ledger.measure(&key(), now).unwrap();
+        assert_eq!((measure.idle, measure.asked), (Duration::from_millis(100), None));
+        ledger.take(&answer("a", 10, 0, &[10]), now);
+        let measure = ledger.measure(&key(), now + Duration::from_secs(1)).unwrap();
+        assert_eq!(measure.idle, Duration::from_millis(1100));
+        assert_eq!(measure.asked, Some(Duration::from_millis(1500)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One request through the gateway by HTTP: OpenAI's endpoints, streamed as server-sent events.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use crate::client::{Pace, Stopwatch};
@@ -16,6 +16,26 @@ pub struct Answer {
     pub pace: Pace,
 }
 
+/// How a gateway sends a request away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: u16,
+    /// Seconds of `retry-after`.
+    pub retry_after: Option<u64>,
+    /// What it says.
+    pub body: String,
+}
+
+impl Refusal {
+    /// What the body calls it, as errors of OpenAI's API do.
+    #[must_use]
+    pub fn code(&self) -> Option<String> {
+        let body: Value = serde_json::from_str(&self.body).ok()?;
+        Some(body["error"]["code"].as_str()?.to_owned())
+    }
+}
+
 /// Exactly `tokens` greedy tokens after a prompt, past the end of the answer if need be. `count` is told how many
 /// tokens came with each piece.
 ///
@@ -29,6 +49,21 @@ pub async fn complete(
     tokens: usize,
     count: impl FnMut(usize),
 ) -> Result<Answer> {
+    try_complete(client, url, model, prompt, tokens, count).await?.map_err(refused)
+}
+
+/// The same; a status other than 200 is no error, but an answer.
+///
+/// # Errors
+/// As [`complete`], but for that.
+pub async fn try_complete(
+    client: &reqwest::Client,
+    url: &str,
+    model: &str,
+    prompt: &[u32],
+    tokens: usize,
+    count: impl FnMut(usize),
+) -> Result<Result<Answer, Refusal>> {
     let body = json!({
         "model": model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": true, "temperature": 0, "stream": true,
         "stream_options": {"include_usage": true, "continuous_usage_stats": true},
@@ -45,7 +80,9 @@ pub async fn chat(url: &str, model: &str, question: &str, max_tokens: u32) -> Re
         "model": model, "stream": true, "temperature": 0, "max_tokens": max_tokens,
         "messages": [{"role": "user", "content": question}],
     });
-    Ok(ask(&reqwest::Client::new(), &format!("{url}/v1/chat/completions"), &body, |_| {}).await?.text)
+    let url = format!("{url}/v1/chat/completions");
+    let answer = ask(&reqwest::Client::new(), &url, &body, |_| {}).await?.map_err(refused)?;
+    Ok(answer.text)
 }
 
 async fn ask(
@@ -53,12 +90,14 @@ async fn ask(
     url: &str,
     body: &Value,
     mut count: impl FnMut(usize),
-) -> Result<Answer> {
+) -> Result<Result<Answer, Refusal>> {
     let mut watch = Stopwatch::start();
     let mut response = client.post(url).json(body).send().await?;
-    let status = response.status();
-    if !status.is_success() {
-        bail!("{status}: {}", response.text().await?);
+    if !response.status().is_success() {
+        let status = response.status().as_u16();
+        let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.and_then(|text| text.parse().ok());
+        return Ok(Err(Refusal { status, retry_after, body: response.text().await? }));
     }
     let mut stream = Stream::default();
     while let Some(bytes) = response.chunk().await.with_context(|| stream.how_far())? {
@@ -70,7 +109,11 @@ async fn ask(
         count(stream.answer.tokens.saturating_sub(before.tokens));
     }
     ensure!(stream.finished && stream.done, "half an answer: {}", stream.how_far());
-    Ok(Answer { pace: watch.pace(), ..stream.answer })
+    Ok(Ok(Answer { pace: watch.pace(), ..stream.answer }))
+}
+
+fn refused(refusal: Refusal) -> Error {
+    anyhow!("{}: {}", refusal.status, refusal.body)
 }
 
 /// What came of a stream of events so far.
@@ -137,6 +180,14 @@ mod tests {
             assert!(stream.finished && stream.done, "{size}");
             assert_eq!((stream.answer.text.as_str(), stream.answer.tokens), ("o\u{308}ab", 3), "{size}");
         }
+    }
+
+    #[test]
+    fn a_refusal_is_called_by_its_code() {
+        let code = |body: &str| Refusal { status: 429, retry_after: None, body: body.into() }.code();
+        let body = r#"{"error": {"message": "the room is full", "code": "too_many_held_requests"}}"#;
+        assert_eq!(code(body).as_deref(), Some("too_many_held_requests"));
+        assert_eq!((code("<html>"), code(r#"{"error": {"message": "no"}}"#)), (None, None));
     }
 
     #[test]

@@ -219,7 +219,8 @@ fn tokens_differ(came: &[u32], right: &[u32]) -> Option<String> {
     })
 }
 
-fn text_differs(came: &http::Answer, right: &Expected) -> Option<String> {
+/// Where a streamed text departs from the right one.
+pub(crate) fn text_differs(came: &http::Answer, right: &Expected) -> Option<String> {
     if came.tokens != right.ids.len() {
         return Some(format!("{} tokens for {}", came.tokens, right.ids.len()));
     }

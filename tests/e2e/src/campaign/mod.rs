@@ -6,4 +6,5 @@ pub mod load;
 pub mod page;
 pub mod provenance;
 pub mod row;
+pub mod scaling;
 pub mod scenario;

@@ -8,6 +8,7 @@ use super::{
     change::Change,
     load::{Moment, Summary},
     row::Row,
+    scaling::Run,
     scenario::Fault,
 };
 
@@ -30,6 +31,57 @@ pub fn publish_changes(page: &Path, changes: &[Change]) -> Result<()> {
     let text = fs::read_to_string(page).with_context(|| page.display().to_string())?;
     let text = between(&text, "changes", &change_table(changes))?;
     fs::write(page, text).with_context(|| page.display().to_string())
+}
+
+/// Puts the table of autoscalers between its marks.
+///
+/// # Errors
+/// If the page can't be read or written, or a mark is missing.
+pub fn publish_scaling(page: &Path, runs: &[Run]) -> Result<()> {
+    let text = fs::read_to_string(page).with_context(|| page.display().to_string())?;
+    let text = between(&text, "scaling", &scaling_table(runs))?;
+    fs::write(page, text).with_context(|| page.display().to_string())
+}
+
+/// A line for each scenario, as it was played last, and what was seen besides.
+#[must_use]
+pub fn scaling_table(runs: &[Run]) -> String {
+    let Some(last) = runs.last() else { return "Nothing was measured yet.\n".into() };
+    let mut latest: Vec<&Run> = Vec::new();
+    for run in runs {
+        match latest.iter_mut().find(|older| older.scenario == run.scenario) {
+            Some(older) => *older = run,
+            None => latest.push(run),
+        }
+    }
+    let seconds = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.0}"));
+    let mut text = format!("{}, {}.\n\n", last.provenance.date, last.provenance.machine);
+    text += "| scenario | commit | streams | failed | sent away | differ | groups | turns | up after | down after | worst wait for a first piece | as it should be |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|\n";
+    for run in &latest {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.1} | {} |",
+            run.scenario,
+            run.provenance.commit,
+            run.right + run.failed + run.differing,
+            run.failed,
+            run.refused,
+            run.differing,
+            run.groups.replace('>', "→"),
+            run.turns,
+            seconds(run.up_s),
+            seconds(run.down_s),
+            run.first_s,
+            if run.problem.is_empty() { "yes" } else { "**no**" },
+        );
+    }
+    text += "\n";
+    for Run { scenario, saw, problem, .. } in latest {
+        let problem = if problem.is_empty() { String::new() } else { format!(" **{problem}**") };
+        let _ = writeln!(text, "- {scenario}: {saw}.{problem}");
+    }
+    text
 }
 
 /// A line for each kind of change, of the commit with which it was made last.
@@ -249,6 +301,26 @@ mod tests {
             lines[0],
             "| scale | new | 2 | 20 | 0 | 0 | 0.0 / 0.0 / 0.0 | 1.0 / 1.5 / 2.0 | 0.0 / 0.0 / 0.0 | 1 |"
         );
+    }
+
+    #[test]
+    fn a_scenario_is_a_line_as_it_was_played_last() {
+        let run = |scenario: &str, right, problem: &str| Run {
+            provenance: Provenance { date: "d".into(), commit: "c".into(), machine: "m".into() },
+            scenario: scenario.into(),
+            right,
+            groups: "1 > 3 > 1".into(),
+            turns: 1,
+            down_s: Some(30.4),
+            saw: "much".into(),
+            problem: problem.into(),
+            ..Run::default()
+        };
+        let table = scaling_table(&[run("a", 10, "late"), run("b", 5, "lost"), run("a", 20, "")]);
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines[4], "| a | c | 20 | 0 | 0 | 0 | 1 → 3 → 1 | 1 | – | 30 | 0.0 | yes |");
+        assert!(lines[5].ends_with("| **no** |"), "{table}");
+        assert_eq!(&lines[6..], ["", "- a: much.", "- b: much. **lost**"]);
     }
 
     #[test]
