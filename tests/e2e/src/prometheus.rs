@@ -26,7 +26,8 @@ impl Prometheus {
         let kubectl = Kubectl::new(env, "monitoring");
         let pods = kubectl.list(&["pods", "-l", "app=prometheus"])?;
         let ready = |pod: &&Value| pod["status"]["containerStatuses"][0]["ready"] == true;
-        let pod = pods.iter().find(ready).context("no Prometheus is ready: tests/cluster/autoscaling.sh up")?;
+        let pod =
+            pods.iter().find(ready).context("no Prometheus is ready: tests/cluster/autoscaling.sh up")?;
         let pod = node::name(pod)?;
         let tunnel = Tunnel::open(&kubectl, pod, 9090, Stdio::null())?;
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
