@@ -221,7 +221,10 @@ pub async fn serve_on(
     let service = ExternalScalerServer::new(Scaler::new(gateways, stop.clone()));
     tonic::transport::Server::builder()
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            stop.cancelled_owned(),
+        )
         .await
         .context("serve the external scaler")
 }
