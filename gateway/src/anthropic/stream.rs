@@ -77,18 +77,18 @@ impl AnthropicFramer {
             let begin = || json!({ "type": "thinking", "thinking": "", "signature": "" });
             let index = self.open(Block::Thinking, begin, events);
             if !self.form.hides_thinking {
-                Growth { index, delta: Delta::ThinkingDelta { thinking: &piece.reasoning } }.tell(events);
+                Growth { index, delta: Delta::Thinking { thinking: &piece.reasoning } }.tell(events);
             }
         }
         if !piece.text.is_empty() {
             let index = self.open(Block::Text, || json!({ "type": "text", "text": "" }), events);
-            Growth { index, delta: Delta::TextDelta { text: &piece.text } }.tell(events);
+            Growth { index, delta: Delta::Text { text: &piece.text } }.tell(events);
         }
         for call in &piece.tool_calls {
             let begin = || json!({ "type": "tool_use", "id": call.id, "name": call.name, "input": {} });
             let index = self.open(Block::Call(call.index), begin, events);
             if !call.arguments.is_empty() {
-                let delta = Delta::InputJsonDelta { partial_json: &call.arguments };
+                let delta = Delta::InputJson { partial_json: &call.arguments };
                 Growth { index, delta }.tell(events);
             }
         }
@@ -103,11 +103,14 @@ struct Growth<'a> {
 }
 
 #[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 enum Delta<'a> {
-    ThinkingDelta { thinking: &'a str },
-    TextDelta { text: &'a str },
-    InputJsonDelta { partial_json: &'a str },
+    #[serde(rename = "thinking_delta")]
+    Thinking { thinking: &'a str },
+    #[serde(rename = "text_delta")]
+    Text { text: &'a str },
+    #[serde(rename = "input_json_delta")]
+    InputJson { partial_json: &'a str },
 }
 
 impl Growth<'_> {

@@ -43,8 +43,8 @@ struct Fate {
 /// Sends `count` streams, and waits for the last one; after `patience` nobody comes back any more.
 pub async fn rush(url: &str, model: &str, expected: &[Expected], count: usize, patience: Duration) -> Herd {
     let mut streams = JoinSet::new();
-    for case in expected.iter().cycle().take(count).cloned() {
-        let (url, model) = (url.to_owned(), model.to_owned());
+    for case in expected.iter().cycle().take(count) {
+        let (url, model, case) = (url.to_owned(), model.to_owned(), case.clone());
         streams.spawn(async move { insist(&url, &model, &case, patience).await });
     }
     let mut herd = Herd::default();
