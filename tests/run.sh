@@ -111,6 +111,8 @@ cluster() {
   prepare cluster
   if [ -f "$environment" ]; then
     # shellcheck disable=SC2016 # expanded by the inner shell
+    check "cluster: Gateway API" bash -c '. "$0" && exec "$@"' "$environment" tests/gateway-api.sh
+    # shellcheck disable=SC2016 # expanded by the inner shell
     counted cluster bash -c '. "$0" && exec "$@"' "$environment" \
       cargo test --locked -p belay-e2e --features cluster --test cluster -- --test-threads=1 --nocapture
   fi
