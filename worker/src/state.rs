@@ -19,7 +19,7 @@ pub struct State {
     pub card: Option<ModelCard>,
     /// Epoch in use; 0 for none.
     pub epoch: u64,
-    /// Epoch of the newest placement whose copies are all here; 0 for none.
+    /// Epoch of the newest placement whose copies are all here and whose members were met; 0 for none.
     pub prepared: u64,
     /// Epoch of the newest placement that nothing but its copies is held for; 0 for none.
     pub retired: u64,
