@@ -89,7 +89,10 @@ async fn t3_a_canary_that_refuses_requests_is_taken_back() -> Result<()> {
     patch(&fixture, json!({ "model": { "maxContextTokens": null } }))?;
     fixture.settled(NANO, 1).await?;
     ensure!(pods == uids(&fixture.models.workers(NANO)?), "pods of the stable revision were replaced");
-    traffic.stop().await.all_right(8)
+    traffic.stop().await.all_right(8)?;
+    patch(&fixture, json!({ "rollout": null }))?;
+    fixture.nano().await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
