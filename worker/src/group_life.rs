@@ -187,6 +187,8 @@ impl<B: Backend + 'static> GroupLife<B> {
     /// Does what there is to do; false if something came in between, and another round is due.
     async fn round(&mut self) -> Result<bool, Ending> {
         let Some(round) = self.look() else {
+            // nobody is waited for without a target: patience that has ended would wake this loop for ever
+            self.meeting = None;
             self.wait_for_a_seat();
             return Ok(true);
         };
