@@ -71,11 +71,7 @@ impl Record for Change {
         let count = |name| csv::value::<usize>(Self::COLUMNS, values, name);
         let seconds = |name| csv::value::<f64>(Self::COLUMNS, values, name);
         Ok(Self {
-            provenance: Provenance {
-                date: text("date")?,
-                commit: text("commit")?,
-                machine: text("machine")?,
-            },
+            provenance: Provenance::parse(Self::COLUMNS, values)?,
             event: text("event")?,
             repetition: csv::value(Self::COLUMNS, values, "repetition")?,
             right: count("right")?,

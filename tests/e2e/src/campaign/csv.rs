@@ -80,6 +80,15 @@ where
     text.parse().with_context(|| format!("{name}: {text:?}"))
 }
 
+/// What [`seconds`] wrote.
+///
+/// # Errors
+/// Names the column.
+pub fn maybe_seconds(columns: &[&str], values: &[&str], name: &str) -> Result<Option<f64>> {
+    let text: String = value(columns, values, name)?;
+    if text.is_empty() { Ok(None) } else { value(columns, values, name).map(Some) }
+}
+
 /// A number of seconds that may be missing.
 #[must_use]
 pub fn seconds(value: Option<f64>) -> String {

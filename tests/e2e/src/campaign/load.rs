@@ -62,11 +62,7 @@ impl Record for Moment {
         let text = |name| csv::value::<String>(Self::COLUMNS, values, name);
         let number = |name| csv::value::<f64>(Self::COLUMNS, values, name);
         Ok(Self {
-            provenance: Provenance {
-                date: text("date")?,
-                commit: text("commit")?,
-                machine: text("machine")?,
-            },
+            provenance: Provenance::parse(Self::COLUMNS, values)?,
             mix: text("mix")?,
             layout: text("layout")?,
             interval_s: csv::value(Self::COLUMNS, values, "interval_s")?,

@@ -8,3 +8,4 @@ pub mod provenance;
 pub mod row;
 pub mod scaling;
 pub mod scenario;
+pub mod selection;

@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
+use super::csv;
 use crate::{env::Env, kubectl::run};
 
 /// What a measurement depends on.
@@ -22,6 +23,15 @@ pub struct Provenance {
 }
 
 impl Provenance {
+    /// Of a line of a file.
+    ///
+    /// # Errors
+    /// If a column is missing.
+    pub fn parse(columns: &[&str], values: &[&str]) -> Result<Self> {
+        let text = |name| csv::value(columns, values, name);
+        Ok(Self { date: text("date")?, commit: text("commit")?, machine: text("machine")? })
+    }
+
     /// Of this moment and machine.
     ///
     /// # Errors

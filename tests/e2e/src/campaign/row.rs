@@ -125,16 +125,9 @@ impl Record for Row {
         let count = |name| csv::value::<usize>(Self::COLUMNS, values, name);
         let small = |name| csv::value::<u32>(Self::COLUMNS, values, name);
         let seconds = |name| csv::value::<f64>(Self::COLUMNS, values, name);
-        let maybe = |name| match text(name)?.as_str() {
-            "" => Ok(None),
-            _ => seconds(name).map(Some),
-        };
+        let maybe = |name| csv::maybe_seconds(Self::COLUMNS, values, name);
         Ok(Self {
-            provenance: Provenance {
-                date: text("date")?,
-                commit: text("commit")?,
-                machine: text("machine")?,
-            },
+            provenance: Provenance::parse(Self::COLUMNS, values)?,
             fault: text("fault")?,
             layout: text("layout")?,
             copies: small("copies")?,

@@ -139,9 +139,7 @@ impl Scenario {
     /// Those whose name has one of the words of a filter, which are separated by commas; all, if there is none.
     #[must_use]
     pub fn matches(&self, filter: &str) -> bool {
-        let name = self.to_string();
-        let mut words = filter.split(',').map(str::trim).filter(|word| !word.is_empty()).peekable();
-        words.peek().is_none() || words.any(|word| name.contains(word))
+        super::selection::selects(filter, &self.to_string())
     }
 
     /// The group that is struck.

@@ -13,9 +13,14 @@ mod stage;
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use belay_e2e::{
-    campaign::{csv, page, provenance::Provenance, scaling::Run},
+    campaign::{
+        csv, page,
+        provenance::Provenance,
+        scaling::Run,
+        selection::{selects, setting},
+    },
     fixture::{NANO, fixture},
 };
 use stage::Stage;
@@ -54,11 +59,6 @@ const SCENARIOS: [Scenario; 7] = [
 ];
 
 impl Scenario {
-    fn matches(&self, filter: &str) -> bool {
-        filter.trim().is_empty()
-            || filter.split(',').any(|word| !word.trim().is_empty() && self.name.contains(word.trim()))
-    }
-
     /// Plays it, and fills in what is seen on the way.
     async fn play(&self, stage: &Stage, run: &mut Run) -> Result<()> {
         stage.clear().await?;
@@ -96,11 +96,9 @@ async fn run() -> Result<usize> {
     let (file, page) = (operations.join("reliability/autoscaling.csv"), operations.join("autoscaling.md"));
     let provenance = Provenance::of(&fixture.env)?;
     let filter = std::env::var("BELAY_AUTOSCALING").unwrap_or_default();
-    let repeats: u32 = match std::env::var("BELAY_AUTOSCALING_REPEATS") {
-        Ok(text) => text.parse().context("BELAY_AUTOSCALING_REPEATS")?,
-        Err(_) => 1,
-    };
-    let scenarios: Vec<&Scenario> = SCENARIOS.iter().filter(|scenario| scenario.matches(&filter)).collect();
+    let repeats: u32 = setting("BELAY_AUTOSCALING_REPEATS", 1)?;
+    let scenarios: Vec<&Scenario> =
+        SCENARIOS.iter().filter(|scenario| selects(&filter, scenario.name)).collect();
     ensure!(!scenarios.is_empty(), "no scenario is called {filter}");
     fixture.remove(NANO).await?;
     let stage = Stage::new(fixture).await?;

@@ -9,6 +9,7 @@ use belay_e2e::{
         csv,
         load::{Moment, Summary},
         scenario::{CHAOS, LAYOUTS, Layout},
+        selection::{selects, setting},
     },
     fixture::{Fixture, SOON},
     ledger::Ledger,
@@ -21,7 +22,7 @@ use belay_e2e::{
 };
 use serde_json::json;
 
-use crate::{Campaign, setting};
+use crate::Campaign;
 
 /// Seconds between two rebalances at least.
 const INTERVAL: u32 = 30;
@@ -53,9 +54,7 @@ impl Mix {
     }
 
     pub fn matches(self, filter: &str) -> bool {
-        let name = format!("load/{}", self.name());
-        filter.trim().is_empty()
-            || filter.split(',').any(|word| !word.is_empty() && name.contains(word.trim()))
+        selects(filter, &format!("load/{}", self.name()))
     }
 
     /// Aim, and number of prompts.

@@ -11,9 +11,9 @@ mod load;
 mod strike;
 mod trial;
 
-use std::{path::PathBuf, process::ExitCode, str::FromStr};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use belay_e2e::{
     campaign::{
         csv,
@@ -22,6 +22,7 @@ use belay_e2e::{
         provenance::Provenance,
         row::Row,
         scenario::{CHAOS, Scenario},
+        selection::setting,
     },
     fixture::{Fixture, NANO, fixture},
 };
@@ -123,16 +124,5 @@ impl Campaign {
 
     fn publish(&self) -> Result<()> {
         page::publish(&self.page, &self.rows()?, &csv::read(&self.load)?)
-    }
-}
-
-/// A number from the environment.
-fn setting<T: FromStr>(name: &str, otherwise: T) -> Result<T>
-where
-    T::Err: std::error::Error + Send + Sync + 'static,
-{
-    match std::env::var(name) {
-        Ok(text) => text.parse().with_context(|| format!("{name}={text}")),
-        Err(_) => Ok(otherwise),
     }
 }

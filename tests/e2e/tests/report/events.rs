@@ -51,11 +51,6 @@ pub const EVENTS: [Event; 11] = [
 ];
 
 impl Event {
-    pub fn matches(&self, filter: &str) -> bool {
-        filter.trim().is_empty()
-            || filter.split(',').any(|word| !word.trim().is_empty() && self.name.contains(word.trim()))
-    }
-
     /// Makes the change, and waits until it is complete.
     pub async fn make(&self, fixture: &Fixture, name: &str) -> Result<()> {
         let scale = |replicas: u64| {

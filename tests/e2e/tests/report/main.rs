@@ -7,9 +7,14 @@ mod events;
 
 use std::{path::Path, process::ExitCode, time::Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use belay_e2e::{
-    campaign::{change::Change, csv, page, provenance::Provenance},
+    campaign::{
+        change::Change,
+        csv, page,
+        provenance::Provenance,
+        selection::{selects, setting},
+    },
     fixture::{Fixture, NANO, SOON, fixture},
     oracle::{Expected, LoneWorker},
     service::NodePort,
@@ -45,11 +50,8 @@ async fn run() -> Result<usize> {
     let (file, page) = (docs.join("operations/reliability/changes.csv"), docs.join("reliability.md"));
     let provenance = Provenance::of(&fixture.env)?;
     let filter = std::env::var("BELAY_REPORT").unwrap_or_default();
-    let repeats: u32 = match std::env::var("BELAY_REPORT_REPEATS") {
-        Ok(text) => text.parse().context("BELAY_REPORT_REPEATS")?,
-        Err(_) => 1,
-    };
-    let events: Vec<&Event> = EVENTS.iter().filter(|event| event.matches(&filter)).collect();
+    let repeats: u32 = setting("BELAY_REPORT_REPEATS", 1)?;
+    let events: Vec<&Event> = EVENTS.iter().filter(|event| selects(&filter, event.name)).collect();
     ensure!(!events.is_empty(), "no change is called {filter}");
     fixture.install(&["gateway.replicas=2"])?;
     fixture.remove(NANO).await?;
