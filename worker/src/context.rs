@@ -27,8 +27,10 @@ pub struct Context {
     pub config: ServeConfig,
     /// Name that clients ask for.
     pub model_name: String,
-    /// UID of this life.
+    /// UID of the pod.
     pub uid: String,
+    /// Name of this process, which no other has.
+    pub process: String,
     /// Life cycle and requests in flight.
     pub shared: Arc<Shared>,
     /// Metrics of requests.
@@ -65,6 +67,7 @@ impl Context {
         let uid = config.pod_uid.clone().filter(|uid| !uid.is_empty());
         Self {
             uid: uid.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+            process: uuid::Uuid::new_v4().to_string(),
             config,
             model_name,
             shared: Arc::default(),

@@ -37,8 +37,8 @@ pub enum Seen {
 pub struct View {
     /// It takes requests.
     pub ready: bool,
-    /// The process has no weights yet: it is another life than one that was ready.
-    pub starting: bool,
+    /// Name of the process: a pod that is started anew keeps its UID, and another process has nothing to keep to.
+    pub process: String,
     /// Epoch of the placement in force.
     pub epoch: u64,
     /// (layer, expert) pairs without a live copy.
@@ -60,13 +60,12 @@ impl View {
     #[must_use]
     pub fn of(status: &WorkerStatus) -> Self {
         let coverage = status.coverage.unwrap_or_default();
-        let starting = [Phase::Starting, Phase::WaitingForPlacement, Phase::Loading];
         let peers = |health| {
             status.peers.iter().filter(|peer| peer.health() == health).map(|peer| peer.worker).collect()
         };
         Self {
             ready: status.phase() == Phase::Ready,
-            starting: starting.contains(&status.phase()),
+            process: status.process.clone(),
             epoch: status.placement_epoch,
             uncovered: coverage.uncovered,
             min_live_copies: coverage.min_live_copies,
@@ -111,11 +110,12 @@ impl Timeline {
         let mut all = Uncovered::default();
         for samples in self.lives().values() {
             let mut been_ready = false;
-            let (mut before, mut grown) = (None::<Duration>, Duration::ZERO);
+            let (mut before, mut grown) = (None::<&View>, Duration::ZERO);
             for (sample, view) in
                 views(samples.iter().copied()).filter(|(sample, _)| !except.contains(&sample.worker))
             {
-                been_ready = view.ready || (been_ready && !view.starting);
+                let before_here = before.filter(|before| before.process == view.process);
+                been_ready = view.ready || (been_ready && before_here.is_some());
                 if been_ready && view.uncovered > 0 {
                     all.samples += 1;
                     all.first.get_or_insert_with(|| {
@@ -128,12 +128,12 @@ impl Timeline {
                     });
                 }
                 // the count begins anew with each process
-                grown += match before {
-                    Some(before) if view.uncovered_for >= before => view.uncovered_for - before,
-                    Some(_) => view.uncovered_for,
-                    None => Duration::ZERO,
+                grown += match (before_here, before) {
+                    (Some(before), _) => view.uncovered_for.saturating_sub(before.uncovered_for),
+                    (None, Some(_)) => view.uncovered_for,
+                    (None, None) => Duration::ZERO,
                 };
-                before = Some(view.uncovered_for);
+                before = Some(view);
             }
             all.counted = all.counted.max(grown);
         }
@@ -220,13 +220,17 @@ impl Timeline {
     pub fn fallen_epochs(&self) -> Vec<String> {
         let mut fallen = Vec::new();
         for samples in self.lives().values() {
-            let mut before = 0;
+            let mut before = None::<&View>;
             for (sample, view) in views(samples.iter().copied()) {
-                if view.epoch < before && !view.starting {
-                    fallen
-                        .push(format!("worker {} fell from epoch {before} to {}", sample.worker, view.epoch));
+                if let Some(before) = before.filter(|before| before.process == view.process)
+                    && view.epoch < before.epoch
+                {
+                    fallen.push(format!(
+                        "worker {} fell from epoch {} to {}",
+                        sample.worker, before.epoch, view.epoch
+                    ));
                 }
-                before = view.epoch;
+                before = Some(view);
             }
         }
         fallen

@@ -69,6 +69,7 @@ impl AdminService {
             known_epoch: context.membership.with(|member| member.known_epoch()).unwrap_or(0),
             kv_bytes,
             kv_bytes_limit,
+            process: context.process.clone(),
         }
     }
 

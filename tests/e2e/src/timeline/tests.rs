@@ -39,7 +39,7 @@ fn loss() -> Vec<Sample> {
         sample(13, "a", 0, View { uncovered_for: 2 * SECOND, ..bare }),
         other(13, "b", 1, Seen::Gone),
         sample(14, "a", 0, adopts),
-        sample(15, "c", 1, View { starting: true, ready: false, ..View::default() }),
+        sample(15, "c", 1, View { ready: false, ..View::default() }),
         sample(16, "a", 0, settled.clone()),
         sample(17, "c", 1, View { uncovered_for: Duration::ZERO, ..settled }),
     ]
@@ -123,19 +123,36 @@ fn a_gap_between_two_samples_is_counted_by_the_worker_itself() {
 
 #[test]
 fn a_process_that_begins_anew_begins_its_count_anew() {
-    let counted = |milliseconds| View { uncovered_for: Duration::from_millis(milliseconds), ..well() };
-    let samples = [(0, 100), (1, 130), (2, 0), (3, 5)];
-    let samples = samples.map(|(at, counted_ms)| sample(at, "a", 0, counted(counted_ms))).to_vec();
-    assert_eq!(Timeline::new(samples).uncovered(&[]).counted, Duration::from_millis(35));
+    let counted = |process: &str, milliseconds| View {
+        process: process.into(),
+        uncovered_for: Duration::from_millis(milliseconds),
+        ..well()
+    };
+    let samples = [(0, "p", 100), (1, "p", 130), (2, "q", 0), (3, "q", 5), (4, "r", 7)];
+    let samples = samples.map(|(at, process, ms)| sample(at, "a", 0, counted(process, ms))).to_vec();
+    assert_eq!(Timeline::new(samples).uncovered(&[]).counted, Duration::from_millis(42));
+}
+
+#[test]
+fn another_process_of_the_pod_was_never_ready() {
+    let bare = |process: &str| View { process: process.into(), uncovered: 3, ready: false, ..well() };
+    let seen = |process: &str| {
+        Timeline::new(vec![
+            sample(0, "a", 0, View { process: "p".into(), ..well() }),
+            sample(1, "a", 0, bare(process)),
+        ])
+    };
+    assert_eq!(seen("q").uncovered(&[]).samples, 0);
+    assert_eq!(seen("p").uncovered(&[]).samples, 1);
 }
 
 #[test]
 fn an_epoch_falls_only_with_the_process() {
-    let at_epoch = |epoch, starting| View { epoch, starting, ..well() };
-    let fell = |starting| {
-        let samples = vec![sample(0, "a", 0, at_epoch(3, false)), sample(1, "a", 0, at_epoch(2, starting))];
+    let at_epoch = |epoch, process: &str| View { epoch, process: process.into(), ..well() };
+    let fell = |process| {
+        let samples = vec![sample(0, "a", 0, at_epoch(3, "p")), sample(1, "a", 0, at_epoch(2, process))];
         Timeline::new(samples).fallen_epochs()
     };
-    assert_eq!(fell(true), Vec::<String>::new());
-    assert_eq!(fell(false), ["worker 0 fell from epoch 3 to 2"]);
+    assert_eq!(fell("q"), Vec::<String>::new());
+    assert_eq!(fell("p"), ["worker 0 fell from epoch 3 to 2"]);
 }
