@@ -22,8 +22,8 @@ pub struct AnalysisSpec {
     #[schemars(range(min = 0, max = 1000000))]
     pub min_requests: i32,
 
-    /// How long a step waits for them after its hold. Then it goes on with what else is known: readiness, restarts, parity,
-    /// queries. 0: it waits for as long as it takes.
+    /// How long a step waits for them after its hold, and for more where a check is undecided. Then it goes on with what else is
+    /// known: readiness, restarts, parity, queries. 0: it waits for as long as it takes.
     #[serde(default = "default_wait_for_requests_seconds")]
     #[schemars(range(min = 0, max = 604800))]
     pub wait_for_requests_seconds: i32,

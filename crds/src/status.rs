@@ -144,7 +144,7 @@ pub struct CheckStatus {
     /// Errors, FirstToken, InterToken, Restarts, Parity, or the name of a query.
     pub name: String,
 
-    /// Good, Bad, TooFew (not enough to tell) or Pending.
+    /// Good, Bad, Undecided (it looks worse, perhaps by chance), TooFew (not enough to tell) or Pending.
     pub verdict: String,
 
     /// The numbers behind it.

@@ -50,6 +50,8 @@ struct Memory {
     restarts: BTreeMap<String, u32>,
     judged: Option<Instant>,
     checks: Vec<Check>,
+    /// The checks are of all that the step had to wait for, not of what there was some time before.
+    is_final: bool,
     parity: Shared,
     queries: Shared,
 }
@@ -116,6 +118,7 @@ impl Memory {
             restarts: BTreeMap::new(),
             judged: None,
             checks: vec![],
+            is_final: false,
             parity: Shared::default(),
             queries: Shared::default(),
         }
@@ -191,8 +194,12 @@ impl Subject<'_> {
             memory.judged.get_or_insert_with(Instant::now);
             self.ask_queries(memory);
         }
-        if memory.judged.is_none_or(|judged| judged.elapsed() >= interval) {
+        let enough = self.enough(memory, gateways);
+        let is_complete = self.is_past(0) && enough == Gate::Open;
+        let is_due = memory.judged.is_none_or(|judged| judged.elapsed() >= interval);
+        if is_due || (is_complete && !memory.is_final && !memory.checks.is_empty()) {
             memory.judged = Some(Instant::now());
+            memory.is_final = is_complete;
             let none = Revision::default();
             let counted = measure.zip(memory.baseline.as_ref()).map(|(now, then)| now.totals.since(then));
             memory.checks = match &counted {
@@ -206,34 +213,39 @@ impl Subject<'_> {
             self.ask_queries(memory);
         }
         let checks = [memory.checks.clone(), lock(&memory.queries).checks.clone()].concat();
-        let bad = checks.iter().find_map(|check| match check.verdict {
-            Verdict::Bad(reason) => Some(Gate::Bad(reason, check.message.clone())),
-            _ => None,
-        });
-        if let Some(bad) = bad {
-            return bad;
-        }
-        if memory.checks.is_empty() {
-            return Gate::Wait("the first look is yet to come".to_owned());
-        }
-        self.enough(memory, gateways)
+        let enough = match memory.checks.is_empty() {
+            true => Gate::Wait("the first look is yet to come".to_owned()),
+            false => enough,
+        };
+        judge::gate(&checks, enough, !self.is_out_of_patience())
     }
 
-    /// Whether enough requests were answered; not asked for any more after a while.
-    fn enough(&self, memory: &Memory, gateways: Option<Option<&Measure>>) -> Gate {
+    /// Whether the step's hold and some seconds are over.
+    fn is_past(&self, seconds: i64) -> bool {
         let state = &self.prospect.state;
-        let preview = matches!(self.wanted.rules.strategy, Strategy::BlueGreen { .. }) && state.step == 0;
-        // without gateways there is nothing to wait for; a preview gets no requests but by name
-        let Some(measure) = gateways.filter(|_| !preview) else { return Gate::Open };
         let hold = match &self.wanted.rules.strategy {
             Strategy::Canary { steps } => {
                 usize::try_from(state.step).ok().and_then(|step| steps.get(step)).map_or(0, |step| step.1)
             }
             Strategy::RollingUpdate { .. } | Strategy::BlueGreen { .. } => 0,
         };
-        let patience = i64::from(self.spec.wait_for_requests_seconds);
         let since = state.since.unwrap_or(self.now);
-        if patience > 0 && self.now.as_second() - since.as_second() >= hold + patience {
+        self.now.as_second() - since.as_second() >= hold + seconds
+    }
+
+    /// Whether answers were waited for as long as they may be.
+    fn is_out_of_patience(&self) -> bool {
+        let patience = i64::from(self.spec.wait_for_requests_seconds);
+        patience > 0 && self.is_past(patience)
+    }
+
+    /// Whether enough requests were answered; not asked for any more after a while.
+    fn enough(&self, memory: &Memory, gateways: Option<Option<&Measure>>) -> Gate {
+        let preview =
+            matches!(self.wanted.rules.strategy, Strategy::BlueGreen { .. }) && self.prospect.state.step == 0;
+        // without gateways there is nothing to wait for; a preview gets no requests but by name
+        let Some(measure) = gateways.filter(|_| !preview) else { return Gate::Open };
+        if self.is_out_of_patience() {
             return Gate::Open;
         }
         let counted = measure.zip(memory.baseline.as_ref()).map(|(now, then)| now.totals.since(then));

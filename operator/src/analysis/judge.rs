@@ -2,7 +2,11 @@
 use belay_crds::{AnalysisSpec, CheckStatus, Reason};
 use belay_proto::gateway::Revision;
 
-use super::statistics::{SIGNIFICANCE, binomial_tail, fisher, larger_by, quantile, upper_tail};
+use crate::rollout::Gate;
+
+use super::statistics::{
+    DOUBT, SIGNIFICANCE, binomial_tail, fisher, larger_by, larger_tail, quantile, upper_tail,
+};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,10 +26,25 @@ pub enum Verdict {
     Good,
     /// It is worse, beyond chance.
     Bad(Reason),
+    /// It looks worse, and may be so by chance: more answers will tell.
+    Undecided,
     /// Not enough to tell.
     TooFew,
     /// It is being found out.
     Pending,
+}
+
+impl Verdict {
+    /// Of a difference that chance alone would show with this probability.
+    fn by(chance: f64, reason: Reason) -> Self {
+        if chance < SIGNIFICANCE {
+            Self::Bad(reason)
+        } else if chance < DOUBT {
+            Self::Undecided
+        } else {
+            Self::Good
+        }
+    }
 }
 
 impl Check {
@@ -40,6 +59,7 @@ impl From<&Check> for CheckStatus {
         let verdict = match check.verdict {
             Verdict::Good => "Good",
             Verdict::Bad(_) => "Bad",
+            Verdict::Undecided => "Undecided",
             Verdict::TooFew => "TooFew",
             Verdict::Pending => "Pending",
         };
@@ -49,6 +69,24 @@ impl From<&Check> for CheckStatus {
 
 /// Fewest values of either revision that times are compared by.
 const LEAST: u64 = 10;
+
+/// Whether a step may go on. `enough`: whether the requests that it must have are answered; `may_wait`: whether more of them may
+/// be waited for.
+pub fn gate(checks: &[Check], enough: Gate, may_wait: bool) -> Gate {
+    let bad = checks.iter().find_map(|check| match check.verdict {
+        Verdict::Bad(reason) => Some(Gate::Bad(reason, check.message.clone())),
+        _ => None,
+    });
+    let in_doubt = checks.iter().find(|check| may_wait && check.verdict == Verdict::Undecided);
+    match (bad, enough, in_doubt) {
+        (Some(bad), _, _) => bad,
+        // not the numbers: a status that changes with each request would be written with each
+        (None, Gate::Open, Some(check)) => {
+            Gate::Wait(format!("{} is undecided: more answers will tell", check.name))
+        }
+        (None, enough, _) => enough,
+    }
+}
 
 /// Compares what both did over the same time.
 pub fn compare(spec: &AnalysisSpec, new: &Revision, stable: &Revision) -> Vec<Check> {
@@ -108,14 +146,8 @@ fn errors(spec: &AnalysisSpec, new: &Revision, stable: &Revision) -> Check {
         over_stable,
     );
     // without a stable one that was asked, there is only the limit
-    let is_worse = other.1 == 0 || over_stable < SIGNIFICANCE;
-    let verdict = if own.1 == 0 {
-        Verdict::TooFew
-    } else if over_limit < SIGNIFICANCE && is_worse {
-        Verdict::Bad(Reason::ErrorsIncreased)
-    } else {
-        Verdict::Good
-    };
+    let chance = if other.1 == 0 { over_limit } else { over_limit.max(over_stable) };
+    let verdict = if own.1 == 0 { Verdict::TooFew } else { Verdict::by(chance, Reason::ErrorsIncreased) };
     Check::new("Errors", verdict, message)
 }
 
@@ -128,22 +160,26 @@ fn times(
     independent: (u64, u64),
 ) -> Check {
     let compared = new.zip(stable).and_then(|(new, stable)| {
-        let score = larger_by(new, stable, margin, independent)?;
-        Some((quantile(new, 0.5)?, quantile(stable, 0.5)?, score))
+        let typical = upper_tail(larger_by(new, stable, margin, independent)?);
+        let slow = larger_tail(new, stable, margin, independent)?;
+        // two questions: either may be answered wrongly
+        let chance = (2.0 * typical.min(slow)).min(1.0);
+        let told = |histogram| Some([1000.0 * quantile(histogram, 0.5)?, 1000.0 * quantile(histogram, 0.9)?]);
+        Some((told(new)?, told(stable)?, chance))
     });
-    let Some((own, other, score)) = compared.filter(|_| independent.0.min(independent.1) >= LEAST) else {
+    let Some((own, other, chance)) = compared.filter(|_| independent.0.min(independent.1) >= LEAST) else {
         let message = format!("{} and {} answers are too few to compare", independent.0, independent.1);
         return Check::new(name, Verdict::TooFew, message);
     };
-    let chance = upper_tail(score);
     let message = format!(
-        "median {:.1} ms, stable {:.1} ms; limit + {:.0} %; by chance {chance:.2e}",
-        own * 1000.0,
-        other * 1000.0,
+        "p50 {:.1} ms, p90 {:.1} ms, stable {:.1} and {:.1} ms; limit + {:.0} %; by chance {chance:.2e}",
+        own[0],
+        own[1],
+        other[0],
+        other[1],
         (margin - 1.0) * 100.0
     );
-    let verdict = if chance < SIGNIFICANCE { Verdict::Bad(reason) } else { Verdict::Good };
-    Check::new(name, verdict, message)
+    Check::new(name, Verdict::by(chance, reason), message)
 }
 
 #[cfg(test)]
@@ -188,6 +224,11 @@ mod tests {
             "one may be chance"
         );
         assert_eq!(
+            verdicts(&revision(48, 3, 50), &revision(400, 0, 50))[0],
+            Verdict::Undecided,
+            "three look like more than that, and are not enough for a verdict"
+        );
+        assert_eq!(
             verdicts(&revision(20, 10, 50), &revision(280, 120, 50))[0],
             Verdict::Good,
             "the other fails as much: it is not the revision"
@@ -202,6 +243,41 @@ mod tests {
         assert_eq!(slower[1], Verdict::Bad(Reason::FirstTokenSlower), "five buckets are 61 percent");
         assert_eq!(slower[2], Verdict::Bad(Reason::TokensSlower));
         assert_eq!(verdicts(&revision(50, 0, 51), &revision(400, 0, 50)), [Verdict::Good; 3]);
+    }
+
+    #[test]
+    fn few_slower_answers_decide_nothing_yet() {
+        // a fifth of them much slower
+        let mixed = |answers: u64| {
+            let mut revision = revision(answers, 0, 50);
+            let mut counts = vec![0; 150];
+            (counts[50], counts[70]) = (answers * 4 / 5, answers / 5);
+            let times = Histogram { first: 0.0005, factor: 1.1, counts, sum: 1.0 };
+            (revision.first_token, revision.inter_token) = (Some(times.clone()), Some(times));
+            verdicts(&revision, &self::revision(3 * answers, 0, 50))[1]
+        };
+        assert_eq!(mixed(15), Verdict::Undecided);
+        assert_eq!(mixed(100), Verdict::Bad(Reason::FirstTokenSlower));
+    }
+
+    #[test]
+    fn a_step_waits_for_a_check_in_doubt_as_long_as_it_may() {
+        let checks = |verdict| {
+            let good = Check::new("Errors", Verdict::Good, String::new());
+            [good, Check::new("FirstToken", verdict, "slow".to_owned())]
+        };
+        let waits = Gate::Wait("fewer".to_owned());
+        let bad = Verdict::Bad(Reason::FirstTokenSlower);
+        for may_wait in [true, false] {
+            assert_eq!(gate(&checks(Verdict::Good), Gate::Open, may_wait), Gate::Open);
+            assert_eq!(gate(&checks(Verdict::TooFew), waits.clone(), may_wait), waits);
+            assert_eq!(gate(&checks(Verdict::Undecided), waits.clone(), may_wait), waits);
+            let taken_back = Gate::Bad(Reason::FirstTokenSlower, "slow".to_owned());
+            assert_eq!(gate(&checks(bad), waits.clone(), may_wait), taken_back);
+        }
+        let in_doubt = gate(&checks(Verdict::Undecided), Gate::Open, true);
+        assert_eq!(in_doubt, Gate::Wait("FirstToken is undecided: more answers will tell".to_owned()));
+        assert_eq!(gate(&checks(Verdict::Undecided), Gate::Open, false), Gate::Open);
     }
 
     #[test]

@@ -5,6 +5,10 @@ use belay_proto::gateway::Histogram;
 /// revision must not be taken back by the fiftieth of them.
 pub const SIGNIFICANCE: f64 = 0.001;
 
+/// Below this a difference may be one, and is worth waiting for more values. No verdict hangs on it, so it may be met by chance:
+/// it costs time.
+pub const DOUBT: f64 = 0.05;
+
 /// Probability of at least `hits` of `trials` if each is one with probability `share`: the tail of the binomial distribution.
 pub fn binomial_tail(hits: u64, trials: u64, share: f64) -> f64 {
     if hits == 0 {
@@ -63,28 +67,74 @@ fn ln_factorial(n: u64) -> f64 {
     x * x.ln() - x + 0.5 * (std::f64::consts::TAU * x).ln() + 1.0 / (12.0 * x) - 1.0 / (360.0 * x.powi(3))
 }
 
+/// Of the values of both, how many count as slow ones.
+const SLOW: f64 = 0.2;
+
+/// Probability that as many of the largest values would be of the first histogram by chance, if its values were like those of the
+/// second, times `factor`: Mood's test at the 80th percentile of both together. Both count as `independent` values at most.
+/// `None`: there is nothing to compare.
+///
+/// The test of Mann and Whitney asks which of two values is larger more often. A revision that is as fast as ever half of the time,
+/// and ten times slower the other half, hardly moves it.
+pub fn larger_tail(
+    first: &Histogram,
+    second: &Histogram,
+    factor: f64,
+    independent: (u64, u64),
+) -> Option<f64> {
+    let Pair { own, other, n, m } = Pair::of(first, second, factor, independent)?;
+    let (mut slow_own, mut slow_other) = (0.0, 0.0);
+    for (own, other) in own.iter().zip(&other).rev() {
+        let (next_own, next_other) = (slow_own + own * n, slow_other + other * m);
+        if next_own + next_other > SLOW * (n + m) {
+            break;
+        }
+        (slow_own, slow_other) = (next_own, next_other);
+    }
+    let whole = |value: f64| value.round() as u64;
+    Some(fisher((whole(slow_own), whole(n)), (whole(slow_other), whole(m))))
+}
+
+/// Two histograms bucket by bucket, each as shares of its values, and as how many values they count.
+struct Pair {
+    own: Vec<f64>,
+    other: Vec<f64>,
+    n: f64,
+    m: f64,
+}
+
+impl Pair {
+    /// `None` if they have different buckets, or one has nothing. The second one's values are multiplied.
+    fn of(first: &Histogram, second: &Histogram, factor: f64, independent: (u64, u64)) -> Option<Self> {
+        if first.factor != second.factor || first.first != second.first || first.factor <= 1.0 {
+            return None;
+        }
+        // times a factor is so many buckets to the right; a part of a bucket is split
+        let shift = factor.max(f64::MIN_POSITIVE).ln() / first.factor.ln();
+        let mut other = moved(&second.counts, shift);
+        let mut own: Vec<f64> = first.counts.iter().map(|&count| count as f64).collect();
+        let length = own.len().max(other.len());
+        let (total_own, total_other): (f64, f64) = (own.iter().sum(), other.iter().sum());
+        let (n, m) = (total_own.min(independent.0 as f64), total_other.min(independent.1 as f64));
+        if n < 1.0 || m < 1.0 {
+            return None;
+        }
+        for (counts, total) in [(&mut own, total_own), (&mut other, total_other)] {
+            counts.resize(length, 0.0);
+            counts.iter_mut().for_each(|count| *count /= total);
+        }
+        Some(Self { own, other, n, m })
+    }
+}
+
 /// How much larger values of the first histogram are than values of the second, times `factor`: the standard score of the
 /// Mann–Whitney test with ties, in which both count as `independent` values at most. `None`: there is nothing to compare.
 ///
 /// Tokens of one answer come fast or slowly together; so they count as fewer values than they are.
 pub fn larger_by(first: &Histogram, second: &Histogram, factor: f64, independent: (u64, u64)) -> Option<f64> {
-    if first.factor != second.factor || first.first != second.first || first.factor <= 1.0 {
-        return None;
-    }
-    // times a factor is so many buckets to the right; a part of a bucket is split
-    let shift = factor.max(f64::MIN_POSITIVE).ln() / first.factor.ln();
-    let moved = moved(&second.counts, shift);
-    let length = first.counts.len().max(moved.len());
-    let at = |counts: &[f64], i: usize| counts.get(i).copied().unwrap_or(0.0);
-    let own: Vec<f64> = first.counts.iter().map(|&count| count as f64).collect();
-    let (total_own, total_other): (f64, f64) = (own.iter().sum(), moved.iter().sum());
-    let (n, m) = (total_own.min(independent.0 as f64), total_other.min(independent.1 as f64));
-    if n < 1.0 || m < 1.0 {
-        return None;
-    }
+    let Pair { own, other, n, m } = Pair::of(first, second, factor, independent)?;
     let (mut below, mut wins, mut ties) = (0.0, 0.0, 0.0);
-    for i in 0..length {
-        let (own, other) = (at(&own, i) / total_own, at(&moved, i) / total_other);
+    for (own, other) in own.into_iter().zip(other) {
         wins += own * (below + other / 2.0);
         below += other;
         // share of all values in this bucket, each side by its weight
@@ -204,6 +254,45 @@ mod tests {
         assert_eq!(larger_by(&Histogram::default(), &usual, 1.2, (5, 5)), None);
     }
 
+    #[test]
+    fn a_part_that_is_much_slower_is_seen_and_a_slower_answer_now_and_then_is_not() {
+        let usual = histogram(&latencies(2, 120, 0.1));
+        let with_slow = |share: usize| {
+            let values = latencies(1, 60, 0.1).into_iter().enumerate();
+            histogram(
+                &values
+                    .map(|(i, value)| if i % 10 < share { 8.0 * value } else { value })
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let independent = (60, 120);
+        let part = with_slow(4);
+        let score = larger_by(&part, &usual, 1.2, independent).unwrap();
+        assert!(upper_tail(score) > 10.0 * SIGNIFICANCE, "as a whole it hardly shows: {score}");
+        assert!(larger_tail(&part, &usual, 1.2, independent).unwrap() < SIGNIFICANCE / 2.0);
+        assert!(larger_tail(&with_slow(1), &usual, 1.2, independent).unwrap() > DOUBT);
+        assert!(larger_tail(&usual, &usual, 1.0, independent).unwrap() > 0.1);
+        assert_eq!(larger_tail(&Histogram::default(), &usual, 1.2, independent), None);
+    }
+
+    /// Looks at equal revisions: as many are called different as chance allows, not more.
+    #[test]
+    fn both_tests_err_as_seldom_as_they_say() {
+        let looks = 4000;
+        let mut erred = (0, 0);
+        for seed in 0..looks {
+            let (a, b) =
+                (histogram(&latencies(2 * seed + 1, 40, 0.1)), histogram(&latencies(2 * seed + 2, 160, 0.1)));
+            let independent = (40, 160);
+            let score = larger_by(&a, &b, 1.0, independent).unwrap();
+            erred.0 += u32::from(upper_tail(score) < 0.01);
+            erred.1 += u32::from(larger_tail(&a, &b, 1.0, independent).unwrap() < 0.01);
+        }
+        // 40 each are expected, with a deviation of 6
+        assert!(erred.0 < 65 && erred.1 < 65, "{erred:?} of {looks}");
+        assert!(erred.0 > 15, "the test of medians would be too weak: {erred:?}");
+    }
+
     proptest! {
         /// The same distribution twice, without any margin: one look in a thousand may err, not one in fifty.
         #[test]
@@ -213,6 +302,7 @@ mod tests {
             prop_assert!(score < 4.5, "{score}");
             let with_margin = larger_by(&a, &b, 1.2, (50, 400)).unwrap();
             prop_assert!(upper_tail(with_margin) > SIGNIFICANCE, "{with_margin}");
+            prop_assert!(larger_tail(&a, &b, 1.2, (50, 400)).unwrap() > SIGNIFICANCE / 2.0);
         }
 
         #[test]

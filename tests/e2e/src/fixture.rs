@@ -226,9 +226,17 @@ impl Fixture {
         if let Some(streams) = STREAMS.get() {
             return Ok(streams.clone());
         }
-        let worker = LoneWorker::start(&self.env).await?;
-        let streams = worker.long_streams(&self.cases(&["fact", "doc", "code"], 6)?, 150).await?;
+        let streams = self.streams(150).await?;
         Ok(STREAMS.get_or_init(|| streams).clone())
+    }
+
+    /// Streams of so many tokens, with what a lone worker process gives.
+    ///
+    /// # Errors
+    /// If the worker can't answer.
+    pub async fn streams(&self, tokens: u32) -> Result<Vec<Expected>> {
+        let worker = LoneWorker::start(&self.env).await?;
+        worker.long_streams(&self.cases(&["fact", "doc", "code"], 6)?, tokens).await
     }
 }
 

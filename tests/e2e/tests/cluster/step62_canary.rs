@@ -1,5 +1,5 @@
 //! Canaries under constant traffic: a good one takes over, one that answers otherwise never gets a request, one that refuses
-//! what the old revision answers is taken back.
+//! what the old revision answers is taken back, and so is one that is slower.
 
 use anyhow::{Context, Result, bail, ensure};
 use belay_e2e::{
@@ -91,6 +91,36 @@ async fn t3_a_canary_that_refuses_requests_is_taken_back() -> Result<()> {
     ensure!(pods == uids(&fixture.models.workers(NANO)?), "pods of the stable revision were replaced");
     traffic.stop().await.all_right(8)?;
     patch(&fixture, json!({ "rollout": null }))?;
+    fixture.nano().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t4_a_canary_that_is_slower_is_taken_back() -> Result<()> {
+    let fixture = fixture()?;
+    fixture.nano().await?;
+    let mut rollout = canary(&fixture)?;
+    // parity is asked beside the traffic of others; here it would only take time
+    rollout["analysis"]["parity"] = Value::Null;
+    patch(&fixture, json!({ "rollout": rollout }))?;
+    fixture.settled(NANO, 1).await?;
+    let pods = uids(&fixture.models.workers(NANO)?);
+    let streams = fixture.streams(40).await?;
+    let tunnel = fixture.gateway()?;
+    let traffic = Traffic::start(&tunnel.url(), NANO, &streams, 6)?;
+    wait::until("traffic", SOON, || Ok((traffic.answered() >= 12).then_some(()))).await?;
+    // a tenth of a processor each: every answer is right, and late
+    let limits =
+        |cpu: Value| json!({ "group": { "template": { "resources": { "limits": { "cpu": cpu } } } } });
+    patch(&fixture, limits(json!("100m")))?;
+    let status = taken_back(&fixture, "FirstTokenSlower").await?;
+    println!("{}", status["rollout"]["lastRollback"]["message"]);
+    let report = traffic.stop().await;
+    println!("{report}");
+    report.all_right(16)?;
+    patch(&fixture, json!({ "group": { "template": { "resources": null } }, "rollout": null }))?;
+    fixture.settled(NANO, 1).await?;
+    ensure!(pods == uids(&fixture.models.workers(NANO)?), "pods of the stable revision were replaced");
     fixture.nano().await?;
     Ok(())
 }
