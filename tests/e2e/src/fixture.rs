@@ -226,17 +226,17 @@ impl Fixture {
         if let Some(streams) = STREAMS.get() {
             return Ok(streams.clone());
         }
-        let streams = self.streams(150).await?;
+        let streams = self.streams(&["fact", "doc", "code"], 150).await?;
         Ok(STREAMS.get_or_init(|| streams).clone())
     }
 
-    /// Streams of so many tokens, with what a lone worker process gives.
+    /// Streams of so many tokens after prompts of these kinds, with what a lone worker process gives.
     ///
     /// # Errors
     /// If the worker can't answer.
-    pub async fn streams(&self, tokens: u32) -> Result<Vec<Expected>> {
+    pub async fn streams(&self, skills: &[&str], tokens: u32) -> Result<Vec<Expected>> {
         let worker = LoneWorker::start(&self.env).await?;
-        worker.long_streams(&self.cases(&["fact", "doc", "code"], 6)?, tokens).await
+        worker.long_streams(&self.cases(skills, 6)?, tokens).await
     }
 }
 

@@ -105,20 +105,26 @@ async fn t4_a_canary_that_is_slower_is_taken_back() -> Result<()> {
     patch(&fixture, json!({ "rollout": rollout }))?;
     fixture.settled(NANO, 1).await?;
     let pods = uids(&fixture.models.workers(NANO)?);
-    let streams = fixture.streams(40).await?;
+    let streams = fixture.streams(&["doc.long"], 20).await?;
     let tunnel = fixture.gateway()?;
     let traffic = Traffic::start(&tunnel.url(), NANO, &streams, 6)?;
     wait::until("traffic", SOON, || Ok((traffic.answered() >= 12).then_some(()))).await?;
-    // a tenth of a processor each: every answer is right, and late
-    let limits =
-        |cpu: Value| json!({ "group": { "template": { "resources": { "limits": { "cpu": cpu } } } } });
-    patch(&fixture, limits(json!("100m")))?;
+    // prompts of some hundred tokens are read token by token, each time anew: every answer is right, and late
+    let environment = fixture.models.deployment(NANO)?["spec"]["group"]["template"]["env"].clone();
+    let mut slow = environment.as_array().cloned().unwrap_or_default();
+    slow.push(json!({ "name": "BELAY_STEP_TOKENS", "value": "1" }));
+    let set = |cache: Value, environment: Value| {
+        let group = json!({ "template": { "env": environment }, "cache": cache });
+        patch(&fixture, json!({ "group": group }))
+    };
+    set(json!({ "prefix": "Disabled" }), Value::Array(slow))?;
     let status = taken_back(&fixture, "FirstTokenSlower").await?;
     println!("{}", status["rollout"]["lastRollback"]["message"]);
     let report = traffic.stop().await;
     println!("{report}");
     report.all_right(16)?;
-    patch(&fixture, json!({ "group": { "template": { "resources": null } }, "rollout": null }))?;
+    set(Value::Null, environment)?;
+    patch(&fixture, json!({ "rollout": null }))?;
     fixture.settled(NANO, 1).await?;
     ensure!(pods == uids(&fixture.models.workers(NANO)?), "pods of the stable revision were replaced");
     fixture.nano().await?;
