@@ -39,7 +39,7 @@ pub async fn good(stage: &Stage, run: &mut Run) -> Result<()> {
     })
     .await?;
     let checks = verdicts(&history);
-    run.saw += &format!("; {}", checks.join(", "));
+    run.saw += &format!("; at the end {}", last(&checks).join(", "));
     for name in ["Errors10s", "Scraped"] {
         let good = checks.iter().any(|check| check.starts_with(&format!("{name} Good")));
         ensure!(good, "{name} never had a number: {checks:?}");
@@ -147,6 +147,14 @@ fn verdicts(history: &History) -> Vec<String> {
         }
     }
     seen
+}
+
+/// The last line about each check.
+fn last(lines: &[String]) -> Vec<&str> {
+    let name = |line: &str| line.split_once(' ').map(|(name, _)| name.to_owned());
+    let later =
+        |(at, line): (usize, &String)| lines.iter().skip(at + 1).any(|other| name(other) == name(line));
+    lines.iter().enumerate().filter(|&(at, line)| !later((at, line))).map(|(_, line)| line.as_str()).collect()
 }
 
 fn query(name: &str, query: &str, bound: &str, value: &str) -> Value {
