@@ -2,7 +2,7 @@
 //!
 //! A watch tells late. That is no harm where others write: any look at the API server is late as well. But who decides before
 //! his own last writes are told decides on what is no more: a group that was just drained counts as ready, one that was just
-//! made is missing. So what is written is noted ([`Tracked`]), and a look waits until the watches have told it. If that takes
+//! made is missing. So what is written is noted ([`Tracked`]), and a look is put off until the watches have told it. If that takes
 //! too long, or if a call got no answer, the API server is asked.
 mod kind;
 #[cfg(test)]
@@ -33,6 +33,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 pub use self::{
@@ -42,12 +43,26 @@ pub use self::{
 };
 use self::{
     kind::{Kind, Watched},
-    writes::{Expected, KindName, Writes},
+    writes::{Expected, KindName, Waits, Writes},
 };
 use crate::{error::describe, reconcile::observe::Objects};
 
-/// How long a look waits for the watches before it asks the API server.
+/// How long a look waits for the watches. Most have told by then; those who wait longer make room for others.
+const BRIEFLY: Duration = Duration::from_millis(20);
+
+/// How long a look is put off before it asks the API server.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether the watches have told what this process wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// They have.
+    All,
+    /// Not yet: it is looked at a little later.
+    Later,
+    /// They take too long, or cannot: the API server is asked.
+    Ask,
+}
 
 /// Seconds that one call of a watch goes on. A connection that is dead without a sign is noticed five seconds later at most.
 const WATCH_SECONDS: u32 = 60;
@@ -128,12 +143,12 @@ impl Cache {
         }
     }
 
-    /// Everything that a deployment owns, with all that this process wrote.
+    /// Everything that a deployment owns. Who has not been told all of what this process wrote ([`Self::told`]) asks the API server.
     ///
     /// # Errors
     /// When the API server had to be asked and did not answer.
     pub async fn look(&self, client: &Client, key: &Key, uid: &str) -> Result<Objects, kube::Error> {
-        if !self.catch_up(key, uid).await {
+        if !self.writes.open(uid).is_empty() {
             debug!(deployment = key.name, "the watches are behind: the API server is asked");
             return self.ask(client, key, uid).await;
         }
@@ -171,12 +186,55 @@ impl Cache {
         self.writes.set_status(uid, version);
     }
 
-    /// Waits until the watch of deployments has told the last status of this one; false if it takes too long.
-    pub async fn status_told(&self, uid: &str) -> bool {
-        let Some(version) = self.writes.status(uid) else { return true };
+    /// Whether the watch of deployments has told the last status of this one.
+    pub async fn status_told(&self, uid: &str) -> Told {
+        let Some(version) = self.writes.status(uid) else { return Told::All };
         let mut seen = self.deployments.subscribe();
         let told = seen.wait_for(|seen| seen.version >= version);
-        tokio::time::timeout(PATIENCE, told).await.is_ok()
+        let is_told = tokio::time::timeout(BRIEFLY, told).await.is_ok();
+        self.since(uid, Waits::Status, is_told)
+    }
+
+    /// Whether the watches have told what this process wrote for a deployment.
+    pub async fn told(&self, key: &Key, uid: &str) -> Told {
+        let open = self.writes.open(uid);
+        if open.is_empty() {
+            return Told::All;
+        }
+        if open.iter().any(|(_, expected)| *expected == Expected::Anything) {
+            return Told::Ask;
+        }
+        let all_told = async {
+            for (name, expected) in &open {
+                let part = self.part(*name);
+                let mut steps = part.progress().subscribe();
+                while !part.shows(&key.namespace, expected) {
+                    if steps.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        let is_told = tokio::time::timeout(BRIEFLY, all_told).await.is_ok();
+        if is_told {
+            self.writes.set(uid, vec![]);
+        }
+        self.since(uid, Waits::Objects, is_told)
+    }
+
+    /// Counts how long somebody has been put off.
+    fn since(&self, uid: &str, waits: Waits, is_told: bool) -> Told {
+        let now = Instant::now();
+        if is_told {
+            self.writes.waits_no_more(uid, waits);
+            return Told::All;
+        }
+        if now - self.writes.waits_since(uid, waits, now) < PATIENCE {
+            return Told::Later;
+        }
+        // and is put off as long before it is asked once more
+        self.writes.waits_no_more(uid, waits);
+        Told::Ask
     }
 
     /// A deployment is gone.
@@ -232,33 +290,6 @@ impl Cache {
         }
     }
 
-    /// Waits until the watches have told what this process wrote for a deployment; false if only the API server can tell.
-    async fn catch_up(&self, key: &Key, uid: &str) -> bool {
-        let open = self.writes.open(uid);
-        if open.is_empty() {
-            return true;
-        }
-        if open.iter().any(|(_, expected)| *expected == Expected::Anything) {
-            return false;
-        }
-        let all_told = async {
-            for (name, expected) in &open {
-                let part = self.part(*name);
-                let mut steps = part.progress().subscribe();
-                while !part.shows(&key.namespace, expected) {
-                    if steps.changed().await.is_err() {
-                        return;
-                    }
-                }
-            }
-        };
-        let told = tokio::time::timeout(PATIENCE, all_told).await.is_ok();
-        if told {
-            self.writes.set(uid, vec![]);
-        }
-        told
-    }
-
     /// Asks the API server. What it tells and the watches do not yet is waited for next time.
     async fn ask(&self, client: &Client, key: &Key, uid: &str) -> Result<Objects, kube::Error> {
         let (pods, services, config_maps, revisions, budgets) = tokio::try_join!(
@@ -298,4 +329,64 @@ async fn list<K: Cached>(client: &Client, key: &Key) -> Result<Vec<K>, kube::Err
     let mut list = Api::<K>::namespaced(client.clone(), &key.namespace).list(&params).await?;
     list.items.iter_mut().for_each(K::strip);
     Ok(list.items)
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    use super::*;
+
+    const UID: &str = "uid";
+
+    fn key() -> Key {
+        Key { namespace: "coast".into(), name: "one".into() }
+    }
+
+    /// As often as the controller comes back, for some time.
+    async fn asked_for(cache: &Cache, time: Duration) -> Vec<Told> {
+        let (begin, mut answers) = (Instant::now(), vec![]);
+        while begin.elapsed() < time {
+            answers.push(cache.told(&key(), UID).await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        answers
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_is_put_off_until_the_watches_have_told_and_asks_now_and_then() {
+        let cache = Cache::default();
+        assert_eq!(cache.told(&key(), UID).await, Told::All, "nothing was written");
+        cache.writes.add(UID, KindName::ConfigMap, Expected::Version { version: 5, lists: 0 });
+        let answers = asked_for(&cache, Duration::from_millis(1900)).await;
+        assert!(answers.iter().all(|answer| *answer == Told::Later), "{answers:?}");
+        let answers = asked_for(&cache, PATIENCE).await;
+        assert_eq!(answers.iter().filter(|answer| **answer == Told::Ask).count(), 1, "{answers:?}");
+        let object = json!({ "metadata": { "name": "a", "namespace": "coast", "resourceVersion": "5" } });
+        cache.config_maps.apply(Event::Apply(serde_json::from_value(object).unwrap()));
+        assert_eq!(cache.told(&key(), UID).await, Told::All);
+        assert!(cache.writes.open(UID).is_empty(), "a look asks nobody");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_know_what_became_of_a_call_asks_at_once() {
+        let cache = Cache::default();
+        cache.writes.add(UID, KindName::Pod, Expected::Anything);
+        assert_eq!(cache.told(&key(), UID).await, Told::Ask);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_is_made_from_the_last_one() {
+        let cache = Cache::default();
+        assert_eq!(cache.status_told(UID).await, Told::All);
+        cache.wrote_status(UID, Some(7));
+        cache.deployments.note(Some(6), false, false);
+        assert_eq!(cache.status_told(UID).await, Told::Later);
+        tokio::time::sleep(PATIENCE).await;
+        assert_eq!(cache.status_told(UID).await, Told::Ask);
+        assert_eq!(cache.status_told(UID).await, Told::Later);
+        cache.deployments.note(Some(7), false, false);
+        assert_eq!(cache.status_told(UID).await, Told::All);
+    }
 }

@@ -29,7 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     backoff::{ErrorClass, key},
-    cache::{self, Key, Progress},
+    cache::{self, Key, Progress, Told},
     context::Context,
     error::describe,
     nodes::{self, NodeState},
@@ -40,6 +40,9 @@ type Guarded = DeserializeGuard<ModelDeployment>;
 
 /// Deployments that are worked on at the same time.
 const CONCURRENCY: u16 = 16;
+
+/// How soon a deployment is looked at again that the watches were behind with. What they tell meanwhile may bring it sooner.
+const PUT_OFF: Duration = Duration::from_millis(100);
 
 /// How long to gather events about a deployment before it is looked at: pods of a group change together.
 const GATHER: Duration = Duration::from_millis(50);
@@ -144,7 +147,10 @@ async fn work(
     store: Store<Guarded>,
     context: Arc<Context>,
 ) -> Result<Action, ReconcileError> {
-    let object = fresh(object, &store, &context).await?;
+    let Some(object) = fresh(object, &store, &context).await? else {
+        context.metrics.put_off();
+        return Ok(Action::requeue(PUT_OFF));
+    };
     let deployment = match &object.0 {
         Ok(deployment) => deployment,
         Err(invalid) => {
@@ -170,18 +176,30 @@ async fn work(
     result
 }
 
-/// The deployment with the last status that was written: the next one is made from it.
+/// The deployment with the last status that was written: the next one is made from it. `None` while the watches are behind with
+/// that, or with what it owns.
 async fn fresh(
     object: Arc<Guarded>,
     store: &Store<Guarded>,
     context: &Context,
-) -> Result<Arc<Guarded>, ReconcileError> {
-    if context.cache.status_told(&object.uid().unwrap_or_default()).await {
-        return Ok(store.get(&ObjectRef::from_obj(&*object)).unwrap_or(object));
+) -> Result<Option<Arc<Guarded>>, ReconcileError> {
+    let uid = object.uid().unwrap_or_default();
+    let owned = Key { namespace: object.namespace().unwrap_or_default(), name: object.name_any() };
+    if context.cache.told(&owned, &uid).await == Told::Later {
+        return Ok(None);
     }
-    debug!(deployment = key(&*object), "the watch is behind: the API server is asked");
-    let api: Api<Guarded> = api(&context.client, object.namespace().as_deref());
-    api.get(&object.name_any()).await.map(Arc::new).map_err(ReconcileError::Observe)
+    match context.cache.status_told(&uid).await {
+        Told::All => Ok(Some(store.get(&ObjectRef::from_obj(&*object)).unwrap_or(object))),
+        Told::Later => Ok(None),
+        Told::Ask => {
+            debug!(deployment = key(&*object), "the watch is behind: the API server is asked");
+            let api: Api<Guarded> = api(&context.client, object.namespace().as_deref());
+            api.get(&object.name_any())
+                .await
+                .map(|object| Some(Arc::new(object)))
+                .map_err(ReconcileError::Observe)
+        }
+    }
 }
 
 fn on_error(object: Arc<Guarded>, failure: &ReconcileError, context: Arc<Context>) -> Action {

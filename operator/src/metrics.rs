@@ -44,6 +44,7 @@ pub struct Metrics {
     registry: Arc<Registry>,
     reconciles: Counter,
     errors: Family<ErrorLabels, Counter>,
+    put_off: Counter,
     seconds: Histogram,
     requests: Family<RequestLabels, Counter>,
     groups: Family<GroupLabels, Gauge>,
@@ -56,18 +57,34 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("belay_operator");
         let reconciles = Counter::default();
         let errors = Family::default();
+        let put_off = Counter::default();
         let seconds = Histogram::new(SECONDS);
         let requests = Family::default();
         let groups = Family::default();
         let leader = Gauge::default();
         registry.register("reconciles", "Reconciles that were begun", reconciles.clone());
         registry.register("reconcile_errors", "Reconciles that failed, by class of error", errors.clone());
+        registry.register(
+            "put_off",
+            "Reconciles that were put off: the watches had yet to tell what this process wrote",
+            put_off.clone(),
+        );
         registry.register("reconcile_seconds", "Duration of a reconcile in seconds", seconds.clone());
         registry.register("api_requests", "Calls to the API server, by verb and resource", requests.clone());
         registry.register("groups", "Groups of a ModelDeployment, by state", groups.clone());
         registry.register("leader", "1 if this process leads, else 0", leader.clone());
         let experts = ExpertMetrics::register(&mut registry);
-        Self { registry: Arc::new(registry), reconciles, errors, seconds, requests, groups, leader, experts }
+        Self {
+            registry: Arc::new(registry),
+            reconciles,
+            errors,
+            put_off,
+            seconds,
+            requests,
+            groups,
+            leader,
+            experts,
+        }
     }
 }
 
@@ -79,6 +96,11 @@ impl Metrics {
         if let Some(class) = class {
             self.errors.get_or_create(&ErrorLabels { class: class.to_owned() }).inc();
         }
+    }
+
+    /// A reconcile was put off until the watches have told more.
+    pub fn put_off(&self) {
+        self.put_off.inc();
     }
 
     /// The API server is called.

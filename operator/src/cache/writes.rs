@@ -6,6 +6,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::time::Instant;
+
 /// The kinds that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KindName {
@@ -49,6 +51,15 @@ impl Expected {
     }
 }
 
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Waits {
+    /// What the deployment owns.
+    Objects,
+    /// Its status.
+    Status,
+}
+
 /// Own writes that watches have not told yet.
 #[derive(Debug, Default)]
 pub struct Writes {
@@ -61,6 +72,8 @@ struct Of {
     open: Vec<(KindName, Expected)>,
     /// Version of the deployment with the last status.
     status: Option<u64>,
+    /// Since when somebody waits in vain.
+    since: HashMap<Waits, Instant>,
 }
 
 impl Writes {
@@ -91,6 +104,18 @@ impl Writes {
     /// The version that a deployment has at least.
     pub fn status(&self, uid: &str) -> Option<u64> {
         self.lock().get(uid)?.status
+    }
+
+    /// Since when this is waited for; since `now`, if it was not yet.
+    pub fn waits_since(&self, uid: &str, waits: Waits, now: Instant) -> Instant {
+        *self.lock().entry(uid.to_owned()).or_default().since.entry(waits).or_insert(now)
+    }
+
+    /// It was told, or asked for.
+    pub fn waits_no_more(&self, uid: &str, waits: Waits) {
+        if let Some(of) = self.lock().get_mut(uid) {
+            of.since.remove(&waits);
+        }
     }
 
     /// A deployment is gone.
