@@ -14,8 +14,8 @@ use crate::{
     until,
 };
 
-/// What happens to nodes and pods: a node is there and ready at once; a pod with a node runs at once; one that is to be
-/// deleted is gone at once. The worker in it is not kwok's: see `workers.rs`.
+/// What happens to nodes and pods: a node is there and ready at once; a pod with a node runs at once. The worker in it is not
+/// kwok's, nor is its end: see `workers.rs`.
 const STAGES: &str = r#"
 kind: Stage
 apiVersion: kwok.x-k8s.io/v1alpha1
@@ -61,16 +61,6 @@ spec:
         restartCount: 0
         state: { running: { startedAt: {{ Now | Quote }} } }
       {{ end }}
----
-kind: Stage
-apiVersion: kwok.x-k8s.io/v1alpha1
-metadata: { name: pod-is-gone }
-spec:
-  resourceRef: { apiGroup: v1, kind: Pod }
-  selector:
-    matchExpressions:
-    - { key: .metadata.deletionTimestamp, operator: Exists }
-  next: { delete: true }
 "#;
 
 /// Starts kwok and the scheduler, and waits until there are `count` nodes that are ready.

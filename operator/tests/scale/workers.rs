@@ -22,6 +22,7 @@ use futures::stream::unfold;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt as _,
+    api::{DeleteParams, Preconditions},
     runtime::{WatchStreamExt as _, watcher},
 };
 use tokio::{
@@ -38,6 +39,21 @@ use crate::worker::Worker;
 pub struct Workers {
     by_address: Arc<Mutex<HashMap<IpAddr, Worker>>>,
     calls: Arc<AtomicU64>,
+}
+
+/// Ends a pod that is to be deleted, as its kubelet does: this one, and not whoever has its name by now. (kwok goes by the name, and
+/// once it is late it ends each successor.)
+async fn end(client: Client, pod: Pod) {
+    let pods: Api<Pod> = Api::namespaced(client, &pod.namespace().unwrap());
+    let this = Preconditions { uid: pod.uid(), resource_version: None };
+    let now =
+        DeleteParams { grace_period_seconds: Some(0), preconditions: Some(this), ..DeleteParams::default() };
+    match pods.delete(&pod.name_any(), &now).await {
+        Ok(_) => {}
+        // somebody else was quicker
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+        Err(error) => panic!("{}: {error}", pod.name_any()),
+    }
 }
 
 type Dialled = mpsc::Sender<io::Result<TcpStream>>;
@@ -76,7 +92,7 @@ impl Workers {
     async fn follow(self, client: Client, card: ModelCard, dialled: Dialled) {
         let mut doors: HashMap<IpAddr, AbortOnDropHandle<()>> = HashMap::new();
         let config = watcher::Config::default().labels("app.kubernetes.io/name=belay-worker");
-        let mut events = std::pin::pin!(watcher(Api::<Pod>::all(client), config).default_backoff());
+        let mut events = std::pin::pin!(watcher(Api::<Pod>::all(client.clone()), config).default_backoff());
         while let Some(event) = events.next().await {
             let Ok(event) = event else { continue };
             let mut all = self.by_address.lock().unwrap();
@@ -86,6 +102,11 @@ impl Workers {
                 pod.status.as_ref()?.pod_ip.as_ref()?.parse::<IpAddr>().ok()
             };
             match event {
+                watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)
+                    if pod.metadata.deletion_timestamp.is_some() =>
+                {
+                    tokio::spawn(end(client.clone(), pod));
+                }
                 watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) => {
                     let Some(ip) = address(&pod) else { continue };
                     let known =
