@@ -1,8 +1,14 @@
 //! Listeners and connections.
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body};
-use http::Request;
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request as ApiRequest, State},
+    middleware::Next,
+    response::Response,
+};
+use http::{HeaderValue, Request, Version, header::CONNECTION};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -42,6 +48,7 @@ pub struct App {
 
 /// Everything on the API address: OpenAI HTTP and gRPC in one router; with keys, only for those who show one.
 pub fn router(app: App, grpc: tonic::service::Routes, keys: Option<Arc<Keyring>>) -> Router {
+    let health = Arc::clone(&app.health);
     let router = openai::router(app.clone())
         .merge(anthropic::router(app))
         .merge(grpc.into_axum_router().reset_fallback())
@@ -54,6 +61,22 @@ pub fn router(app: App, grpc: tonic::service::Routes, keys: Option<Arc<Keyring>>
     router
         .layer(axum::middleware::from_fn(request_id::assign))
         .layer(axum::middleware::from_fn(telemetry::trace))
+        .layer(axum::middleware::from_fn_with_state(health, last_of_its_connection))
+}
+
+/// Who leaves says so with each answer: a client whose next request crosses the end of its connection does not know whether it was
+/// served. HTTP/2 has GOAWAY for that.
+async fn last_of_its_connection(
+    State(health): State<Arc<Health>>,
+    request: ApiRequest,
+    next: Next,
+) -> Response {
+    let is_plain = request.version() <= Version::HTTP_11;
+    let mut response = next.run(request).await;
+    if is_plain && health.is_leaving() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Accepts connections until `stop`, then lets each finish what it serves. The connections are in `tracker`.

@@ -376,7 +376,8 @@ proptest! {
         let turns = ups_and_downs.windows(2).filter(|pair| pair[0] != pair[1]).count();
         prop_assert!(turns <= 1, "up, and down again to what is needed: {ups_and_downs:?}");
         // what arrived while they loaded is to be drained in about the time that it took to load them
-        let bound = 2.2 * needed + 2.0;
+        let arrived = needed * (100.0 + mean.max(0.0)) / 100.0;
+        let bound = 2.2 * arrived + 2.0;
         prop_assert!(f64::from(most) <= bound, "at most {bound}, but {most}");
         let enough = f64::from(current) >= needed * (100.0 + mean) / 100.0;
         prop_assert!(enough, "{current} for {needed}");

@@ -34,9 +34,14 @@ impl Health {
         self.leaving.store(true, Ordering::Release);
     }
 
+    /// Whether it is not to be ready any more.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
     /// Ready, or why not. Workers do not matter here: requests for models without one are held.
     pub fn ready(&self) -> Result<(), &'static str> {
-        if self.leaving.load(Ordering::Acquire) {
+        if self.is_leaving() {
             Err("shutting down")
         } else if !self.fleet.view().synced {
             Err("models and workers are not known yet")

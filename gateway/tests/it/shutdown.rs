@@ -44,11 +44,18 @@ async fn new_requests_are_served_while_load_balancers_catch_up() {
     let worker = Worker::start().await;
     let gateway = gateway(&[&worker], &["--lame-duck-seconds=2"]).await;
     let (api, metrics) = (gateway.api, gateway.metrics);
+    let body = json!({"model": MODEL, "prompt": "p", "max_tokens": 5});
+    let before = client::post(api, "/v1/completions", &body).await;
+    assert_eq!(before.headers.get("connection"), None, "clients keep their connections");
     let down = tokio::spawn(gateway.shut_down());
     let leaving = async { while client::get(metrics, "/readyz").await.status == 200 {} };
     tokio::time::timeout(LONG, leaving).await.unwrap();
-    let body = json!({"model": MODEL, "prompt": "p", "max_tokens": 5});
-    assert_eq!(client::post(api, "/v1/completions", &body).await.status, 200);
+    let last = client::post(api, "/v1/completions", &body).await;
+    assert_eq!(last.status, 200);
+    assert_eq!(
+        last.headers["connection"], "close",
+        "or the next request may cross the end of the connection"
+    );
     tokio::time::timeout(LONG, down).await.expect("an end").unwrap();
 }
 

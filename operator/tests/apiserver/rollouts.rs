@@ -117,7 +117,10 @@ impl Cluster {
         assert_eq!(status.rollout.unwrap().last_rollback.unwrap().reason, "FirstTokenSlower");
 
         self.gateway.rest();
-        self.change(NAME, json!({ "rollout": { "analysis": { "policy": "Report" } } })).await;
+        // nobody is held up by a verdict, so the first step is long enough for one
+        let steps = |seconds: i32| json!({ "steps": [{ "weightPercent": 25, "holdSeconds": seconds }, { "weightPercent": 60, "holdSeconds": 1 }] });
+        let report = json!({ "rollout": { "analysis": { "policy": "Report" }, "canary": steps(10) } });
+        self.change(NAME, report).await;
         self.image("worker:canary-4").await;
         let status = self.until(NAME, "the first share", shares).await;
         self.both_conduct(&status, slow);
@@ -128,7 +131,8 @@ impl Cluster {
         self.until(NAME, "it is told", told).await;
         self.until(NAME, "and changes nothing", |s| settled(s) && s.updated_replicas == 3).await;
         self.until_told(NAME, &["AnalysisReported"]).await;
-        self.change(NAME, json!({ "rollout": { "analysis": { "policy": "Rollback" } } })).await;
+        let rollback = json!({ "rollout": { "analysis": { "policy": "Rollback" }, "canary": steps(1) } });
+        self.change(NAME, rollback).await;
     }
 
     async fn a_third_revision_is_compared_with_the_first_and_the_first_needs_no_proof(&mut self) {
