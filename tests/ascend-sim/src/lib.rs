@@ -1,0 +1,1 @@
+//! A simulator with the C ABI of CANN.

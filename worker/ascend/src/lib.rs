@@ -1,0 +1,1 @@
+//! CANN behind safe wrappers.
