@@ -177,3 +177,27 @@ pub(crate) fn restore_binding(runtime: &Runtime) {
         tracing::error!(%error, "a thread lost its context");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    trait Sent<A> {
+        fn is_sent() {}
+    }
+    impl<T: ?Sized> Sent<()> for T {}
+    impl<T: ?Sized + Send> Sent<u8> for T {}
+
+    fn shared<T: Send + Sync>() {}
+
+    #[test]
+    fn a_guard_stays_on_its_thread_and_what_it_guards_does_not() {
+        // ambiguous, and so no program, if guards could be sent
+        <Current as Sent<_>>::is_sent();
+        shared::<Context>();
+        shared::<crate::Stream>();
+        shared::<crate::Event>();
+        shared::<crate::Region>();
+        shared::<crate::HostBuffer>();
+    }
+}
