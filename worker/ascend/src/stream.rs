@@ -4,6 +4,7 @@
 //! lets go of early is not freed under the device.
 
 use std::any::Any;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ pub struct Stream {
 struct Inner {
     context: Context,
     raw: RawStream,
+    /// Pieces of work queued so far. Written under the lock of `state`, but read without: who queues may be held up
+    /// inside the runtime while the queue is full, and must not hold up who waits or aborts.
+    submitted: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -43,8 +47,6 @@ impl std::fmt::Debug for Inner {
 
 #[derive(Default)]
 struct State {
-    /// Pieces of work queued so far.
-    submitted: u64,
     /// Pieces known to be done: all up to this one.
     completed: u64,
     /// Times the stream was aborted.
@@ -89,7 +91,9 @@ impl Stream {
         let code = unsafe { (runtime.symbols().aclrtCreateStream)(&mut raw) };
         runtime.check("aclrtCreateStream", code)?;
         let context = current.context().clone();
-        let stream = Self { inner: Arc::new(Inner { context, raw, state: Mutex::default() }) };
+        let stream = Self {
+            inner: Arc::new(Inner { context, raw, submitted: AtomicU64::new(0), state: Mutex::default() }),
+        };
         if let Some(set) = runtime.symbols().aclrtSetStreamFailureMode {
             // SAFETY: the stream was just created.
             let code = unsafe { set(raw, failure_mode::STOP) };
@@ -119,7 +123,7 @@ impl Stream {
     /// [`Error::WrongContext`], [`Error::Call`].
     pub fn is_idle(&self, current: &Current) -> Result<bool> {
         current.require(&self.inner.context, "aclrtStreamQuery")?;
-        let target = self.inner.lock().submitted;
+        let target = self.inner.submitted.load(Ordering::Acquire);
         let mut status = 0;
         // SAFETY: the stream is alive, `status` is alive during the call.
         let code = unsafe { (current.runtime().symbols().aclrtStreamQuery)(self.inner.raw, &mut status) };
@@ -168,12 +172,12 @@ impl Stream {
         current.require(&self.inner.context, call)?;
         // the lock is held so that numbers are in the order of the queue
         let mut state = self.inner.lock();
-        let ticket = state.submitted + 1;
+        let ticket = self.inner.submitted.load(Ordering::Relaxed) + 1;
         kept.iter().for_each(|object| state.keep(ticket, object));
         let code = queue(self.inner.raw);
         // counted even if it was refused: a wait for more than there is does no harm, and what the call was given is
         // then held until it is sure that nothing uses it
-        state.submitted = ticket;
+        self.inner.submitted.store(ticket, Ordering::Release);
         let ticket = Ticket { number: ticket, aborts: state.aborts };
         drop(state);
         current.runtime().check(call, code)?;
@@ -199,7 +203,7 @@ impl Inner {
     }
 
     fn synchronize(&self, limit: Duration) -> Result<()> {
-        let target = self.lock().submitted;
+        let target = self.submitted.load(Ordering::Acquire);
         let runtime = self.context.runtime();
         let wait = runtime.symbols().aclrtSynchronizeStreamWithTimeout;
         // SAFETY: the stream is alive, its context is current, and the limit is never −1.
@@ -215,7 +219,7 @@ impl Inner {
         let Some(abort) = runtime.symbols().aclrtStreamAbort else {
             return Err(Error::Absent { symbol: "aclrtStreamAbort" });
         };
-        let target = self.lock().submitted;
+        let target = self.submitted.load(Ordering::Acquire);
         // SAFETY: the stream is alive and its context is current.
         let code = unsafe { abort(self.raw) };
         runtime.check("aclrtStreamAbort", code)?;
@@ -229,10 +233,7 @@ impl Inner {
 
     /// Whether nothing of the stream's work runs any more.
     fn drain(&self) -> bool {
-        let state = self.lock();
-        let is_idle = state.completed == state.submitted;
-        drop(state);
-        if is_idle {
+        if self.lock().completed == self.submitted.load(Ordering::Acquire) {
             return true;
         }
         let waited = self.synchronize(DRAIN_LIMIT);

@@ -1,4 +1,5 @@
 //! What is found where, and what is said when something is missing.
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 mod common;
 

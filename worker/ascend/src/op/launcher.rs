@@ -38,6 +38,7 @@ pub struct Plans {
 struct Key {
     operator: &'static str,
     layouts: [Option<Layout>; MAX_TENSORS],
+    scalar: Option<u32>,
     attribute: u64,
 }
 
@@ -97,7 +98,12 @@ impl Launcher {
         }
         let mut layouts = [None; MAX_TENSORS];
         layouts.iter_mut().zip(views()).for_each(|(slot, view)| *slot = Some(*view.layout()));
-        let key = Key { operator: call, layouts, attribute: operation.attribute };
+        let key = Key {
+            operator: call,
+            layouts,
+            scalar: operation.scalar.map(f32::to_bits),
+            attribute: operation.attribute,
+        };
 
         // what is not put back is released: after an error nobody knows which addresses a plan has
         let mut plan = match self.plans.remove(&key) {

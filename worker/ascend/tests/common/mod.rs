@@ -1,5 +1,5 @@
 //! The simulator as tests see it: a library with CANN's interface, and a few functions to make it misbehave.
-#![allow(dead_code)] // each test program uses a part
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, reason = "test code; each program uses a part")]
 
 use std::ffi::{CString, c_char};
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use belay_ascend::{
     Context, Current, DataType, Device, DeviceLimits, Layout, Library, Region, Runtime, Search, Staging,
     Stream, View,
 };
-use libloading::os::unix::Library as File;
+use libloading::os::unix::{Library as File, RTLD_NOW};
 
 /// Ample for whatever has to happen.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -61,7 +61,7 @@ impl Sim {
     pub fn take() -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the simulator's initialisers ask for nothing.
-        let file = unsafe { File::open(Some(library_file()), 2) }.unwrap();
+        let file = unsafe { File::open(Some(library_file()), RTLD_NOW) }.unwrap();
         let sim = Self { file, _turn: turn };
         sim.clear();
         sim
