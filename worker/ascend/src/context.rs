@@ -11,9 +11,17 @@ use crate::ffi::RawContext;
 use crate::{Device, Error, Result, Runtime};
 
 thread_local! {
-    /// The context of the guards that live on this thread, and how many there are. Holding on to it keeps the context
-    /// alive even if a guard is forgotten.
-    static BOUND: RefCell<Option<(Context, usize)>> = const { RefCell::new(None) };
+    static BOUND: RefCell<Option<Binding>> = const { RefCell::new(None) };
+}
+
+/// What a thread is bound to.
+struct Binding {
+    /// Holding on to it keeps the context alive even if a guard is forgotten.
+    context: Context,
+    /// Guards that live on this thread.
+    guards: usize,
+    /// Another context is current, and this one could not be made so again.
+    is_lost: bool,
 }
 
 /// A context on a device, to which streams, events and memory belong. Cheap to clone; each of these objects holds on
@@ -60,11 +68,11 @@ impl Context {
         BOUND.with(|bound| {
             let mut bound = bound.borrow_mut();
             match bound.as_mut() {
-                Some((context, guards)) if context.is(self) => *guards += 1,
+                Some(binding) if binding.context.is(self) => binding.guards += 1,
                 Some(_) => return Err(Error::WrongContext { call: "bind" }),
                 None => {
                     self.set()?;
-                    *bound = Some((self.clone(), 1));
+                    *bound = Some(Binding { context: self.clone(), guards: 1, is_lost: false });
                 }
             }
             Ok(Current { context: self.clone(), _this_thread: PhantomData })
@@ -90,8 +98,10 @@ impl Context {
             return release();
         }
         // a release that this one causes is then already inside; at the end of a thread there is no binding to keep
-        let before = BOUND.try_with(|bound| bound.borrow_mut().replace((self.clone(), 1)));
-        if let Err(error) = self.set() {
+        let entered = Binding { context: self.clone(), guards: 1, is_lost: false };
+        let before = BOUND.try_with(|bound| bound.borrow_mut().replace(entered));
+        // a failure has no effect, and another try may have one
+        if let Err(error) = self.set().or_else(|_| self.set()) {
             // the release is tried nevertheless, and says itself whether it worked
             tracing::warn!(%error, "a context could not be entered for a release");
         }
@@ -138,7 +148,22 @@ impl Current {
 
     /// Refuses an object of another context.
     pub(crate) fn require(&self, context: &Context, call: &'static str) -> Result<()> {
-        if self.context.is(context) { Ok(()) } else { Err(Error::WrongContext { call }) }
+        if !self.context.is(context) {
+            return Err(Error::WrongContext { call });
+        }
+        self.hold()
+    }
+
+    /// Makes the context current again if it was lost to a release of another one.
+    pub(crate) fn hold(&self) -> Result<()> {
+        BOUND.with(|bound| match bound.borrow_mut().as_mut() {
+            Some(binding) if binding.is_lost => {
+                self.context.set()?;
+                binding.is_lost = false;
+                Ok(())
+            }
+            _ => Ok(()),
+        })
     }
 }
 
@@ -149,8 +174,8 @@ impl Drop for Current {
         let last = BOUND.try_with(|bound| {
             let mut bound = bound.borrow_mut();
             match bound.as_mut() {
-                Some((_, guards)) if *guards > 1 => {
-                    *guards -= 1;
+                Some(binding) if binding.guards > 1 => {
+                    binding.guards -= 1;
                     None
                 }
                 _ => bound.take(),
@@ -162,20 +187,24 @@ impl Drop for Current {
 }
 
 fn is_bound_to(context: &Context) -> bool {
-    BOUND
-        .try_with(|bound| bound.borrow().as_ref().is_some_and(|(bound, _)| bound.is(context)))
-        .unwrap_or(false)
+    let is = |binding: &Binding| binding.context.is(context) && !binding.is_lost;
+    BOUND.try_with(|bound| bound.borrow().as_ref().is_some_and(is)).unwrap_or(false)
 }
 
-/// Makes the thread's bound context current again after a call that changed it.
+/// Makes the thread's bound context current again after a call that changed it. If that fails, it is tried again before
+/// the next use of a guard.
 pub(crate) fn restore_binding(runtime: &Runtime) {
-    let bound = BOUND.try_with(|bound| bound.borrow().as_ref().map(|(context, _)| context.clone()));
-    let Ok(Some(context)) = bound else { return };
-    // SAFETY: the context is alive, since the thread holds on to it.
-    let code = unsafe { (runtime.symbols().aclrtSetCurrentContext)(context.inner.raw) };
-    if let Err(error) = runtime.check("aclrtSetCurrentContext", code) {
-        tracing::error!(%error, "a thread lost its context");
-    }
+    let _ = BOUND.try_with(|bound| {
+        let mut bound = bound.borrow_mut();
+        let Some(binding) = bound.as_mut() else { return };
+        // SAFETY: the context is alive, since the thread holds on to it.
+        let code = unsafe { (runtime.symbols().aclrtSetCurrentContext)(binding.context.inner.raw) };
+        let outcome = runtime.check("aclrtSetCurrentContext", code);
+        binding.is_lost = outcome.is_err();
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "a thread lost its context");
+        }
+    });
 }
 
 #[cfg(test)]

@@ -104,6 +104,7 @@ impl Device {
         if !Arc::ptr_eq(&current.context().device().inner, &self.inner) {
             return Err(Error::WrongContext { call: "aclrtGetMemInfo" });
         }
+        current.hold()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: both numbers are alive during the call.
         let code = unsafe {

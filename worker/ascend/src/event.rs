@@ -40,6 +40,7 @@ impl Event {
     /// # Errors
     /// [`Error::Call`](crate::Error::Call).
     pub fn new(current: &Current, purpose: EventUse) -> Result<Self> {
+        current.hold()?;
         let flag = match purpose {
             EventUse::Order => event_flag::SYNC,
             EventUse::Time => event_flag::SYNC | event_flag::TIME_LINE,

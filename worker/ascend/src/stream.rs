@@ -85,6 +85,7 @@ impl Stream {
     /// # Errors
     /// [`Error::Call`].
     pub fn new(current: &Current) -> Result<Self> {
+        current.hold()?;
         let runtime = current.runtime();
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` is alive during the call; the thread has a context.

@@ -39,6 +39,7 @@ impl DeviceBuffer {
     /// # Errors
     /// [`Error::OutOfDeviceMemory`], [`Error::Call`].
     pub fn new(current: &Current, bytes: usize, pages: Pages) -> Result<Self> {
+        current.hold()?;
         let runtime = current.runtime();
         let mut memory = std::ptr::null_mut();
         // SAFETY: `memory` is alive during the call; the thread has a context.

@@ -29,6 +29,7 @@ impl HostBuffer {
     /// # Errors
     /// [`Error::Call`](crate::Error::Call).
     pub fn new(current: &Current, bytes: usize) -> Result<Self> {
+        current.hold()?;
         let runtime = current.runtime();
         let mut memory = std::ptr::null_mut();
         // SAFETY: `memory` is alive during the call; the thread has a context.
