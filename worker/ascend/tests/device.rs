@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use belay_ascend::{
@@ -360,4 +361,94 @@ fn cann_is_initialised_once_and_finalised_with_the_last_user() {
     sim.fail("aclInit", 1, 100_002);
     drop(Runtime::start(library).unwrap());
     assert_eq!(calls(), [init + 2, finalize + 1]);
+}
+
+#[test]
+fn a_thread_that_lost_its_context_gets_it_back_before_the_next_use() {
+    let sim = Sim::take();
+    let (first, second) = (Rig::on(0), Rig::on(1));
+    let stream = Stream::new(&first.context.bind().unwrap()).unwrap();
+    let current = second.context.bind().unwrap();
+    let buffer = DeviceBuffer::new(&current, 64, Pages::default()).unwrap();
+    // the release enters the first context; the way back fails
+    sim.fail("aclrtSetCurrentContext", 2, 500_999);
+    drop(stream);
+    let stream = Stream::new(&current).unwrap();
+    stream.fill(&current, buffer.region(), 0).unwrap();
+    stream.synchronize(&current, LIMIT).unwrap();
+    let before = second.device.memory(&current).unwrap();
+    let more = DeviceBuffer::new(&current, 1 << 20, Pages::default()).unwrap();
+    assert!(second.device.memory(&current).unwrap().free < before.free, "it is on the second device");
+    drop((more, stream, buffer));
+    assert_eq!([&first, &second].map(|rig| rig.runtime.unreleased()), [0, 0]);
+}
+
+#[test]
+fn a_stream_with_work_that_does_not_end_is_aborted_when_it_is_dropped() {
+    let sim = Sim::take();
+    let before = sim.live_all();
+    {
+        let rig = Rig::on(0);
+        let current = rig.context.bind().unwrap();
+        let stream = Stream::new(&current).unwrap();
+        let buffer = DeviceBuffer::new(&current, 64, Pages::default()).unwrap();
+        sim.hang(0, 4 * LIMIT);
+        let host = HostBuffer::new(&current, 64).unwrap();
+        let pending = stream.download(&current, buffer.region(), host).unwrap();
+        let begin = Instant::now();
+        drop((pending, buffer, stream));
+        assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
+        assert_eq!(rig.runtime.unreleased(), 0);
+        sim.heal(0);
+    }
+    assert_eq!(sim.live_all(), before);
+}
+
+#[test]
+fn memory_that_a_lost_device_may_still_write_is_left_and_counted() {
+    let sim = Sim::take();
+    let rig = Rig::on(6);
+    let current = rig.context.bind().unwrap();
+    let stream = Stream::new(&current).unwrap();
+    let buffer = DeviceBuffer::new(&current, 64, Pages::default()).unwrap();
+    let live = sim.live("device_memory");
+    sim.hang(6, LIMIT);
+    stream.fill(&current, buffer.region(), 1).unwrap();
+    // neither a wait nor an abort can show that the work is over
+    sim.fail("aclrtSynchronizeStreamWithTimeout", 1, 507_901);
+    sim.fail("aclrtStreamAbort", 1, 507_901);
+    drop((stream, buffer));
+    assert_eq!(sim.live("device_memory"), live);
+    assert!(rig.runtime.unreleased() > 0);
+    sim.heal(6);
+}
+
+/// What a child process prints about its device; see the next test.
+#[test]
+#[ignore = "run by the next test with other settings of the simulator"]
+fn device_of_this_process() {
+    let runtime = Runtime::start(library()).unwrap();
+    match Device::open(&runtime, 0, DeviceLimits::default()) {
+        Ok(device) => println!("found {:?} of {}", device.chip().generation, device.soc()),
+        Err(error) => println!("refused: {error}"),
+    }
+}
+
+#[test]
+fn the_chip_follows_from_the_name_that_the_runtime_gives() {
+    let says = |soc: &str| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "device_of_this_process", "--ignored", "--nocapture"]);
+        child.env("BELAY_ASCEND_SIM", format!(r#"{{"soc":"{soc}","devices":1}}"#));
+        String::from_utf8(child.output().unwrap().stdout).unwrap()
+    };
+    for (soc, generation) in [
+        ("Ascend910B2", Generation::A2),
+        ("Ascend910_9391", Generation::A3),
+        ("Ascend950PR_9589", Generation::A950Pr),
+        ("Ascend950DT_9591", Generation::A950Dt),
+    ] {
+        let said = says(soc);
+        assert!(said.contains(&format!("found {generation:?} of {soc}\n")), "{said}");
+    }
 }
