@@ -47,6 +47,8 @@ pub const RT_MEMORY_ALLOCATION: i32 = 207_001;
 /// The device's memory is used up.
 pub const RT_DEVICE_OOM: i32 = 207_018;
 
+/// A fault of the simulator itself.
+pub const INTERNAL_ERROR: i32 = 500_000;
 /// An event has not completed.
 pub const RT_EVENT_NOT_COMPLETE: i32 = 507_006;
 /// A DMA transfer touched memory that it may not.

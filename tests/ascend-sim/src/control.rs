@@ -4,8 +4,8 @@ use std::ffi::c_char;
 use std::time::Duration;
 
 use crate::failure::Outcome;
-use crate::machine::{Machine, machine};
-use crate::{context, event, executor, graph, host, lock, out, stream, symbols, tensor};
+use crate::machine::{Machine, live_memory, machine};
+use crate::{context, event, executor, graph, host, out, stream, symbols, tensor};
 
 /// # Safety
 /// As [`out::text`].
@@ -79,7 +79,7 @@ pub unsafe extern "C" fn belaySimSymbols(buffer: *mut c_char, n: u64) -> u64 {
 }
 
 /// Objects of a kind alive; `u64::MAX` for a kind that is not simulated. Memory and streams that a device
-/// reset had to release still count: a reset does not hide a leak.
+/// reset or `aclFinalize` had to release still count until the next `aclInit`: neither hides a leak.
 ///
 /// # Safety
 /// `kind` ends with a zero byte.
@@ -93,8 +93,7 @@ pub unsafe extern "C" fn belaySimLive(kind: *const c_char) -> u64 {
         Some("stream") => stream::STREAMS.live(),
         Some("event") => event::EVENTS.live() as u64,
         Some("notify") => event::NOTIFIES.live() as u64,
-        Some("device_memory") => machine()
-            .map_or(0, |machine| machine.devices.iter().map(|device| lock(&device.heap).live()).sum()),
+        Some("device_memory") => live_memory(),
         Some("host_memory") => host::live(),
         Some("tensor") => tensor::TENSORS.live() as u64,
         Some("scalar") => tensor::SCALARS.live() as u64,

@@ -21,6 +21,13 @@ pub fn fail<T>(code: i32, text: impl Into<String>) -> Outcome<T> {
     Err(Failure { code, text: text.into() })
 }
 
+/// Runs `body`; a panic, which is a fault of the simulator itself, becomes a failure with `code`, as no panic
+/// may cross the C border or leave a stream without its thread.
+pub fn contained<T>(code: i32, body: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(body))
+        .unwrap_or_else(|_| fail(code, "the simulator panicked: see its standard error"))
+}
+
 thread_local! {
     static LAST_CODE: Cell<i32> = const { Cell::new(0) };
     static TEXT: RefCell<Option<CString>> = const { RefCell::new(None) };

@@ -23,7 +23,7 @@ pub fn poison(bytes: &mut [u8]) {
 /// The device that an address belongs to; none for host memory.
 pub fn device_of(address: u64) -> Option<usize> {
     (address & 0xFFF0_0000_0000_0000 == DEVICE_BASE)
-        .then_some(((address - DEVICE_BASE) >> DEVICE_BITS) as usize)
+        .then(|| ((address - DEVICE_BASE) >> DEVICE_BITS) as usize)
 }
 
 struct Block {

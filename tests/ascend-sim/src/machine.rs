@@ -1,7 +1,7 @@
 //! The machine between `aclInit` and `aclFinalize`: its devices, their faults, and limits.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ use crate::heap::Heap;
 use crate::lock;
 
 static MACHINE: Mutex<Option<Arc<Machine>>> = Mutex::new(None);
+// allocations that were alive when the last machine ended
+static LEFT: AtomicU64 = AtomicU64::new(0);
 
 /// One device.
 pub struct Device {
@@ -154,14 +156,27 @@ pub fn start() -> Outcome {
     let Some(chip) = Chip::of(&config.soc) else {
         return fail(codes::INVALID_PARAM, format!("unknown soc {:?}", config.soc));
     };
+    LEFT.store(0, Ordering::Relaxed);
+    crate::stream::STREAMS.forget_leaks();
     *slot = Some(Arc::new(Machine::new(config, chip)));
     Ok(())
 }
 
-/// Ends the machine.
-pub fn stop() -> Outcome<Arc<Machine>> {
-    match lock(&MACHINE).take() {
-        Some(machine) => Ok(machine),
-        None => fail(codes::REPEAT_FINALIZE, "aclFinalize without aclInit"),
+/// Ends the machine; contexts and their streams go first, while it is still there to run their work on.
+pub fn stop() -> Outcome {
+    if lock(&MACHINE).is_none() {
+        return fail(codes::REPEAT_FINALIZE, "aclFinalize without aclInit");
+    }
+    crate::context::release_all();
+    LEFT.store(live_memory(), Ordering::Relaxed);
+    *lock(&MACHINE) = None;
+    Ok(())
+}
+
+/// Allocations alive on all devices, those included that a reset or the end of the machine had to release.
+pub fn live_memory() -> u64 {
+    match &*lock(&MACHINE) {
+        Some(machine) => machine.devices.iter().map(|device| lock(&device.heap).live()).sum(),
+        None => LEFT.load(Ordering::Relaxed),
     }
 }

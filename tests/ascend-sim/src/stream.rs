@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::codes;
 use crate::context::{Context, current};
-use crate::failure::{Failure, Outcome, fail};
+use crate::failure::{Failure, Outcome, contained, fail};
 use crate::lock;
 use crate::registry::Registry;
 
@@ -47,6 +47,11 @@ impl Streams {
     /// Streams alive, those that a reset had to release included.
     pub fn live(&self) -> u64 {
         self.registry.live() as u64 + self.leaked.load(Ordering::Relaxed)
+    }
+
+    /// Starts counting those left behind anew.
+    pub fn forget_leaks(&self) {
+        self.leaked.store(0, Ordering::Relaxed);
     }
 
     /// Enters a stream.
@@ -210,7 +215,9 @@ impl Stream {
     }
 
     fn run(&self, task: &Task, running: &Running<'_>, delay_us: u64, random: &mut u64) -> Outcome {
-        let outcome = self.ready(task, running, delay_us, random).and_then(|()| (task.work)(running));
+        let outcome = self
+            .ready(task, running, delay_us, random)
+            .and_then(|()| contained(codes::RT_AICORE_EXCEPTION, || (task.work)(running)));
         if let (Err(failure), Some(dropped)) = (&outcome, &task.dropped) {
             dropped(failure);
         }

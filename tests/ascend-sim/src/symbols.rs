@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex};
 
-use crate::failure::{Failure, Outcome, fail, remember};
+use crate::codes;
+use crate::failure::{Failure, Outcome, contained, fail, remember};
 use crate::lock;
 
 #[derive(Default)]
@@ -35,7 +36,7 @@ fn count(symbol: &str) -> Option<i32> {
 pub fn status(symbol: &'static str, body: impl FnOnce() -> Outcome) -> i32 {
     let outcome = match count(symbol) {
         Some(code) => fail(code, "injected failure"),
-        None => body(),
+        None => contained(codes::INTERNAL_ERROR, body),
     };
     match outcome {
         Ok(()) => 0,
@@ -55,7 +56,7 @@ pub fn query(symbol: &'static str) -> Option<i32> {
 pub fn pointer<T>(symbol: &'static str, null: T, body: impl FnOnce() -> Outcome<T>) -> T {
     let outcome = match count(symbol) {
         Some(code) => Err(Failure { code, text: "injected failure".into() }),
-        None => body(),
+        None => contained(codes::INTERNAL_ERROR, body),
     };
     outcome.unwrap_or_else(|failure| {
         remember(symbol, &failure);

@@ -3,7 +3,6 @@
 use std::ffi::c_char;
 
 use crate::codes;
-use crate::context;
 use crate::failure::{fail, last_code, take_text};
 use crate::machine::{machine, start, stop};
 use crate::out::{put, text};
@@ -23,10 +22,7 @@ export! {
 
     /// Ends the simulator; releases contexts and streams. `aclInit` may follow, as documented.
     status fn aclFinalize() {
-        let machine = stop()?;
-        context::release_all();
-        drop(machine);
-        Ok(())
+        stop()
     }
 
     /// The text of this thread's last failure since the last call; null when there was none.
