@@ -12,7 +12,7 @@ use belay_ascend::{
 use common::{LIMIT, Rig, Sim, library};
 
 /// Long enough for a hang to be noticed, short enough to wait for.
-const HANG: Duration = Duration::from_millis(400);
+const HANG: Duration = Duration::from_millis(800);
 
 #[test]
 fn a_device_says_what_it_is() {
