@@ -62,6 +62,12 @@ impl Io<'_> {
         self.outputs[at].read(self.heap)
     }
 
+    /// What an output holds now, as integers.
+    pub fn output_ints(&self, at: usize) -> Outcome<Vec<i64>> {
+        let dtype = self.outputs[at].dtype;
+        Ok(self.output_bits(at)?.into_iter().map(|bits| dtype.decode_int(bits)).collect())
+    }
+
     /// What an output holds now, as floats.
     pub fn output_floats(&self, at: usize) -> Outcome<Vec<f32>> {
         let dtype = self.outputs[at].dtype;

@@ -529,11 +529,7 @@ fn gated_activations() {
         true,
         out.handle
     ));
-    near(
-        &out.values::<f32>(),
-        &[silu(1.0) * -1.0, silu(3.0) * 5.0, silu(10.0) * 1.5, silu(-30.0) * 3.0],
-        1e-6,
-    );
+    near(&out.values::<f32>(), &[-silu(1.0), silu(3.0) * 5.0, silu(10.0) * 1.5, silu(-30.0) * 3.0], 1e-6);
     let groups = Tensor::of(&[2], &[1i64, 0]);
     ok(op!(fill, aclnnInplaceZeroGetWorkspaceSize, aclnnInplaceZero, out.handle));
     ok(op!(

@@ -6,6 +6,7 @@ pub mod fill;
 pub mod index;
 pub mod layout;
 pub mod matmul;
+pub mod moe;
 pub mod norm;
 pub mod quant;
 pub mod reduce;
@@ -27,6 +28,7 @@ pub(crate) const SYMBOL_TABLES: &[&[&str]] = &[
     activation::SYMBOLS,
     index::SYMBOLS,
     quant::SYMBOLS,
+    moe::SYMBOLS,
 ];
 
 /// Exports ops: both phases of each, the first one's body being a closure `|op| -> Outcome<Run>`.

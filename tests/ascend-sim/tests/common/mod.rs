@@ -1,5 +1,10 @@
 //! What the tests share: a started simulator, tensors on it, and running an op.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    clippy::unwrap_used,
+    reason = "each test binary uses its part, and a failed step ends it"
+)]
 
 use std::ffi::{CStr, CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -281,6 +286,7 @@ pub fn try_run(plan: impl FnOnce(*mut u64, *mut Handle) -> i32, launch: Launch) 
 
 /// Runs both phases of `aclnn…` with arguments and answers the code.
 #[macro_export]
+#[allow(clippy::macro_metavars_in_unsafe)] // arguments are plain values in all uses
 macro_rules! op {
     ($module:ident, $plan:ident, $launch:ident, $($arg:expr),*) => {
         $crate::common::try_run(
