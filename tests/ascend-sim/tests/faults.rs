@@ -3,11 +3,11 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::ffi::{CString, c_char};
+use std::ffi::c_char;
 
 use belay_ascend_sim::ops::{
-    activation::*, arithmetic::*, fill::*, index::*, layout::*, matmul::*, moe::*, norm::*, quant::*,
-    reduce::*,
+    activation::*, arithmetic::*, fill::*, grouped::*, index::*, layout::*, matmul::*, moe::*, norm::*,
+    quant::*, reduce::*,
 };
 use common::*;
 
@@ -92,6 +92,9 @@ callable!(A B C D E F G H I J K);
 callable!(A B C D E F G H I J K L M N O P Q S T);
 callable!(A B C D E F G H I J K L M N O P Q S T U V W);
 
+/// A function by name.
+type Named = (&'static str, Box<dyn Fn() -> i32>);
+
 /// `name: number of arguments` to a list of names and calls.
 macro_rules! calls {
     ($($name:ident ($($arg:tt),*)),* $(,)?) => {
@@ -103,7 +106,7 @@ macro_rules! calls {
 }
 
 #[allow(clippy::too_many_lines, reason = "a table")]
-fn table() -> Vec<(&'static str, Box<dyn Fn() -> i32>)> {
+fn table() -> Vec<Named> {
     calls! {
         aclrtSetDevice(_),
         aclrtResetDevice(_),
@@ -302,8 +305,8 @@ fn symbols() -> BTreeSet<String> {
         let size = belaySimSymbols(std::ptr::null_mut(), 0);
         let mut buffer = vec![0u8; size as usize];
         assert_eq!(belaySimSymbols(buffer.as_mut_ptr().cast::<c_char>(), size), size);
-        let text = CString::from_vec_with_nul(buffer).unwrap().into_string().unwrap();
-        text.lines().map(str::to_owned).collect()
+        assert_eq!(buffer.pop(), Some(0), "it ends with a zero byte");
+        String::from_utf8_lossy(&buffer).lines().map(str::to_owned).collect()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Routing rows to experts and back.
 
+#![allow(clippy::macro_metavars_in_unsafe, reason = "the arguments of op! are plain values")]
+
 mod common;
 
 use common::*;

@@ -1,5 +1,7 @@
 //! The ops against values worked out by hand and against formulas written another way.
 
+#![allow(clippy::macro_metavars_in_unsafe, reason = "the arguments of op! are plain values")]
+
 mod common;
 
 use common::*;
@@ -340,7 +342,7 @@ fn grouped_products() {
         let groups = Tensor::of(&shape, &groups);
         let (xs, ws, outs) = (list(&[&a]), list(&[&b]), list(&[&out]));
         ok(op!(
-            matmul,
+            grouped,
             aclnnGroupedMatmulV5GetWorkspaceSize,
             aclnnGroupedMatmulV5,
             xs,
@@ -388,13 +390,14 @@ fn grouped_products_of_int8() {
     let x = Tensor::of(&[3, 2], &[1i8, 2, 3, 4, -5, 6]);
     let w = Tensor::of(&[2, 2, 2], &[1i8, 2, 3, 4, 5, 6, 7, 8]);
     let scale = Tensor::of(&[2, 2], &[0.5f32, 1.0, 2.0, 0.25]);
+    let halves = Tensor::of(&[2, 2], &bf(&[0.5, 1.0, 2.0, 0.25]));
     let token = Tensor::of(&[3], &[1.0f32, 0.5, 2.0]);
     let groups = Tensor::of(&[2], &[1i64, 3]);
     let out = Tensor::new::<f16>(&[3, 2]);
     let lists = [&x, &w, &scale, &token, &out].map(|tensor| list(&[tensor]));
     let run = |scale| {
         op!(
-            matmul,
+            grouped,
             aclnnGroupedMatmulV5GetWorkspaceSize,
             aclnnGroupedMatmulV5,
             lists[0],
@@ -424,6 +427,74 @@ fn grouped_products_of_int8() {
     // row 0 by expert 0: [7, 10]; rows 1 and 2 by expert 1: [43, 50] and [17, 18]
     assert_eq!(got, [3.5, 10.0, 43.0, 6.25, 68.0, 9.0]);
     assert_eq!(run(NULL), 161_002, "INT8 needs a scale");
+    assert_eq!(run(list(&[&halves])), 161_002, "a BF16 scale goes with a BF16 result");
+}
+
+#[test]
+fn grouped_products_of_int4() {
+    let _sim = sim(PLAIN);
+    let (m, k, n, e) = (3usize, 512, 8, 2);
+    let whole = |seed, n, top: f32| noise(n, seed).into_iter().map(|x| (x * top) as i64).collect::<Vec<_>>();
+    let (x, w) = (whole(7, m * k, 127.0), whole(8, e * k * n, 7.9));
+    let scales = noise(e * 2 * n, 9);
+    // two weights to a byte, the low half first
+    let packed: Vec<u8> = w.chunks(2).map(|pair| (pair[0] & 15 | (pair[1] & 15) << 4) as u8).collect();
+    let memory = Tensor::of(&[packed.len() as i64], &packed);
+    let weight = tensor(29, &[2, 512, 8], None, 0, memory.memory);
+    let bits: Vec<i64> = scales.iter().map(|scale| i64::from(scale.to_bits())).collect();
+    let bits = Tensor::of(&[2, 2, 8], &bits);
+    let scale = tensor(10, &[2, 2, 8], None, 0, bits.memory);
+    let at = |expert: usize, l: usize, column: usize| {
+        w[(expert * k + l) * n + column] as f32 * scales[(expert * 2 + l / 256) * n + column]
+    };
+    // what each column's weights sum up to, times 8
+    let bias: Vec<f32> = (0..e * n).map(|i| 8.0 * (0..k).map(|l| at(i / n, l, i % n)).sum::<f32>()).collect();
+    let bias = Tensor::of(&[2, 8], &bias);
+    let x8 = Tensor::of(&[3, 512], &x.iter().map(|x| *x as i8).collect::<Vec<_>>());
+    let token = Tensor::of(&[3], &[1.0f32, 0.5, 0.01]);
+    let groups = Tensor::of(&[2], &[1i64, 2]);
+    let out = Tensor::new::<bf16>(&[3, 8]);
+    let (weight, scale) = (Tensor::wrap(weight, memory.memory), Tensor::wrap(scale, bits.memory));
+    let lists =
+        [list(&[&x8]), list(&[&weight]), list(&[&bias]), list(&[&scale]), list(&[&token]), list(&[&out])];
+    let run = |kind, bias| {
+        op!(
+            grouped,
+            aclnnGroupedMatmulV5GetWorkspaceSize,
+            aclnnGroupedMatmulV5,
+            lists[0],
+            lists[1],
+            bias,
+            lists[3],
+            NULL,
+            NULL,
+            NULL,
+            lists[4],
+            groups.handle,
+            NULL,
+            NULL,
+            NULL,
+            3,
+            0,
+            kind,
+            0,
+            NULL,
+            lists[5],
+            NULL,
+            NULL
+        )
+    };
+    ok(run(1, lists[2]));
+    let got: Vec<f32> = out.values::<bf16>().into_iter().map(bf16::to_f32).collect();
+    for (i, got) in got.iter().enumerate() {
+        let (row, column) = (i / n, i % n);
+        let expert = usize::from(row > 0);
+        let sum: f32 = (0..k).map(|l| x[row * k + l] as f32 * at(expert, l, column)).sum();
+        let expected = sum * [1.0, 0.5, 0.01][row];
+        assert!((got - expected).abs() <= 0.01 * expected.abs() + 0.5, "at {i}: {got}, expected {expected}");
+    }
+    assert_eq!(run(0, lists[2]), 161_002, "counts are asked for");
+    assert_eq!(run(1, NULL), 161_002, "the bias is asked for");
 }
 
 #[test]

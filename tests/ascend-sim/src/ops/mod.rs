@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod arithmetic;
 pub mod fill;
+pub mod grouped;
 pub mod index;
 pub mod layout;
 pub mod matmul;
@@ -24,6 +25,7 @@ pub(crate) const SYMBOL_TABLES: &[&[&str]] = &[
     layout::SYMBOLS,
     fill::SYMBOLS,
     matmul::SYMBOLS,
+    grouped::SYMBOLS,
     norm::SYMBOLS,
     activation::SYMBOLS,
     index::SYMBOLS,

@@ -1,9 +1,9 @@
 //! What the tests share: a started simulator, tensors on it, and running an op.
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 #![allow(
-    dead_code,
-    unused_imports,
     clippy::unwrap_used,
-    reason = "each test binary uses its part, and a failed step ends it"
+    clippy::macro_metavars_in_unsafe,
+    reason = "test code: a failed step ends the test"
 )]
 
 use std::ffi::{CStr, CString, c_void};
@@ -190,6 +190,11 @@ impl Tensor {
         Self { handle: tensor(E::DTYPE, shape, None, 0, memory), memory, count, owns: true }
     }
 
+    /// A tensor object over memory that it does not own.
+    pub fn wrap(handle: Handle, memory: Handle) -> Self {
+        Self { handle, memory, count: 0, owns: false }
+    }
+
     /// A strided view of this one's memory.
     pub fn view<E: Element>(&self, shape: &[i64], strides: &[i64], offset: i64) -> Self {
         let handle = tensor(E::DTYPE, shape, Some(strides), offset, self.memory);
@@ -286,7 +291,6 @@ pub fn try_run(plan: impl FnOnce(*mut u64, *mut Handle) -> i32, launch: Launch) 
 
 /// Runs both phases of `aclnn…` with arguments and answers the code.
 #[macro_export]
-#[allow(clippy::macro_metavars_in_unsafe)] // arguments are plain values in all uses
 macro_rules! op {
     ($module:ident, $plan:ident, $launch:ident, $($arg:expr),*) => {
         $crate::common::try_run(
