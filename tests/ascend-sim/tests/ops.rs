@@ -657,6 +657,33 @@ fn rotary_positions() {
 }
 
 #[test]
+fn interleaved_positions_lie_along_one_axis() {
+    for (config, code) in [(PLAIN, 561_002), (PR950, 0)] {
+        let _sim = sim(config);
+        let x = Tensor::of(&[2, 3, 1, 2], &[1.0f32; 12]);
+        let run = |shape: &[i64]| {
+            let values = vec![0.5f32; shape.iter().product::<i64>() as usize];
+            let (cos, sin, out) =
+                (Tensor::of(shape, &values), Tensor::of(shape, &values), Tensor::new::<f32>(&[2, 3, 1, 2]));
+            op!(
+                activation,
+                aclnnRotaryPositionEmbeddingGetWorkspaceSize,
+                aclnnRotaryPositionEmbedding,
+                x.handle,
+                cos.handle,
+                sin.handle,
+                1,
+                out.handle
+            )
+        };
+        ok(run(&[1, 3, 1, 2]));
+        ok(run(&[2, 1, 1, 2]));
+        assert_eq!(run(&[2, 3, 1, 2]), code, "{config}");
+        assert_eq!(run(&[1, 2, 1, 2]), 561_002);
+    }
+}
+
+#[test]
 fn gathers_and_scatters() {
     let _sim = sim(PLAIN);
     let x = Tensor::of(&[3, 2], &bf(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));

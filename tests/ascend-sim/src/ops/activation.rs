@@ -132,6 +132,17 @@ fn rotate(op: &mut Op, x: T, cos: T, sin: T, mode: i64, out: T) -> Outcome<Run> 
     tiling(d.is_multiple_of(even) && d <= most && cos.shape[3] == d, format!("D {d}"))?;
     let fits = (0..3).all(|axis| cos.shape[axis] == 1 || cos.shape[axis] == x.shape[axis]);
     tiling(fits, format!("x {:?}, cos {:?}", x.shape, cos.shape))?;
+    if mode == 1 && !op.chip.is_950() {
+        // documented for A2 and A3: cos and sin differ along one axis only, the positions, and the other two
+        // axes of x have fewer than 1000 places together
+        let positions = |axis: usize| {
+            let others = (0..3).filter(|other| *other != axis);
+            cos.shape[axis] == x.shape[axis]
+                && others.clone().all(|other| cos.shape[other] == 1)
+                && others.map(|other| x.shape[other]).product::<usize>() < 1000
+        };
+        tiling((0..3).any(positions), format!("interleave: x {:?}, cos {:?}", x.shape, cos.shape))?;
+    }
     let map = broadcast_map(&cos.shape, &x.shape);
     op.needs(d * 8);
     run(move |io| {
