@@ -64,6 +64,9 @@ impl View {
 
     /// The offsets of all elements in row-major order.
     fn offsets(&self) -> Vec<i64> {
+        if self.is_dense() {
+            return (self.offset..self.offset + self.count() as i64).collect();
+        }
         let mut offsets = vec![self.offset];
         for (size, stride) in self.shape.iter().zip(&self.strides) {
             offsets =

@@ -274,10 +274,13 @@ fn products() {
     let out = Tensor::new::<f32>(&[3, 4]);
     ok(op!(matmul, aclnnMmGetWorkspaceSize, aclnnMm, x.handle, y.handle, out.handle, 0));
     near(&out.values::<f32>(), &expected, 1e-5);
-    // HF32 is seen: nearer than bf16, farther than f32
-    ok(op!(matmul, aclnnMatmulGetWorkspaceSize, aclnnMatmul, x.handle, y.handle, out.handle, 1));
-    near(&out.values::<f32>(), &expected, 5e-3);
-    assert_ne!(out.values::<f32>(), expected);
+    // HF32 keeps 10 bits of mantissa: what is beyond is rounded away
+    let (fine, one) = (Tensor::of(&[1, 1], &[1.0f32 + 1.0 / 4096.0]), Tensor::of(&[1, 1], &[1.0f32]));
+    let seen = Tensor::new::<f32>(&[1, 1]);
+    for (kind, expected) in [(0, 1.0 + 1.0 / 4096.0), (1, 1.0), (2, 1.0), (3, 1.0)] {
+        ok(op!(matmul, aclnnMmGetWorkspaceSize, aclnnMm, fine.handle, one.handle, seen.handle, kind));
+        assert_eq!(seen.values::<f32>(), [expected], "cubeMathType {kind}");
+    }
     // a transposed weight is a strided view
     let turned: Vec<f32> = (0..k * n).map(|i| b[i % k * n + i / k]).collect();
     let memory = Tensor::of(&[4, 50], &turned);
@@ -749,7 +752,19 @@ fn updates_at_places_of_an_axis() {
     let pairs = Tensor::of(&[2, 2], &[1i64, 1, 0, 0]);
     ok(run(&pairs, -2));
     assert_eq!(data.values::<i32>(), [3, 4, 0, 0, 1, 2, 3, 4, 1, 2, 0, 0]);
-    assert_eq!(run(&places, 0), 161_002, "not the first axis");
+    let same = Tensor::of(&[2, 3, 2], &[1i32; 12]);
+    let zeros = Tensor::of(&[2], &[0i64, 0]);
+    let code = op!(
+        index,
+        aclnnInplaceScatterUpdateGetWorkspaceSize,
+        aclnnInplaceScatterUpdate,
+        data.handle,
+        zeros.handle,
+        same.handle,
+        0
+    );
+    assert_eq!(code, 161_002, "not the first axis");
+    assert!(message().contains("axis 0"));
     let bad = Tensor::of(&[2], &[3i64, 0]);
     assert_eq!(run(&bad, -2), 507_015);
 }

@@ -153,6 +153,17 @@ fn memory_is_poisoned_bounded_and_freed_once() {
 }
 
 #[test]
+fn one_byte_past_a_block_is_not_the_next_block() {
+    let _sim = sim(SMALL);
+    let (first, second) = (malloc(64), malloc(64));
+    // SAFETY: device addresses are looked up.
+    unsafe {
+        assert_eq!(aclrtMemset(first.wrapping_byte_add(64), 1, 0, 1), 107_000);
+        ok(aclrtMemset(second.wrapping_byte_add(63), 1, 0, 1));
+    }
+}
+
+#[test]
 fn the_device_runs_out_of_memory() {
     let _sim = sim(SMALL);
     let mut pointer = NULL;
