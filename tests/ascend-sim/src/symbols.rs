@@ -91,7 +91,9 @@ pub fn calls(symbol: &str) -> u64 {
 /// `status fn` answers an `int32_t`; `pointer fn … -> T` answers a pointer, null on failure. The body is a
 /// closure that answers an [`Outcome`].
 macro_rules! export {
-    ($($(#[$meta:meta])* $kind:ident fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {
+    (
+        $($(#[$meta:meta])* $kind:ident fn $name:ident ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*
+    ) => {
         pub(crate) const SYMBOLS: &[&str] = &[$(stringify!($name)),*];
         $($crate::symbols::export!{@ $kind $(#[$meta])* $name ($($arg : $ty),*) $(-> $ret)? $body})*
     };
@@ -110,7 +112,8 @@ macro_rules! export {
         // SAFETY: the name is CANN's, and no other library of the process is to define it.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> $ret {
-            $crate::symbols::pointer(stringify!($name), std::ptr::null_mut::<std::ffi::c_void>() as $ret, || -> $crate::failure::Outcome<$ret> { $body })
+            let null = std::ptr::null_mut::<std::ffi::c_void>() as $ret;
+            $crate::symbols::pointer(stringify!($name), null, || -> $crate::failure::Outcome<$ret> { $body })
         }
     };
 }

@@ -53,7 +53,9 @@ export! {
     status fn aclrtSynchronizeDevice() { synchronize_device(None) }
 
     /// Waits for all streams of the device for at most that many milliseconds.
-    status fn aclrtSynchronizeDeviceWithTimeout(milliseconds: i32) { synchronize_device(time_limit(milliseconds)?) }
+    status fn aclrtSynchronizeDeviceWithTimeout(milliseconds: i32) {
+        synchronize_device(time_limit(milliseconds)?)
+    }
 
     /// 1: the caller runs on the host.
     status fn aclrtGetRunMode(mode: *mut i32) {

@@ -14,7 +14,10 @@ export! {
     /// Starts the simulator; reads `BELAY_ASCEND_SIM`. The JSON file is only looked for.
     status fn aclInit(config_path: *const c_char) {
         // SAFETY: a string or null, by the contract of the function.
-        if let Some(path) = unsafe { text(config_path) }? && !path.is_empty() && !std::path::Path::new(&path).is_file() {
+        if let Some(path) = unsafe { text(config_path) }?
+            && !path.is_empty()
+            && !std::path::Path::new(&path).is_file()
+        {
             return fail(100_003, format!("no file {path:?}"));
         }
         start()

@@ -69,7 +69,9 @@ export! {
     }
 
     /// Copies on a stream; with host memory that is not pinned it returns after the copy.
-    status fn aclrtMemcpyAsync(to: *mut c_void, to_len: usize, from: *const c_void, len: usize, kind: i32, stream: *mut c_void) {
+    status fn aclrtMemcpyAsync(
+        to: *mut c_void, to_len: usize, from: *const c_void, len: usize, kind: i32, stream: *mut c_void,
+    ) {
         // SAFETY: host memory is valid until the copy is done, by the contract of the function.
         unsafe { memory::copy_async(at(to), to_len as u64, at(from), len as u64, kind, stream) }
     }

@@ -99,12 +99,16 @@ export! {
     status fn aclDestroyAclOpExecutor(executor: *mut c_void) { EXECUTORS.remove(executor).map(|_| ()) }
 
     /// Replaces the address of an input of a repeatable executor.
-    status fn aclSetInputTensorAddr(executor: *mut c_void, index: usize, tensor: *mut c_void, address: *mut c_void) {
+    status fn aclSetInputTensorAddr(
+        executor: *mut c_void, index: usize, tensor: *mut c_void, address: *mut c_void,
+    ) {
         EXECUTORS.get(executor)?.set_address(true, index, tensor, address.addr() as u64)
     }
 
     /// Replaces the address of an output of a repeatable executor.
-    status fn aclSetOutputTensorAddr(executor: *mut c_void, index: usize, tensor: *mut c_void, address: *mut c_void) {
+    status fn aclSetOutputTensorAddr(
+        executor: *mut c_void, index: usize, tensor: *mut c_void, address: *mut c_void,
+    ) {
         EXECUTORS.get(executor)?.set_address(false, index, tensor, address.addr() as u64)
     }
 }

@@ -24,16 +24,20 @@ aclnn! {
         group_type: i64, group_list_type: i64, act_type: i64, tuning: *mut c_void, out: *mut c_void,
         act_out: *mut c_void, scale_out: *mut c_void,
     ) |op| {
-        let null = [offset, antiquant_scale, antiquant_offset, act_input, act_scale, act_offset, act_out, scale_out];
-        require(null.iter().all(|list| list.is_null()), || "an argument that is not simulated is not null".into())?;
-        require(split_item == 2 || split_item == 3, || format!("splitItem {split_item}, single out is simulated"))?;
+        let null =
+            [offset, antiquant_scale, antiquant_offset, act_input, act_scale, act_offset, act_out, scale_out];
+        let unused = null.iter().all(|list| list.is_null());
+        require(unused, || "an argument that is not simulated is not null".into())?;
+        require(matches!(split_item, 2 | 3), || format!("splitItem {split_item}, single out is simulated"))?;
         require(group_type == 0, || format!("groupType {group_type}, 0 is simulated"))?;
         if !tuning.is_null() {
             require(!op.chip.is_950(), || "tuningConfig is not supported on Ascend 950".into())?;
             let tuning = INT_ARRAYS.get(tuning)?;
             require(tuning.len() <= 3 && tuning.iter().all(|value| *value >= 0), || "tuningConfig".into())?;
         }
-        grouped(&mut op, Grouped { x, weight, bias, scale, token_scale, group_list, group_list_type, act_type, out })
+        grouped(&mut op, Grouped {
+            x, weight, bias, scale, token_scale, group_list, group_list_type, act_type, out,
+        })
     }
 }
 

@@ -153,7 +153,9 @@ aclnn! {
     }
 
     /// Takes a range of an axis.
-    aclnnSliceGetWorkspaceSize, aclnnSlice(x: T, dim: i64, start: i64, end: i64, step: i64, out: *mut c_void) |op| {
+    aclnnSliceGetWorkspaceSize, aclnnSlice(
+        x: T, dim: i64, start: i64, end: i64, step: i64, out: *mut c_void,
+    ) |op| {
         slice(&mut op, x, dim, start, end, step, out)
     }
 

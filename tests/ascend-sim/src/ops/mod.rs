@@ -35,7 +35,9 @@ pub(crate) const SYMBOL_TABLES: &[&[&str]] = &[
 
 /// Exports ops: both phases of each, the first one's body being a closure `|op| -> Outcome<Run>`.
 macro_rules! aclnn {
-    ($($(#[$meta:meta])* $plan:ident, $launch:ident ($($arg:ident : $ty:ty),* $(,)?) |$op:ident| $body:block)*) => {
+    (
+        $($(#[$meta:meta])* $plan:ident, $launch:ident ($($arg:ident : $ty:ty),* $(,)?) |$op:ident| $body:block)*
+    ) => {
         $crate::symbols::export! {
             $(
                 $(#[$meta])*

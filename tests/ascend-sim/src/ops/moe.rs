@@ -235,12 +235,13 @@ fn finalize_routing(op: &mut Op, args: Finalizing) -> Outcome<Run> {
     };
     tiled(&x, &[n * k, h], "expandedX")?;
     tiled(&rows, &[n * k], "expandedRowIdx")?;
-    for (operand, shape, what) in [
+    let rows_of = [
         (&x1, [n, h], "x1"),
         (&x2, [n, h], "x2"),
         (&scales, [n, k], "scales"),
         (&experts, [n, k], "expertIdx"),
-    ] {
+    ];
+    for (operand, shape, what) in rows_of {
         if let Some(operand) = operand {
             tiled(operand, &shape, what)?;
         }
@@ -282,13 +283,14 @@ aclnn! {
     /// Sorts rows by expert: row copies, where each came from or went to, and how many each expert has.
     aclnnMoeInitRoutingV3GetWorkspaceSize, aclnnMoeInitRoutingV3(
         x: T, experts: T, scale: T, offset: T, active: i64, capacity: i64, expert_num: i64, drop_pad: i64,
-        count_kind: i64, counted: bool, quant_mode: i64, range: T, row_kind: i64, out: T, rows: T, counts: T, scales: T,
+        count_kind: i64, counted: bool, quant_mode: i64, range: T, row_kind: i64, out: T, rows: T, counts: T,
+        scales: T,
     ) |op| {
         // without dropping, the capacity is not looked at
         let _ = capacity;
         init_routing(&mut op, Routing {
-            x, experts, scale, offset, active, expert_num, drop_pad, count_kind, counted, quant_mode, range, row_kind,
-            out, rows, counts, scales,
+            x, experts, scale, offset, active, expert_num, drop_pad, count_kind, counted, quant_mode, range,
+            row_kind, out, rows, counts, scales,
         })
     }
 

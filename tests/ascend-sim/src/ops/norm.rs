@@ -81,7 +81,9 @@ fn add_rms_norm(op: &mut Op, a: T, b: T, gamma: T, eps: f64, y: T, rstd: T, sum:
 
 aclnn! {
     /// `x / rms(x) · gamma`, and one over the rms in f32.
-    aclnnRmsNormGetWorkspaceSize, aclnnRmsNorm(x: T, gamma: T, eps: f64, y: *mut c_void, rstd: *mut c_void) |op| {
+    aclnnRmsNormGetWorkspaceSize, aclnnRmsNorm(
+        x: T, gamma: T, eps: f64, y: *mut c_void, rstd: *mut c_void,
+    ) |op| {
         rms_norm(&mut op, x, gamma, eps, y, rstd)
     }
 

@@ -48,7 +48,9 @@ fn dynamic_quant(op: &mut Op, x: T, smooth: T, y: T, scale: T) -> Outcome<Run> {
 
 aclnn! {
     /// Each row of `x` as INT8 with its own scale.
-    aclnnDynamicQuantGetWorkspaceSize, aclnnDynamicQuant(x: T, smooth: T, y: *mut c_void, scale: *mut c_void) |op| {
+    aclnnDynamicQuantGetWorkspaceSize, aclnnDynamicQuant(
+        x: T, smooth: T, y: *mut c_void, scale: *mut c_void,
+    ) |op| {
         dynamic_quant(&mut op, x, smooth, y, scale)
     }
 }

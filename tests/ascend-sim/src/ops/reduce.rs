@@ -226,7 +226,9 @@ fn softmax(op: &mut Op, x: T, dim: i64, out: T) -> Outcome<Run> {
 
 aclnn! {
     /// The sum over axes.
-    aclnnReduceSumGetWorkspaceSize, aclnnReduceSum(x: T, dims: T, keep: bool, dtype: i32, out: *mut c_void) |op| {
+    aclnnReduceSumGetWorkspaceSize, aclnnReduceSum(
+        x: T, dims: T, keep: bool, dtype: i32, out: *mut c_void,
+    ) |op| {
         sum(&mut op, x, dims, keep, dtype, out, false)
     }
 
