@@ -7,7 +7,7 @@ use belay_ascend_sim::ops::matmul::*;
 use common::*;
 
 const PLAIN: &str = r#"{"devices":2,"memory_bytes":1048576}"#;
-const SLOW: &str = r#"{"devices":1,"memory_bytes":1048576,"op_delay_us":60000}"#;
+const SLOW: &str = r#"{"devices":1,"memory_bytes":1048576,"op_delay_us":200000}"#;
 
 /// The first phase of `x · y`.
 fn plan(x: &Tensor, y: &Tensor, out: &Tensor) -> Handle {

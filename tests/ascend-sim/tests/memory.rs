@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 
-const SLOW: &str = r#"{"devices":2,"memory_bytes":4096,"op_delay_us":60000}"#;
+const SLOW: &str = r#"{"devices":2,"memory_bytes":4096,"op_delay_us":200000}"#;
 const SMALL: &str = r#"{"devices":2,"memory_bytes":4096}"#;
 
 fn pinned(size: usize) -> *mut u8 {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 
-const SLOW: &str = r#"{"devices":2,"memory_bytes":4096,"op_delay_us":60000}"#;
+const SLOW: &str = r#"{"devices":2,"memory_bytes":4096,"op_delay_us":200000}"#;
 const SMALL: &str = r#"{"devices":2,"memory_bytes":4096}"#;
 
 #[test]
@@ -258,7 +258,7 @@ fn destroying_a_stream_waits_and_forcing_does_not() {
         assert_eq!(aclrtMemsetAsync(device, 4, 1, 4, patient), 107_017);
         ok(aclrtMemsetAsync(device, 4, 2, 4, forced));
         ok(aclrtDestroyStreamForce(forced));
-        std::thread::sleep(Duration::from_millis(150));
+        std::thread::sleep(Duration::from_millis(500));
         assert_eq!(download(device, 4), [1; 4]);
         assert_eq!(aclrtDestroyStream(NULL), 107_000);
     }

@@ -16,7 +16,7 @@ type T = *const c_void;
 const W4_GROUP: usize = 256;
 
 aclnn! {
-    /// One product per group of rows: single x [m,k], single weight [e,k,n], single out [m,n], groupType 0.
+    /// One product per group of rows: single x of m·k, weight of e·k·n and out of m·n, groupType 0.
     /// Simulated: BF16, FP16 and FP32 without scales, INT8 by INT8 and by INT4 with scales.
     aclnnGroupedMatmulV5GetWorkspaceSize, aclnnGroupedMatmulV5(
         x: T, weight: T, bias: T, scale: T, offset: T, antiquant_scale: T, antiquant_offset: T,
