@@ -1,0 +1,21 @@
+//! The exported functions of the runtime and of tensor objects.
+
+pub mod device;
+pub mod event;
+pub mod graph;
+pub mod init;
+pub mod memory;
+pub mod stream;
+pub mod tensor;
+
+/// The names of all exported functions of these modules.
+pub(crate) const SYMBOL_TABLES: &[&[&str]] = &[
+    init::SYMBOLS,
+    init::QUERY_SYMBOLS,
+    device::SYMBOLS,
+    memory::SYMBOLS,
+    stream::SYMBOLS,
+    event::SYMBOLS,
+    graph::SYMBOLS,
+    tensor::SYMBOLS,
+];

@@ -1,0 +1,35 @@
+//! CANN behind safe wrappers.
+//!
+//! The libraries are found at run time ([`Library`]), initialised once for a process ([`Runtime`]), and used through a
+//! [`Device`], a [`Context`] that a thread is bound to ([`Current`]), [`Stream`]s, [`Event`]s and memory. Operators
+//! are queued by a [`Launcher`].
+//!
+//! Three rules hold everywhere: no wait is without a limit; what queued work uses is kept alive by its stream until
+//! the stream was waited for; what is created is released once, on every path.
+
+mod chip;
+mod context;
+mod device;
+mod error;
+mod event;
+mod ffi;
+mod library;
+mod memory;
+mod op;
+mod runtime;
+mod stream;
+mod tensor;
+
+pub use chip::{Chip, DispatchAlgorithm, DispatchLimits, Generation};
+pub use context::{Context, Current};
+pub use device::{Device, DeviceLimits, Memory};
+pub use error::{AscendError, Broken, Error, Kind, Result};
+pub use event::{Event, EventUse};
+pub use library::{
+    Family, LIBRARY_VARIABLE, Library, LibraryError, Missing, Place, Report, Resolved, Search, Tried,
+};
+pub use memory::{ALIGNMENT, Arena, DeviceBuffer, HostBuffer, Mark, Pages, Pending, Region, Staging};
+pub use op::{Launcher, Plans};
+pub use runtime::Runtime;
+pub use stream::Stream;
+pub use tensor::{DataType, IntArray, Layout, MAX_RANK, Scalar, Tensor, TensorList, View};
