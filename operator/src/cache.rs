@@ -43,7 +43,7 @@ pub use self::{
 };
 use self::{
     kind::{Kind, Watched},
-    writes::{Expected, KindName, Waits, Writes},
+    writes::{Expected, KindName, Writes},
 };
 use crate::{error::describe, reconcile::observe::Objects};
 
@@ -186,21 +186,9 @@ impl Cache {
         self.writes.set_status(uid, version);
     }
 
-    /// Whether the watch of deployments has told the last status of this one.
-    pub async fn status_told(&self, uid: &str) -> Told {
-        let Some(version) = self.writes.status(uid) else { return Told::All };
-        let mut seen = self.deployments.subscribe();
-        let told = seen.wait_for(|seen| seen.version >= version);
-        let is_told = tokio::time::timeout(BRIEFLY, told).await.is_ok();
-        self.since(uid, Waits::Status, is_told)
-    }
-
-    /// Whether the watches have told what this process wrote for a deployment.
+    /// Whether the watches have told what this process wrote for a deployment, its status included.
     pub async fn told(&self, key: &Key, uid: &str) -> Told {
-        let open = self.writes.open(uid);
-        if open.is_empty() {
-            return Told::All;
-        }
+        let (open, status) = (self.writes.open(uid), self.writes.status(uid));
         if open.iter().any(|(_, expected)| *expected == Expected::Anything) {
             return Told::Ask;
         }
@@ -214,26 +202,22 @@ impl Cache {
                     }
                 }
             }
+            if let Some(version) = status {
+                // the sender lives as long as this cache
+                let _ = self.deployments.subscribe().wait_for(|seen| seen.version >= version).await;
+            }
         };
-        let is_told = tokio::time::timeout(BRIEFLY, all_told).await.is_ok();
-        if is_told {
-            self.writes.set(uid, vec![]);
-        }
-        self.since(uid, Waits::Objects, is_told)
-    }
-
-    /// Counts how long somebody has been put off.
-    fn since(&self, uid: &str, waits: Waits, is_told: bool) -> Told {
         let now = Instant::now();
-        if is_told {
-            self.writes.waits_no_more(uid, waits);
+        if tokio::time::timeout(BRIEFLY, all_told).await.is_ok() {
+            self.writes.set(uid, vec![]);
+            self.writes.waits_no_more(uid);
             return Told::All;
         }
-        if now - self.writes.waits_since(uid, waits, now) < PATIENCE {
+        if now - self.writes.waits_since(uid, now) < PATIENCE {
             return Told::Later;
         }
         // and is put off as long before it is asked once more
-        self.writes.waits_no_more(uid, waits);
+        self.writes.waits_no_more(uid);
         Told::Ask
     }
 
@@ -377,16 +361,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_waits_for_both_asks_as_soon_as_who_waits_for_one() {
+        let cache = Cache::default();
+        cache.writes.add(UID, KindName::ConfigMap, Expected::Version { version: 5, lists: 0 });
+        cache.wrote_status(UID, Some(7));
+        let answers = asked_for(&cache, PATIENCE + Duration::from_millis(200)).await;
+        assert_eq!(answers.iter().filter(|answer| **answer == Told::Ask).count(), 1, "{answers:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_status_is_made_from_the_last_one() {
         let cache = Cache::default();
-        assert_eq!(cache.status_told(UID).await, Told::All);
+        assert_eq!(cache.told(&key(), UID).await, Told::All);
         cache.wrote_status(UID, Some(7));
         cache.deployments.note(Some(6), false, false);
-        assert_eq!(cache.status_told(UID).await, Told::Later);
+        assert_eq!(cache.told(&key(), UID).await, Told::Later);
         tokio::time::sleep(PATIENCE).await;
-        assert_eq!(cache.status_told(UID).await, Told::Ask);
-        assert_eq!(cache.status_told(UID).await, Told::Later);
+        assert_eq!(cache.told(&key(), UID).await, Told::Ask);
+        assert_eq!(cache.told(&key(), UID).await, Told::Later);
         cache.deployments.note(Some(7), false, false);
-        assert_eq!(cache.status_told(UID).await, Told::All);
+        assert_eq!(cache.told(&key(), UID).await, Told::All);
     }
 }

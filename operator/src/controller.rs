@@ -185,10 +185,7 @@ async fn fresh(
 ) -> Result<Option<Arc<Guarded>>, ReconcileError> {
     let uid = object.uid().unwrap_or_default();
     let owned = Key { namespace: object.namespace().unwrap_or_default(), name: object.name_any() };
-    if context.cache.told(&owned, &uid).await == Told::Later {
-        return Ok(None);
-    }
-    match context.cache.status_told(&uid).await {
+    match context.cache.told(&owned, &uid).await {
         Told::All => Ok(Some(store.get(&ObjectRef::from_obj(&*object)).unwrap_or(object))),
         Told::Later => Ok(None),
         Told::Ask => {

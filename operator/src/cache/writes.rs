@@ -51,15 +51,6 @@ impl Expected {
     }
 }
 
-/// What is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Waits {
-    /// What the deployment owns.
-    Objects,
-    /// Its status.
-    Status,
-}
-
 /// Own writes that watches have not told yet.
 #[derive(Debug, Default)]
 pub struct Writes {
@@ -73,7 +64,7 @@ struct Of {
     /// Version of the deployment with the last status.
     status: Option<u64>,
     /// Since when somebody waits in vain.
-    since: HashMap<Waits, Instant>,
+    since: Option<Instant>,
 }
 
 impl Writes {
@@ -106,15 +97,15 @@ impl Writes {
         self.lock().get(uid)?.status
     }
 
-    /// Since when this is waited for; since `now`, if it was not yet.
-    pub fn waits_since(&self, uid: &str, waits: Waits, now: Instant) -> Instant {
-        *self.lock().entry(uid.to_owned()).or_default().since.entry(waits).or_insert(now)
+    /// Since when somebody waits for this deployment; since `now`, if nobody did yet.
+    pub fn waits_since(&self, uid: &str, now: Instant) -> Instant {
+        *self.lock().entry(uid.to_owned()).or_default().since.get_or_insert(now)
     }
 
     /// It was told, or asked for.
-    pub fn waits_no_more(&self, uid: &str, waits: Waits) {
+    pub fn waits_no_more(&self, uid: &str) {
         if let Some(of) = self.lock().get_mut(uid) {
-            of.since.remove(&waits);
+            of.since = None;
         }
     }
 
