@@ -87,3 +87,9 @@ pub(crate) mod cube_math {
     /// That of the operands.
     pub(crate) const KEEP_DTYPE: i8 = 0;
 }
+
+/// Which channels a rotation pairs.
+pub(crate) mod rotary {
+    /// Neighbours: (0, 1), (2, 3) and so on.
+    pub(crate) const INTERLEAVED: i64 = 1;
+}

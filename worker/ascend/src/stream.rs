@@ -4,6 +4,7 @@
 //! lets go of early is not freed under the device.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,24 +52,21 @@ struct State {
     completed: u64,
     /// Times the stream was aborted.
     aborts: u64,
-    /// What queued work uses, with the number of the last piece that does. Few entries: memory comes in arenas.
-    kept: Vec<(u64, Kept)>,
+    /// What queued work uses, by address, with the number of the last piece that does.
+    kept: HashMap<usize, (u64, Kept)>,
 }
 
 impl State {
     fn keep(&mut self, ticket: u64, object: &Kept) {
-        let address = |kept: &Kept| Arc::as_ptr(kept).cast::<()>();
-        match self.kept.iter_mut().find(|(_, kept)| address(kept) == address(object)) {
-            Some((last, _)) => *last = ticket,
-            None => self.kept.push((ticket, Arc::clone(object))),
-        }
+        let address = Arc::as_ptr(object).cast::<()>() as usize;
+        self.kept.entry(address).or_insert_with(|| (ticket, Arc::clone(object))).0 = ticket;
     }
 
     /// Takes note that everything up to a piece is done; gives what is no longer used, to be dropped without the lock.
     fn complete(&mut self, ticket: u64) -> Vec<(u64, Kept)> {
         self.completed = self.completed.max(ticket);
         let completed = self.completed;
-        self.kept.extract_if(.., |(last, _)| *last <= completed).collect()
+        self.kept.extract_if(|_, (last, _)| *last <= completed).map(|(_, kept)| kept).collect()
     }
 }
 
@@ -261,7 +259,7 @@ impl Drop for Inner {
             }
             if !is_drained {
                 // the device may still write there
-                for (_, kept) in std::mem::take(&mut self.lock().kept) {
+                for (_, kept) in std::mem::take(&mut self.lock().kept).into_values() {
                     runtime.left_behind("memory of work that neither ends nor can be aborted");
                     std::mem::forget(kept);
                 }

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use crate::{PagedRows, Result, StoredMatrix};
+use crate::{PagedRows, Precision, Result, StoredMatrix};
 
 /// Rows `first .. first + count` of a matrix with `width` columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,11 +189,12 @@ pub trait Backend: Send + Sync + 'static {
     fn read_indices(&self, indices: &Self::Indices, at: usize, values: &mut [i32]) -> Result<()>;
     /// `to[at..] = from[range]`.
     fn copy(&self, from: &Self::Buffer, range: Range<usize>, to: &mut Self::Buffer, at: usize) -> Result<()>;
-    /// Takes a weight as stored. May keep the bytes, or move them to the device.
+    /// Takes a weight as stored. May keep the bytes, or move them to the device, in a format that is good for
+    /// `precision`.
     ///
     /// # Errors
     /// [`BackendError::NotANumber`](crate::BackendError::NotANumber) if a code is a NaN.
-    fn matrix(&self, stored: StoredMatrix) -> Result<Self::Matrix>;
+    fn matrix(&self, stored: StoredMatrix, precision: Precision) -> Result<Self::Matrix>;
 
     /// `out[r, c, :] = table[ids[r], :]` for each of the `copies` c.
     fn embed(&self, table: &Self::Matrix, ids: &[u32], copies: usize, out: &mut Self::Buffer) -> Result<()>;

@@ -12,4 +12,4 @@ pub use backend::{Attention, Backend, Compress, Entries, HyperShape, MAX_STREAMS
 pub use error::{BackendError, Result};
 pub use fabric::{ExpertCompute, Fabric, FabricError, Route};
 pub use paged::{KEY_BLOCK, PagedRows, RowFormat, RowLayout, Run};
-pub use stored::{Bytes, FP4_BLOCK, FP8_BLOCK, Format, StoredMatrix};
+pub use stored::{Bytes, FP4_BLOCK, FP8_BLOCK, Format, Precision, StoredMatrix};

@@ -87,6 +87,15 @@ impl fmt::Display for Format {
     }
 }
 
+/// How exact products with a weight have to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// That in which the device multiplies fastest, bf16 at least.
+    Working,
+    /// f32: what chooses, or is summed up over many tokens.
+    Full,
+}
+
 /// A matrix `[rows, cols]`, row-major, in its published bits.
 #[derive(Clone, Debug)]
 pub struct StoredMatrix {

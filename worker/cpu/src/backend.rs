@@ -3,7 +3,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use belay_backend::{
-    Attention, Backend, Compress, Entries, HyperShape, PagedRows, Result, Rotary, Rows, Select, StoredMatrix,
+    Attention, Backend, Compress, Entries, HyperShape, PagedRows, Precision, Result, Rotary, Rows, Select,
+    StoredMatrix,
 };
 
 use crate::arena::CpuArena;
@@ -130,7 +131,8 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn matrix(&self, stored: StoredMatrix) -> Result<CpuMatrix> {
+    // every product is exact to f32 here
+    fn matrix(&self, stored: StoredMatrix, _: Precision) -> Result<CpuMatrix> {
         stored.check_codes()?;
         Ok(CpuMatrix::new(stored))
     }

@@ -1,7 +1,7 @@
 //! Linears of every stored format on every level, through the backend's own interface.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use belay_backend::{Backend, Format, StoredMatrix};
+use belay_backend::{Backend, Format, Precision, StoredMatrix};
 use belay_cpu::{CpuBackend, Level};
 use proptest::prelude::*;
 
@@ -28,7 +28,7 @@ impl Case {
 
     /// y for the given rows of x.
     fn run(&self, backend: &CpuBackend, x: &[f32], rows: usize) -> Vec<f32> {
-        let matrix = backend.matrix(self.stored()).unwrap();
+        let matrix = backend.matrix(self.stored(), Precision::Full).unwrap();
         let (mut input, mut output) =
             (backend.alloc(x.len()).unwrap(), backend.alloc(rows * self.groups * self.outputs).unwrap());
         backend.write(&mut input, 0, x).unwrap();
@@ -40,7 +40,7 @@ impl Case {
 
     /// Σ |w·x| bounds how far rounding can move a sum; computed by the reference from |x| and decoded weights.
     fn magnitudes(&self, reference: &CpuBackend) -> f32 {
-        let table = reference.matrix(self.stored()).unwrap();
+        let table = reference.matrix(self.stored(), Precision::Full).unwrap();
         let rows = self.groups * self.outputs;
         let ids: Vec<u32> = (0..rows as u32).collect();
         let mut decoded = reference.alloc(rows * self.inputs).unwrap();

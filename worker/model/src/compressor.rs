@@ -44,8 +44,8 @@ impl<B: Backend> Compressor<B> {
     ) -> Result<Self, CheckpointError> {
         let gate_width = if kind.overlaps() { 2 * width } else { width };
         Ok(Self {
-            wkv: loader.linear(&format!("{name}.wkv"), gate_width, config.hidden_size)?,
-            wgate: loader.linear(&format!("{name}.wgate"), gate_width, config.hidden_size)?,
+            wkv: loader.precise_linear(&format!("{name}.wkv"), gate_width, config.hidden_size)?,
+            wgate: loader.precise_linear(&format!("{name}.wgate"), gate_width, config.hidden_size)?,
             bias: loader.values(&format!("{name}.ape"), kind.ratio(), gate_width)?,
             norm: loader.vector(&format!("{name}.norm.weight"), width)?,
             ratio: kind.ratio(),

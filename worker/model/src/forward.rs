@@ -68,7 +68,7 @@ impl<B: Backend> Model<B> {
             .map(|index| Layer::load(&mut loader, &config, index))
             .collect::<Result<_, _>>()?;
         let hyper_head = HyperHead::load(&mut loader, &config, "")?;
-        let head = loader.linear("head", vocab, width)?;
+        let head = loader.precise_linear("head", vocab, width)?;
         let mtp = if config.draft_tokens > 0 { Some(Mtp::load(&mut loader, &config)?) } else { None };
         (loader.progress)(total, total);
         Ok(Self {

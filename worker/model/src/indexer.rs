@@ -30,7 +30,7 @@ impl<B: Backend> Indexer<B> {
         let compressor = format!("{name}.compressor");
         Ok(Self {
             wq_b: loader.linear(&format!("{name}.wq_b"), width, config.q_lora_rank)?,
-            weights_proj: loader.linear(
+            weights_proj: loader.precise_linear(
                 &format!("{name}.weights_proj"),
                 indexer.heads,
                 config.hidden_size,

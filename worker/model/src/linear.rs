@@ -1,6 +1,6 @@
 //! Weights on the device, and how they get there.
 
-use belay_backend::{Backend, Format, Rows, StoredMatrix};
+use belay_backend::{Backend, Format, Precision, Rows, StoredMatrix};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 
@@ -27,7 +27,18 @@ impl<B: Backend> Loader<'_, B> {
         cols: usize,
     ) -> Result<Linear<B>, CheckpointError> {
         let stored = self.checkpoint.linear(name, rows, cols)?;
-        self.place(&format!("{name}.weight"), stored)
+        self.place(&format!("{name}.weight"), stored, Precision::Working)
+    }
+
+    /// A linear that the published code computes in f32, since it chooses or is summed up over many tokens.
+    pub(crate) fn precise_linear(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Linear<B>, CheckpointError> {
+        let stored = self.checkpoint.linear(name, rows, cols)?;
+        self.place(&format!("{name}.weight"), stored, Precision::Full)
     }
 
     /// A linear whose name has no suffix and that is f32.
@@ -38,7 +49,7 @@ impl<B: Backend> Loader<'_, B> {
         cols: usize,
     ) -> Result<Linear<B>, CheckpointError> {
         let stored = self.checkpoint.matrix(name, rows, cols)?;
-        self.place(name, stored)
+        self.place(name, stored, Precision::Full)
     }
 
     pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<B::Buffer, CheckpointError> {
@@ -56,9 +67,15 @@ impl<B: Backend> Loader<'_, B> {
         self.upload(name, &values)
     }
 
-    pub(crate) fn place(&mut self, name: &str, stored: StoredMatrix) -> Result<Linear<B>, CheckpointError> {
+    pub(crate) fn place(
+        &mut self,
+        name: &str,
+        stored: StoredMatrix,
+        precision: Precision,
+    ) -> Result<Linear<B>, CheckpointError> {
         let (bytes, cols, format) = (stored.bytes(), stored.cols, stored.format);
-        let matrix = self.backend.matrix(stored).map_err(|cause| self.checkpoint.refused(name, cause))?;
+        let matrix =
+            self.backend.matrix(stored, precision).map_err(|cause| self.checkpoint.refused(name, cause))?;
         self.count(bytes);
         Ok(Linear { matrix, inputs: cols, format })
     }

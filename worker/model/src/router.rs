@@ -45,7 +45,7 @@ impl<B: Backend> Router<B> {
             RouterKind::Learned => By::Score(loader.checkpoint.vector(&format!("{name}.bias"), experts)?),
         };
         Ok(Self {
-            gate: loader.linear(name, experts, config.hidden_size)?,
+            gate: loader.precise_linear(name, experts, config.hidden_size)?,
             choice: Choice { by, experts, k, scaling: config.routed_scaling },
         })
     }

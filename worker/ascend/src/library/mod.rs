@@ -5,6 +5,7 @@
 
 mod error;
 mod finder;
+mod operators;
 mod report;
 mod search;
 mod table;
@@ -17,6 +18,7 @@ pub use error::{LibraryError, Missing, Tried};
 pub(crate) use finder::Finder;
 pub use report::{Report, Resolved};
 pub use search::{Family, LIBRARY_VARIABLE, Place, Search};
+pub(crate) use operators::{Operator, Queue};
 pub(crate) use table::Symbols;
 
 use crate::error::AscendError;

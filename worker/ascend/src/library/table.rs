@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_void};
 
 use super::{Family, Finder};
+use super::operators::Operators;
 use crate::ffi::{
     RawContext, RawEvent, RawExecutor, RawIntArray, RawScalar, RawStream, RawTensor, RawTensorList, Status,
 };
@@ -36,6 +37,7 @@ macro_rules! symbols {
         #[allow(non_snake_case)]
         pub(crate) struct Symbols {
             $(pub(crate) $name: pointer!($need, unsafe extern "C" fn($($type),*) -> $result),)*
+            pub(crate) operators: Operators,
         }
 
         impl Symbols {
@@ -48,11 +50,14 @@ macro_rules! symbols {
                         finder.symbol(stringify!($name), Family::$family, is_required!($need))
                     };
                 )*
-                Some(Self { $($name: found!($need, $name),)* })
+                let operators = Operators::resolve(finder);
+                Some(Self { $($name: found!($need, $name),)* operators: operators? })
             }
         }
     };
 }
+
+pub(super) use {found, is_required, pointer};
 
 symbols! {
     // process and device
@@ -148,50 +153,5 @@ symbols! {
         index: usize,
         tensor: *mut RawTensor,
         memory: *mut c_void,
-    ) -> Status;
-
-    // operators: a phase that plans and one that runs
-    Math required fn aclnnAddGetWorkspaceSize(
-        left: *const RawTensor,
-        right: *const RawTensor,
-        alpha: *const RawScalar,
-        out: *mut RawTensor,
-        workspace: *mut u64,
-        executor: *mut *mut RawExecutor,
-    ) -> Status;
-    Math required fn aclnnAdd(
-        workspace: *mut c_void,
-        bytes: u64,
-        executor: *mut RawExecutor,
-        stream: RawStream,
-    ) -> Status;
-    Nn required fn aclnnMatmulGetWorkspaceSize(
-        left: *const RawTensor,
-        right: *const RawTensor,
-        out: *mut RawTensor,
-        math: i8,
-        workspace: *mut u64,
-        executor: *mut *mut RawExecutor,
-    ) -> Status;
-    Nn required fn aclnnMatmul(
-        workspace: *mut c_void,
-        bytes: u64,
-        executor: *mut RawExecutor,
-        stream: RawStream,
-    ) -> Status;
-    Nn required fn aclnnRmsNormGetWorkspaceSize(
-        x: *const RawTensor,
-        gamma: *const RawTensor,
-        epsilon: f64,
-        y: *mut RawTensor,
-        rstd: *mut RawTensor,
-        workspace: *mut u64,
-        executor: *mut *mut RawExecutor,
-    ) -> Status;
-    Nn required fn aclnnRmsNorm(
-        workspace: *mut c_void,
-        bytes: u64,
-        executor: *mut RawExecutor,
-        stream: RawStream,
     ) -> Status;
 }

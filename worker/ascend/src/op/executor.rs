@@ -1,14 +1,13 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use crate::ffi::{RawExecutor, RawStream, RawTensor, Status};
+use crate::ffi::{RawExecutor, RawTensor, Status};
+use crate::library::Queue;
 use crate::memory::Region;
 use crate::stream::Kept;
 use crate::tensor::Tensor;
 use crate::{Current, Error, Result, Runtime, Stream};
 
-/// The phase that queues.
-pub(super) type Queue = unsafe extern "C" fn(*mut c_void, u64, *mut RawExecutor, RawStream) -> Status;
 /// Gives a tensor of a planned operator another address.
 type SetAddress = unsafe extern "C" fn(*mut RawExecutor, usize, *mut RawTensor, *mut c_void) -> Status;
 
@@ -51,6 +50,11 @@ impl Executor {
         self.runtime.check("aclSetAclOpExecutorRepeatable", code)?;
         self.is_repeatable = true;
         Ok(())
+    }
+
+    /// Bytes of workspace that it needs.
+    pub(super) fn workspace(&self) -> usize {
+        usize::try_from(self.workspace).unwrap_or(usize::MAX)
     }
 
     pub(super) fn is_repeatable(&self) -> bool {
@@ -104,7 +108,7 @@ impl Executor {
         kept: &[&Kept],
         (call, queue): (&'static str, Queue),
     ) -> Result<()> {
-        let needed = usize::try_from(self.workspace).unwrap_or(usize::MAX);
+        let needed = self.workspace();
         if needed > workspace.len() {
             return Err(Error::TooSmall { what: "the workspace", needed, available: workspace.len() });
         }

@@ -1,15 +1,19 @@
 use std::collections::HashMap;
 
-use super::executor::{Executor, Queue};
-use crate::ffi::{RawExecutor, Status};
-use crate::library::Symbols;
-use crate::memory::Region;
+use super::executor::Executor;
+use crate::ffi::{RawExecutor, RawIntArray, RawScalar, RawTensor, Status};
+use crate::library::Operator;
+use crate::memory::{DeviceBuffer, Pages, Region};
 use crate::stream::Kept;
-use crate::tensor::{Layout, Scalar, Tensor, View};
+use crate::tensor::{IntArray, Layout, Scalar, Tensor, View};
 use crate::{Current, Result, Runtime, Stream};
 
 /// Tensors of an operator, at most.
 const MAX_TENSORS: usize = 6;
+/// Numbers of an operator that are given as objects, at most.
+const MAX_SCALARS: usize = 2;
+/// Other attributes that a plan depends on, at most.
+const MAX_ATTRIBUTES: usize = 4;
 /// Plans that are kept. Decode has few shapes; prefill has many, and must not fill the memory with them.
 const MAX_PLANS: usize = 4096;
 
@@ -38,8 +42,8 @@ pub struct Plans {
 struct Key {
     operator: &'static str,
     layouts: [Option<Layout>; MAX_TENSORS],
-    scalar: Option<u32>,
-    attribute: u64,
+    scalars: [u32; MAX_SCALARS],
+    attributes: [u64; MAX_ATTRIBUTES],
 }
 
 /// The executor comes first: it goes before what it was planned with.
@@ -52,30 +56,67 @@ struct Plan {
 /// What an operator is planned with.
 #[derive(Debug)]
 pub(super) struct Objects {
-    pub(super) inputs: Vec<Tensor>,
-    pub(super) outputs: Vec<Tensor>,
-    pub(super) scalar: Option<Scalar>,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+    scalars: Vec<Scalar>,
+    axes: Option<IntArray>,
 }
 
-/// An operator and what it is to work on.
-pub(super) struct Operation<'a> {
-    /// Name of the phase that plans, and how to call it.
-    pub(super) plan: (&'static str, &'a PlanCall<'a>),
-    /// Name of the phase that queues, and the function.
-    pub(super) queue: (&'static str, Queue),
+impl Objects {
+    pub(super) fn input(&self, index: usize) -> *const RawTensor {
+        self.inputs[index].raw()
+    }
+
+    pub(super) fn output(&self, index: usize) -> *mut RawTensor {
+        self.outputs[index].raw()
+    }
+
+    pub(super) fn scalar(&self, index: usize) -> *const RawScalar {
+        self.scalars[index].raw()
+    }
+
+    pub(super) fn axes(&self) -> *const RawIntArray {
+        self.axes.as_ref().map_or(std::ptr::null(), IntArray::raw)
+    }
+}
+
+/// What an operator is to work on. What its plan depends on is all in here.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Work<'a> {
     pub(super) inputs: &'a [&'a View],
     pub(super) outputs: &'a [&'a View],
-    /// A number that is given as an object.
-    pub(super) scalar: Option<f32>,
-    /// Bits of a number that the plan depends on.
-    pub(super) attribute: u64,
+    /// Numbers that are given as objects.
+    pub(super) scalars: &'a [f32],
+    /// Axes that are given as an object.
+    pub(super) axes: &'a [i64],
+    /// Bits of the attributes.
+    pub(super) attributes: &'a [u64],
 }
 
-/// Calls the phase that plans.
-pub(super) type PlanCall<'a> = dyn Fn(&Symbols, &Objects, *mut u64, *mut *mut RawExecutor) -> Status + 'a;
+impl Work<'_> {
+    fn views(&self) -> impl Iterator<Item = &View> {
+        self.inputs.iter().chain(self.outputs).copied()
+    }
+
+    fn key(&self, operator: &'static str) -> Key {
+        let mut key = Key {
+            operator,
+            layouts: [None; MAX_TENSORS],
+            scalars: [0; MAX_SCALARS],
+            attributes: [0; MAX_ATTRIBUTES],
+        };
+        key.layouts.iter_mut().zip(self.views()).for_each(|(slot, view)| *slot = Some(*view.layout()));
+        key.scalars.iter_mut().zip(self.scalars).for_each(|(slot, value)| *slot = value.to_bits());
+        let axes = self.axes.iter().map(|axis| *axis as u64);
+        let attributes = self.attributes.iter().copied().chain(axes);
+        key.attributes.iter_mut().zip(attributes).for_each(|(slot, value)| *slot = value);
+        key
+    }
+}
 
 impl Launcher {
-    /// Operators go to `stream`, one after the other, and share `workspace`.
+    /// Operators go to `stream`, one after the other, and share `workspace`. A larger one is allocated when an operator
+    /// asks for it.
     pub fn new(stream: Stream, workspace: Region) -> Self {
         Self { stream, workspace, plans: HashMap::new(), counts: Plans::default() }
     }
@@ -90,71 +131,92 @@ impl Launcher {
         self.counts
     }
 
-    pub(super) fn launch(&mut self, current: &Current, operation: &Operation<'_>) -> Result<()> {
-        let call = operation.queue.0;
-        let views = || operation.inputs.iter().chain(operation.outputs);
-        for region in views().map(|view| view.region()).chain([&self.workspace]) {
-            current.require(region.context(), call)?;
+    /// Queues an operator. `plan` calls its first phase with the objects that were made of `work`, and where to put the
+    /// size of the workspace and the executor.
+    pub(super) fn launch<F: Copy>(
+        &mut self,
+        current: &Current,
+        operator: Operator<F>,
+        work: Work<'_>,
+        plan: impl FnOnce(F, &Objects, *mut u64, *mut *mut RawExecutor) -> Status,
+    ) -> Result<()> {
+        let fits = work.inputs.len() + work.outputs.len() <= MAX_TENSORS
+            && work.scalars.len() <= MAX_SCALARS
+            && work.attributes.len() + work.axes.len() <= MAX_ATTRIBUTES;
+        debug_assert!(fits, "{} has more arguments than a key has places", operator.name);
+        for region in work.views().map(View::region).chain([&self.workspace]) {
+            current.require(region.context(), operator.name)?;
         }
-        let mut layouts = [None; MAX_TENSORS];
-        layouts.iter_mut().zip(views()).for_each(|(slot, view)| *slot = Some(*view.layout()));
-        let key = Key {
-            operator: call,
-            layouts,
-            scalar: operation.scalar.map(f32::to_bits),
-            attribute: operation.attribute,
-        };
+        let key = work.key(operator.name);
 
         // what is not put back is released: after an error nobody knows which addresses a plan has
-        let mut plan = match self.plans.remove(&key) {
-            Some(mut plan) => {
-                plan.move_to(operation)?;
+        let mut planned = match self.plans.remove(&key) {
+            Some(mut planned) => {
+                planned.move_to(&work)?;
                 self.counts.reused += 1;
-                plan
+                planned
             }
-            None => self.plan(current.runtime(), operation)?,
+            None => self.plan(current.runtime(), operator, &work, plan)?,
         };
+        self.reserve(current, planned.executor.workspace())?;
         let mut kept: [&Kept; MAX_TENSORS + 1] = [self.workspace.kept(); MAX_TENSORS + 1];
-        kept.iter_mut().zip(views()).for_each(|(slot, view)| *slot = view.region().kept());
-        plan.executor.launch(current, &self.stream, &self.workspace, &kept, operation.queue)?;
+        kept.iter_mut().zip(work.views()).for_each(|(slot, view)| *slot = view.region().kept());
+        let queue = (operator.name, operator.queue);
+        planned.executor.launch(current, &self.stream, &self.workspace, &kept, queue)?;
 
-        if plan.executor.is_repeatable() {
+        if planned.executor.is_repeatable() {
             if self.plans.len() >= MAX_PLANS {
                 self.plans.clear();
             }
-            self.plans.insert(key, plan);
+            self.plans.insert(key, planned);
         }
         Ok(())
     }
 
-    fn plan(&mut self, runtime: &Runtime, operation: &Operation<'_>) -> Result<Plan> {
+    fn plan<F>(
+        &mut self,
+        runtime: &Runtime,
+        operator: Operator<F>,
+        work: &Work<'_>,
+        plan: impl FnOnce(F, &Objects, *mut u64, *mut *mut RawExecutor) -> Status,
+    ) -> Result<Plan> {
         let tensors = |views: &[&View]| -> Result<Vec<Tensor>> {
             views.iter().map(|view| Tensor::new(runtime, view)).collect()
         };
+        let axes = (!work.axes.is_empty()).then(|| IntArray::new(runtime, work.axes));
         let objects = Objects {
-            inputs: tensors(operation.inputs)?,
-            outputs: tensors(operation.outputs)?,
-            scalar: operation.scalar.map(|value| Scalar::f32(runtime, value)).transpose()?,
+            inputs: tensors(work.inputs)?,
+            outputs: tensors(work.outputs)?,
+            scalars: work.scalars.iter().map(|value| Scalar::f32(runtime, *value)).collect::<Result<_>>()?,
+            axes: axes.transpose()?,
         };
-        let (call, plan) = operation.plan;
-        let mut executor = Executor::plan(runtime, call, |workspace, executor| {
-            plan(runtime.symbols(), &objects, workspace, executor)
+        let mut executor = Executor::plan(runtime, operator.planning, |workspace, executor| {
+            plan(operator.plan, &objects, workspace, executor)
         })?;
         self.counts.made += 1;
         if let Err(error) = executor.make_repeatable() {
             self.counts.single += 1;
-            tracing::debug!(operator = operation.queue.0, %error, "planned for one use");
+            tracing::debug!(operator = operator.name, %error, "planned for one use");
         }
         Ok(Plan { executor, objects })
+    }
+
+    /// Makes the workspace at least this large. Work that is queued keeps the old one alive.
+    fn reserve(&mut self, current: &Current, bytes: usize) -> Result<()> {
+        if bytes > self.workspace.len() {
+            let larger = DeviceBuffer::new(current, bytes.next_power_of_two(), Pages::default())?;
+            self.workspace = larger.region().clone();
+        }
+        Ok(())
     }
 }
 
 impl Plan {
-    fn move_to(&mut self, operation: &Operation<'_>) -> Result<()> {
-        for (index, (tensor, view)) in self.objects.inputs.iter_mut().zip(operation.inputs).enumerate() {
+    fn move_to(&mut self, work: &Work<'_>) -> Result<()> {
+        for (index, (tensor, view)) in self.objects.inputs.iter_mut().zip(work.inputs).enumerate() {
             self.executor.move_input(index, tensor, view.region())?;
         }
-        for (index, (tensor, view)) in self.objects.outputs.iter_mut().zip(operation.outputs).enumerate() {
+        for (index, (tensor, view)) in self.objects.outputs.iter_mut().zip(work.outputs).enumerate() {
             self.executor.move_output(index, tensor, view.region())?;
         }
         Ok(())

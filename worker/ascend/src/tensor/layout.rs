@@ -45,13 +45,15 @@ impl DataType {
     }
 }
 
-/// Type, dimensions and strides of a tensor, in elements, outermost first.
+/// Type, dimensions and strides of a tensor, in elements, outermost first, and where in its memory it begins.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Layout {
     dtype: DataType,
     rank: u8,
     dims: [i64; MAX_RANK],
     strides: [i64; MAX_RANK],
+    /// Elements before the first.
+    offset: i64,
 }
 
 impl Layout {
@@ -65,7 +67,8 @@ impl Layout {
         if dims.is_empty() || dims.len() > MAX_RANK {
             return Err(refused("1 to 8 dimensions are possible"));
         }
-        let mut layout = Self { dtype, rank: dims.len() as u8, dims: [0; MAX_RANK], strides: [0; MAX_RANK] };
+        let rank = dims.len() as u8;
+        let mut layout = Self { dtype, rank, dims: [0; MAX_RANK], strides: [0; MAX_RANK], offset: 0 };
         let mut stride = 1i64;
         for (axis, dim) in dims.iter().enumerate().rev() {
             let dim = i64::try_from(*dim).map_err(|_| refused("too large"))?;
@@ -92,6 +95,38 @@ impl Layout {
         self.dims.swap(a, b);
         self.strides.swap(a, b);
         Ok(self)
+    }
+
+    /// The same memory with axes in another order and of other sizes: `axes` gives size and stride of each.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more than [`MAX_RANK`] dimensions, for none, or if the tensor is larger than an address
+    /// space.
+    pub fn strided(dtype: DataType, axes: &[(usize, usize)]) -> Result<Self> {
+        let dims: Vec<usize> = axes.iter().map(|(size, _)| *size).collect();
+        let mut layout = Self::contiguous(dtype, &dims)?;
+        let mut span = 1usize;
+        for (stride, (size, wanted)) in layout.strides.iter_mut().zip(axes) {
+            let reach = size.saturating_sub(1).checked_mul(*wanted);
+            span = reach.and_then(|reach| span.checked_add(reach)).unwrap_or(usize::MAX);
+            *stride = i64::try_from(*wanted).unwrap_or(i64::MAX);
+        }
+        if span > i64::MAX as usize / dtype.bytes() {
+            return Err(Error::Shape { operation: "layout", cause: format!("{axes:?}: too large") });
+        }
+        Ok(layout)
+    }
+
+    /// The same tensor, `elements` further on in its memory. Memory itself begins at aligned addresses only.
+    #[must_use]
+    pub fn at(mut self, elements: usize) -> Self {
+        self.offset = i64::try_from(elements).ok().and_then(|by| self.offset.checked_add(by)).unwrap_or(i64::MAX);
+        self
+    }
+
+    /// Elements of the memory before the first of the tensor.
+    pub fn offset(&self) -> i64 {
+        self.offset
     }
 
     /// Type of the elements.
@@ -138,16 +173,20 @@ impl Layout {
         last as usize + 1
     }
 
-    /// Bytes of the memory that it covers.
+    /// Bytes of memory that it needs: those before it and those that it covers.
     pub fn bytes(&self) -> usize {
-        self.span() * self.dtype.bytes()
+        let before = if self.elements() == 0 { 0 } else { self.offset as usize };
+        before.saturating_add(self.span()).saturating_mul(self.dtype.bytes())
     }
 }
 
 impl std::fmt::Debug for Layout {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "{:?}{:?}", self.dtype, self.dims())?;
-        if self.is_contiguous() { Ok(()) } else { write!(out, " strides {:?}", self.strides()) }
+        if !self.is_contiguous() {
+            write!(out, " strides {:?}", self.strides())?;
+        }
+        if self.offset == 0 { Ok(()) } else { write!(out, " at {}", self.offset) }
     }
 }
 
@@ -176,6 +215,45 @@ impl View {
             return Err(Error::Shape { operation: "address of a tensor", cause });
         }
         Ok(Self { region, layout })
+    }
+
+    /// The same memory, its elements one after the other in other dimensions. From where it begins on, as many elements
+    /// as these dimensions have are meant, however many it had.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::TooSmall`] if the memory does not hold them.
+    pub(crate) fn shaped(&self, dims: &[usize]) -> Result<Self> {
+        let layout = Layout::contiguous(self.layout.dtype, dims)?.at(self.layout.offset as usize);
+        Self::new(self.region.clone(), layout)
+    }
+
+    /// All of its elements, which lie one after the other, in other dimensions.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it has gaps, or if the dimensions have another number of elements.
+    pub(crate) fn reshaped(&self, dims: &[usize]) -> Result<Self> {
+        if !self.layout.is_contiguous() || dims.iter().product::<usize>() != self.layout.elements() {
+            let cause = format!("{:?} cannot become {dims:?}", self.layout);
+            return Err(Error::Shape { operation: "layout", cause });
+        }
+        self.shaped(dims)
+    }
+
+    /// The same memory from where it begins on, with axes of given sizes and strides.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::TooSmall`] if the memory does not hold them.
+    pub(crate) fn restrided(&self, axes: &[(usize, usize)]) -> Result<Self> {
+        let layout = Layout::strided(self.layout.dtype, axes)?.at(self.layout.offset as usize);
+        Self::new(self.region.clone(), layout)
+    }
+
+    /// The same tensor, `elements` further on in its memory.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`] if the memory does not hold it.
+    pub(crate) fn moved(&self, elements: usize) -> Result<Self> {
+        Self::new(self.region.clone(), self.layout.at(elements))
     }
 
     /// Its memory.
@@ -209,6 +287,17 @@ mod tests {
         assert_eq!((layout.dims(), layout.strides(), layout.span()), (&[7, 5][..], &[1, 7][..], 35));
         assert!(!layout.is_contiguous());
         assert!(layout.swapped(0, 2).is_err());
+    }
+
+    #[test]
+    fn a_part_of_a_memory_has_strides_and_a_beginning() {
+        let layout = Layout::strided(DataType::F32, &[(3, 10), (4, 1)]).unwrap().at(6);
+        assert_eq!((layout.span(), layout.bytes(), layout.elements()), (24, 4 * 30, 12));
+        assert_eq!(format!("{layout:?}"), "F32[3, 4] strides [10, 1] at 6");
+        // one row, repeated without memory of its own
+        let layout = Layout::strided(DataType::F32, &[(5, 0), (4, 1)]).unwrap();
+        assert_eq!((layout.span(), layout.elements()), (4, 20));
+        assert!(Layout::strided(DataType::F32, &[(3, usize::MAX)]).is_err());
     }
 
     #[test]

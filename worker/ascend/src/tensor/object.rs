@@ -26,9 +26,9 @@ impl Tensor {
     pub fn new(runtime: &Runtime, view: &View) -> Result<Self> {
         let layout = view.layout();
         let (dims, strides) = (layout.dims(), layout.strides());
-        // a view that is not contiguous lies in a storage of one dimension
-        let span = [layout.span() as i64];
-        let storage = if layout.is_contiguous() { dims } else { &span[..] };
+        // a view that is not all of its memory lies in a storage of one dimension
+        let span = [layout.offset() + layout.span() as i64];
+        let storage = if layout.is_contiguous() && layout.offset() == 0 { dims } else { &span[..] };
         // SAFETY: the arrays are alive during the call, which copies them; the memory is only named.
         let raw = unsafe {
             (runtime.symbols().aclCreateTensor)(
@@ -36,7 +36,7 @@ impl Tensor {
                 dims.len() as u64,
                 layout.dtype() as i32,
                 strides.as_ptr(),
-                0,
+                layout.offset(),
                 format::ND,
                 storage.as_ptr(),
                 storage.len() as u64,
@@ -100,6 +100,10 @@ impl TensorList {
         // the list now releases its members
         tensors.into_iter().for_each(Tensor::give_away);
         Ok(Self { runtime: runtime.clone(), raw: list })
+    }
+
+    pub(crate) fn raw(&self) -> *mut RawTensorList {
+        self.raw.as_ptr()
     }
 }
 
@@ -165,6 +169,10 @@ impl IntArray {
         // SAFETY: the values are alive during the call, which copies them.
         let raw = unsafe { (runtime.symbols().aclCreateIntArray)(values.as_ptr(), values.len() as u64) };
         Ok(Self { runtime: runtime.clone(), raw: runtime.library().check_object("aclCreateIntArray", raw)? })
+    }
+
+    pub(crate) fn raw(&self) -> *const RawIntArray {
+        self.raw.as_ptr()
     }
 }
 

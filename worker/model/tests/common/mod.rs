@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use belay_backend::{ExpertCompute, Fabric, FabricError, Route};
+use belay_backend::{Backend, ExpertCompute, Fabric, FabricError, Route};
 use belay_cpu::{CpuBackend, Level};
 use belay_model::{
     CacheOptions, Checkpoint, Drafting, ExpertBank, LocalExperts, Logits, Model, Numerics, Scratch, Segment,
@@ -31,9 +31,9 @@ pub fn nano_dir(layout: &str) -> PathBuf {
 }
 
 /// A model with all of its experts in one bank.
-pub struct Loaded {
-    pub model: Model<CpuBackend>,
-    pub bank: Arc<ExpertBank<CpuBackend>>,
+pub struct Loaded<B: Backend = CpuBackend> {
+    pub model: Model<B>,
+    pub bank: Arc<ExpertBank<B>>,
     pub checkpoint: Arc<Checkpoint>,
     pub fabric: Box<dyn Fabric>,
 }
@@ -51,13 +51,13 @@ pub fn load_drafting(dir: &Path, backend: CpuBackend, numerics: Numerics, draft_
     load_cached(dir, backend, numerics, draft_tokens, CacheOptions::default())
 }
 
-pub fn load_cached(
+pub fn load_cached<B: Backend>(
     dir: &Path,
-    backend: CpuBackend,
+    backend: B,
     numerics: Numerics,
     draft_tokens: usize,
     cache: CacheOptions,
-) -> Loaded {
+) -> Loaded<B> {
     let backend = Arc::new(backend);
     let drafting = Drafting::tokens(draft_tokens).unwrap();
     let checkpoint = Arc::new(Checkpoint::open_with(dir, drafting).unwrap());
@@ -143,8 +143,8 @@ impl Trace for Recorder {
 }
 
 /// Logits of every token, fed in chunks of at most `chunk`.
-pub fn logits(
-    loaded: &Loaded,
+pub fn logits<B: Backend>(
+    loaded: &Loaded<B>,
     fabric: &dyn Fabric,
     ids: &[u32],
     chunk: usize,
@@ -163,9 +163,9 @@ pub fn logits(
 }
 
 /// One step of one sequence; logits of its last token.
-pub fn step(
-    loaded: &Loaded,
-    scratch: &mut Scratch<CpuBackend>,
+pub fn step<B: Backend>(
+    loaded: &Loaded<B>,
+    scratch: &mut Scratch<B>,
     state: &mut State,
     tokens: &[u32],
 ) -> Vec<f32> {
@@ -176,7 +176,12 @@ pub fn step(
 }
 
 /// Greedy continuation by cached decode: prompt in one step, then token by token.
-pub fn greedy(loaded: &Loaded, prompt: &[u32], most: usize, stop: Option<u32>) -> Vec<u32> {
+pub fn greedy<B: Backend>(
+    loaded: &Loaded<B>,
+    prompt: &[u32],
+    most: usize,
+    stop: Option<u32>,
+) -> Vec<u32> {
     let mut state = loaded.model.new_state();
     let mut scratch = Scratch::default();
     let mut ids = vec![argmax(&step(loaded, &mut scratch, &mut state, prompt))];
