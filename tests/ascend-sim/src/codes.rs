@@ -27,6 +27,10 @@ pub const RT_INVALID_MEMORY_TYPE: i32 = 107_016;
 pub const RT_INVALID_HANDLE: i32 = 107_017;
 /// A wait on a stream timed out.
 pub const RT_WAIT_TIMEOUT: i32 = 107_019;
+/// A task timed out.
+pub const RT_TASK_TIMEOUT: i32 = 107_020;
+/// A task was ended from outside.
+pub const RT_DEVICE_TASK_ABORT: i32 = 107_022;
 /// The stream's tasks were dropped by an abort.
 pub const RT_STREAM_ABORT: i32 = 107_023;
 /// The stream is being captured already.
@@ -61,6 +65,8 @@ pub const RT_AICORE_EXCEPTION: i32 = 507_015;
 pub const RT_STREAM_SYNC_TIMEOUT: i32 = 507_046;
 /// Synchronising an event timed out.
 pub const RT_EVENT_SYNC_TIMEOUT: i32 = 507_047;
+/// A peer of a collective is gone, as far as can be told.
+pub const RT_SUSPECT_REMOTE_ERROR: i32 = 507_057;
 
 /// An aclnn argument that must not be null is.
 pub const NN_PARAM_NULLPTR: i32 = 161_001;

@@ -160,6 +160,7 @@ pub fn reset_device(id: i32, force: bool) -> Outcome {
         std::mem::take(&mut uses.1)
     };
     release(default, false);
+    crate::hccl::comm::COMMS.release(Some(device.id));
     lock(&device.heap).release_all();
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::ffi::c_char;
 use std::time::Duration;
 
 use crate::failure::Outcome;
+use crate::hccl::comm::COMMS;
 use crate::machine::{Machine, live_memory, machine};
 use crate::{context, event, executor, graph, host, out, stream, symbols, tensor};
 
@@ -78,8 +79,8 @@ pub unsafe extern "C" fn belaySimSymbols(buffer: *mut c_char, n: u64) -> u64 {
     text.len() as u64
 }
 
-/// Objects of a kind alive; `u64::MAX` for a kind that is not simulated. Memory and streams that a device
-/// reset or `aclFinalize` had to release still count until the next `aclInit`: neither hides a leak.
+/// Objects of a kind alive; `u64::MAX` for a kind that is not simulated. Memory, streams and
+/// communicators that a device reset or `aclFinalize` had to release still count until the next `aclInit`: neither hides a leak.
 ///
 /// # Safety
 /// `kind` ends with a zero byte.
@@ -101,17 +102,20 @@ pub unsafe extern "C" fn belaySimLive(kind: *const c_char) -> u64 {
         Some("tensor_list") => tensor::TENSOR_LISTS.live() as u64,
         Some("executor") => executor::EXECUTORS.live() as u64,
         Some("graph") => graph::GRAPHS.live() as u64,
-        // communicators are not simulated yet
-        Some("comm") => 0,
+        Some("comm") => COMMS.live(),
         _ => u64::MAX,
     }
 }
 
-/// Loses a device: tasks on it fail with `code`, and synchronous calls answer it.
+/// Loses a device: tasks on it fail with `code`, and synchronous calls answer it. Its communicators are cut
+/// off from their peers for good.
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub extern "C" fn belaySimLoseDevice(device: i32, code: i32) -> i32 {
-    on_device(device, |machine, id| machine.devices[id].lose(code))
+    on_device(device, |machine, id| {
+        machine.devices[id].lose(code);
+        COMMS.lose_device(id, code);
+    })
 }
 
 /// Lets a device's streams stand still for a while.
@@ -126,4 +130,11 @@ pub extern "C" fn belaySimHangDevice(device: i32, milliseconds: u64) -> i32 {
 #[allow(non_snake_case)]
 pub extern "C" fn belaySimHealDevice(device: i32) -> i32 {
     on_device(device, |machine, id| machine.devices[id].heal())
+}
+
+/// Lets each collective wait that long before it begins.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)]
+pub extern "C" fn belaySimHcclDelay(microseconds: u64) -> i32 {
+    answer(machine().map(|machine| machine.set_hccl_delay(microseconds)))
 }

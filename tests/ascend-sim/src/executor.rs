@@ -1,6 +1,7 @@
 //! Executors: what an op's first phase makes, and the launch that its second phase is.
 
 use std::ffi::c_void;
+use std::num::Wrapping;
 use std::sync::{Arc, Mutex};
 
 use crate::codes;
@@ -38,8 +39,22 @@ impl Io<'_> {
 
     /// An input's elements as floats.
     pub fn floats(&self, at: usize) -> Outcome<Vec<f32>> {
-        let dtype = self.inputs[at].dtype;
-        Ok(self.bits(at)?.into_iter().map(|bits| dtype.decode_float(bits)).collect())
+        self.inputs[at].floats(self.heap)
+    }
+
+    /// An input's elements as integers of 32 bits, for types that fit.
+    pub fn small_ints(&self, at: usize) -> Outcome<Vec<Wrapping<i32>>> {
+        self.inputs[at].small_ints(self.heap)
+    }
+
+    /// The floats of an input at an index of its first axis.
+    pub fn floats_of(&self, at: usize, index: usize) -> Outcome<Vec<f32>> {
+        self.inputs[at].part(index).floats(self.heap)
+    }
+
+    /// The integers, of 32 bits, of an input at an index of its first axis.
+    pub fn small_ints_of(&self, at: usize, index: usize) -> Outcome<Vec<Wrapping<i32>>> {
+        self.inputs[at].part(index).small_ints(self.heap)
     }
 
     /// An input's elements as integers.
@@ -70,8 +85,7 @@ impl Io<'_> {
 
     /// What an output holds now, as floats.
     pub fn output_floats(&self, at: usize) -> Outcome<Vec<f32>> {
-        let dtype = self.outputs[at].dtype;
-        Ok(self.output_bits(at)?.into_iter().map(|bits| dtype.decode_float(bits)).collect())
+        self.outputs[at].floats(self.heap)
     }
 
     /// Writes bits to an output.
@@ -81,9 +95,7 @@ impl Io<'_> {
 
     /// Writes floats to an output, rounded to its type.
     pub fn put_floats(&mut self, at: usize, values: &[f32]) -> Outcome {
-        let dtype = self.outputs[at].dtype;
-        let bits: Vec<u64> = values.iter().map(|value| dtype.encode_float(*value)).collect();
-        self.put_bits(at, &bits)
+        self.outputs[at].write_floats(self.heap, values)
     }
 
     /// Writes integers to an output.

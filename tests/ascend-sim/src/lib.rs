@@ -15,6 +15,7 @@ pub mod event;
 pub mod executor;
 pub mod failure;
 pub mod graph;
+pub mod hccl;
 pub mod heap;
 pub mod host;
 pub mod machine;

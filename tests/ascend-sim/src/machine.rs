@@ -74,6 +74,7 @@ pub struct Machine {
     pub peers: Mutex<HashSet<(usize, usize)>>,
     execute_seconds: AtomicU32,
     wait_seconds: AtomicU32,
+    hccl_delay_us: AtomicU64,
 }
 
 impl Machine {
@@ -97,6 +98,7 @@ impl Machine {
             peers: Mutex::default(),
             execute_seconds: AtomicU32::new(0),
             wait_seconds: AtomicU32::new(0),
+            hccl_delay_us: AtomicU64::new(0),
         }
     }
 
@@ -118,6 +120,16 @@ impl Machine {
     /// The time that a stream may wait for an event; none when unlimited.
     pub fn wait_limit(&self) -> Option<Duration> {
         limit(&self.wait_seconds)
+    }
+
+    /// The time that each collective waits before it begins.
+    pub fn hccl_delay(&self) -> Duration {
+        Duration::from_micros(self.hccl_delay_us.load(Ordering::Relaxed))
+    }
+
+    /// Sets the time that each collective waits before it begins.
+    pub fn set_hccl_delay(&self, microseconds: u64) {
+        self.hccl_delay_us.store(microseconds, Ordering::Relaxed);
     }
 
     /// Sets the time that an op may run in seconds, 0 = unlimited.
@@ -158,6 +170,7 @@ pub fn start() -> Outcome {
     };
     LEFT.store(0, Ordering::Relaxed);
     crate::stream::STREAMS.forget_leaks();
+    crate::hccl::comm::COMMS.forget_leaks();
     *slot = Some(Arc::new(Machine::new(config, chip)));
     Ok(())
 }
@@ -168,6 +181,8 @@ pub fn stop() -> Outcome {
         return fail(codes::REPEAT_FINALIZE, "aclFinalize without aclInit");
     }
     crate::context::release_all();
+    crate::hccl::comm::COMMS.release(None);
+    crate::hccl::root::end_all();
     LEFT.store(live_memory(), Ordering::Relaxed);
     *lock(&MACHINE) = None;
     Ok(())

@@ -1,5 +1,9 @@
 //! Views of device memory: shape, strides, offset, element type; and reading and writing them whole.
 
+use std::num::Wrapping;
+
+use half::{bf16, f16};
+
 use crate::codes;
 use crate::dtype::DType;
 use crate::failure::{Outcome, fail};
@@ -62,17 +66,82 @@ impl View {
         Ok(if axis < 0 { axis + rank } else { axis } as usize)
     }
 
-    /// The offsets of all elements in row-major order.
-    fn offsets(&self) -> Vec<i64> {
+    /// The offsets of the first elements of all rows, a row being what lies along the last axis.
+    fn rows(&self) -> Vec<i64> {
+        let mut rows = vec![self.offset];
+        for (size, stride) in self.shape.iter().zip(&self.strides).take(self.rank().saturating_sub(1)) {
+            rows = rows.iter().flat_map(|base| (0..*size as i64).map(move |i| base + i * stride)).collect();
+        }
+        rows
+    }
+
+    /// Elements and stride of a row.
+    fn row(&self) -> (usize, i64) {
+        (self.shape.last().copied().unwrap_or(1), self.strides.last().copied().unwrap_or(1))
+    }
+
+    /// Calls `take` with the bytes of each element in row-major order.
+    fn each<const N: usize>(&self, heap: &Heap, mut take: impl FnMut([u8; N])) -> Outcome {
+        let (address, len) = self.span()?;
+        let bytes = heap.bytes(address, len)?;
+        let skipped = (address - self.address) as usize;
+        let (size, stride) = self.row();
+        let mut chunk = |at: usize, count: usize| {
+            for element in bytes[at..at + count * N].as_chunks::<N>().0 {
+                take(*element);
+            }
+        };
         if self.is_dense() {
-            return (self.offset..self.offset + self.count() as i64).collect();
+            chunk(self.offset as usize * N - skipped, self.count());
+            return Ok(());
         }
-        let mut offsets = vec![self.offset];
-        for (size, stride) in self.shape.iter().zip(&self.strides) {
-            offsets =
-                offsets.iter().flat_map(|base| (0..*size as i64).map(move |i| base + i * stride)).collect();
+        for row in self.rows() {
+            if stride == 1 {
+                chunk(row as usize * N - skipped, size);
+            } else {
+                (0..size as i64).for_each(|i| chunk((row + i * stride) as usize * N - skipped, 1));
+            }
         }
-        offsets
+        Ok(())
+    }
+
+    /// Calls `put` for the bytes of each element in row-major order.
+    fn each_mut<const N: usize>(&self, heap: &mut Heap, mut put: impl FnMut(&mut [u8; N])) -> Outcome {
+        let (address, len) = self.span()?;
+        let bytes = heap.bytes_mut(address, len)?;
+        let skipped = (address - self.address) as usize;
+        let (size, stride) = self.row();
+        let mut chunk = |at: usize, count: usize| {
+            bytes[at..at + count * N].as_chunks_mut::<N>().0.iter_mut().for_each(&mut put);
+        };
+        if self.is_dense() {
+            chunk(self.offset as usize * N - skipped, self.count());
+            return Ok(());
+        }
+        for row in self.rows() {
+            if stride == 1 {
+                chunk(row as usize * N - skipped, size);
+            } else {
+                (0..size as i64).for_each(|i| chunk((row + i * stride) as usize * N - skipped, 1));
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `take` with the four bits of each element in row-major order; two share a byte, the low half
+    /// comes first.
+    fn each_half(&self, heap: &Heap, mut take: impl FnMut(u8)) -> Outcome {
+        let (address, len) = self.span()?;
+        let bytes = heap.bytes(address, len)?;
+        let skipped = (address - self.address) as i64;
+        let (size, stride) = self.row();
+        for row in self.rows() {
+            for i in 0..size as i64 {
+                let offset = row + i * stride;
+                take(bytes[(offset / 2 - skipped) as usize] >> (offset % 2 * 4) & 0xF);
+            }
+        }
+        Ok(())
     }
 
     /// The bytes from the first to the last element: address and length.
@@ -104,49 +173,106 @@ impl View {
         heap.bytes(address, len).map(|_| ())
     }
 
-    /// The bits of all elements in row-major order.
-    pub fn read(&self, heap: &Heap) -> Outcome<Vec<u64>> {
+    /// All elements in row-major order, each made of its bits by `decode`.
+    fn decoded<T>(&self, heap: &Heap, decode: impl Fn(u64) -> T) -> Outcome<Vec<T>> {
+        let mut values = Vec::with_capacity(self.count());
         if self.count() == 0 {
-            return Ok(Vec::new());
+            return Ok(values);
         }
-        let (address, len) = self.span()?;
-        let bytes = heap.bytes(address, len)?;
-        let bits = self.dtype.bits();
-        let skipped = (address - self.address) as i64;
-        let element = |offset: i64| {
-            if bits == 4 {
-                // two to a byte, the low half first
-                let byte = bytes[(offset / 2 - skipped) as usize];
-                return u64::from(byte >> (offset % 2 * 4) & 0xF);
-            }
-            let at = (offset * bits as i64 / 8 - skipped) as usize;
-            let mut word = [0; 8];
-            word[..bits / 8].copy_from_slice(&bytes[at..at + bits / 8]);
-            u64::from_le_bytes(word)
-        };
-        Ok(self.offsets().into_iter().map(element).collect())
+        match self.dtype.bits() {
+            4 => self.each_half(heap, |bits| values.push(decode(bits.into()))),
+            8 => self.each(heap, |[byte]| values.push(decode(byte.into()))),
+            16 => self.each(heap, |bytes| values.push(decode(u16::from_le_bytes(bytes).into()))),
+            32 => self.each(heap, |bytes| values.push(decode(u32::from_le_bytes(bytes).into()))),
+            _ => self.each(heap, |bytes| values.push(decode(u64::from_le_bytes(bytes)))),
+        }?;
+        Ok(values)
     }
 
-    /// Writes all elements in row-major order.
+    /// The bits of all elements in row-major order.
+    pub fn read(&self, heap: &Heap) -> Outcome<Vec<u64>> {
+        self.decoded(heap, |bits| bits)
+    }
+
+    /// All elements as floats in row-major order.
+    pub fn floats(&self, heap: &Heap) -> Outcome<Vec<f32>> {
+        let dtype = self.dtype;
+        // each common type has a loop of its own, which the compiler can vectorise
+        match dtype {
+            DType::F32 => self.decoded(heap, |bits| f32::from_bits(bits as u32)),
+            DType::Bf16 => self.decoded(heap, |bits| bf16::from_bits(bits as u16).to_f32()),
+            DType::F16 => self.decoded(heap, |bits| f16::from_bits(bits as u16).to_f32()),
+            _ => self.decoded(heap, |bits| dtype.decode_float(bits)),
+        }
+    }
+
+    /// All elements as integers of 32 bits in row-major order, for types that fit. They wrap so that sums
+    /// of products, which are known to fit too, need no check for each.
+    pub fn small_ints(&self, heap: &Heap) -> Outcome<Vec<Wrapping<i32>>> {
+        let dtype = self.dtype;
+        match dtype {
+            DType::I8 => self.decoded(heap, |bits| Wrapping((bits as i8).into())),
+            _ => self.decoded(heap, |bits| Wrapping(dtype.decode_int(bits) as i32)),
+        }
+    }
+
+    /// Writes the bits of all elements in row-major order.
     pub fn write(&self, heap: &mut Heap, values: &[u64]) -> Outcome {
+        self.encode(heap, values, |value| *value)
+    }
+
+    /// Writes floats in row-major order, rounded to the type.
+    pub fn write_floats(&self, heap: &mut Heap, values: &[f32]) -> Outcome {
+        let dtype = self.dtype;
+        match dtype {
+            DType::F32 => self.encode(heap, values, |value| value.to_bits().into()),
+            DType::Bf16 => self.encode(heap, values, |value| bf16::from_f32(*value).to_bits().into()),
+            _ => self.encode(heap, values, |value| dtype.encode_float(*value)),
+        }
+    }
+
+    fn encode<T>(&self, heap: &mut Heap, values: &[T], bits: impl Fn(&T) -> u64) -> Outcome {
         if self.count() == 0 {
             return Ok(());
         }
+        let mut values = values.iter();
+        // what has no value stays as it is
+        match self.dtype.bits() {
+            4 => self.write_halves(heap, values.map(bits)),
+            8 => self.each_mut(heap, |bytes: &mut [u8; 1]| {
+                values.next().into_iter().for_each(|value| *bytes = (bits(value) as u8).to_le_bytes());
+            }),
+            16 => self.each_mut(heap, |bytes| {
+                values.next().into_iter().for_each(|value| *bytes = (bits(value) as u16).to_le_bytes());
+            }),
+            32 => self.each_mut(heap, |bytes| {
+                values.next().into_iter().for_each(|value| *bytes = (bits(value) as u32).to_le_bytes());
+            }),
+            _ => self.each_mut(heap, |bytes| {
+                values.next().into_iter().for_each(|value| *bytes = bits(value).to_le_bytes());
+            }),
+        }
+    }
+
+    fn write_halves(&self, heap: &mut Heap, values: impl Iterator<Item = u64>) -> Outcome {
         let (address, len) = self.span()?;
         let bytes = heap.bytes_mut(address, len)?;
-        let bits = self.dtype.bits();
         let skipped = (address - self.address) as i64;
-        for (offset, value) in self.offsets().into_iter().zip(values) {
-            if bits == 4 {
-                let byte = &mut bytes[(offset / 2 - skipped) as usize];
-                let shift = offset % 2 * 4;
-                *byte = *byte & !(0xF << shift) | ((*value as u8 & 0xF) << shift);
-                continue;
-            }
-            let at = (offset * bits as i64 / 8 - skipped) as usize;
-            bytes[at..at + bits / 8].copy_from_slice(&value.to_le_bytes()[..bits / 8]);
+        let (size, stride) = self.row();
+        let offsets = self.rows().into_iter().flat_map(|row| (0..size as i64).map(move |i| row + i * stride));
+        for (offset, value) in offsets.zip(values) {
+            let byte = &mut bytes[(offset / 2 - skipped) as usize];
+            let shift = offset % 2 * 4;
+            *byte = *byte & !(0xF << shift) | ((value as u8 & 0xF) << shift);
         }
         Ok(())
+    }
+
+    /// The part of the view at an index of its first axis.
+    pub fn part(&self, index: usize) -> Self {
+        let offset = self.offset + index as i64 * self.strides.first().copied().unwrap_or(0);
+        let (shape, strides) = (self.shape.iter().skip(1), self.strides.iter().skip(1));
+        Self { shape: shape.copied().collect(), strides: strides.copied().collect(), offset, ..self.clone() }
     }
 }
 

@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::ffi::c_char;
 
+use belay_ascend_sim::api::hccl::*;
 use belay_ascend_sim::ops::{
     activation::*, arithmetic::*, fill::*, grouped::*, index::*, layout::*, matmul::*, moe::*, norm::*,
     quant::*, reduce::*,
@@ -280,6 +281,30 @@ fn table() -> Vec<Named> {
         aclnnTopk(_, _, _, _),
         aclnnSoftmaxGetWorkspaceSize(_, _, _, _, _),
         aclnnSoftmax(_, _, _, _),
+        HcclGetRootInfo(_),
+        HcclCommInitRootInfo(_, _, _, _),
+        HcclCommInitRootInfoConfig(_, _, _, _, _),
+        HcclCommInitClusterInfo(_, _, _),
+        HcclCommInitClusterInfoConfig(_, _, _, _),
+        HcclCommInitAll(_, _, _),
+        HcclCreateSubCommConfig(_, _, _, _, _, _, _),
+        HcclCommDestroy(_),
+        HcclGetRankSize(_, _),
+        HcclGetRankId(_, _),
+        HcclGetCommName(_, _),
+        HcclGetCommAsyncError(_, _),
+        HcclCommSuspend(_),
+        HcclCommResume(_),
+        HcclGetErrorString(_),
+        HcclAllReduce(_, _, _, _, _, _, _),
+        HcclReduceScatter(_, _, _, _, _, _, _),
+        HcclAllGather(_, _, _, _, _, _),
+        HcclBroadcast(_, _, _, _, _, _),
+        HcclSend(_, _, _, _, _, _),
+        HcclRecv(_, _, _, _, _, _),
+        HcclBarrier(_, _),
+        HcclAlltoAll(_, _, _, _, _, _, _, _),
+        HcclAlltoAllV(_, _, _, _, _, _, _, _, _, _),
     }
 }
 

@@ -22,6 +22,23 @@ fn product(a: &[f32], b: &[f32], m: usize, k: usize, n: usize) -> Vec<f32> {
 }
 
 #[test]
+fn sums_are_in_order_to_the_last_bit() {
+    let _sim = sim(PLAIN);
+    for (m, k, n) in [(1, 9, 1), (4, 33, 8), (7, 65, 21), (13, 3, 40), (2, 1, 17)] {
+        let (a, b) = (noise(m * k, 3), noise(k * n, 4));
+        let mut expected = vec![0.0f32; m * n];
+        for (i, sum) in expected.iter_mut().enumerate() {
+            (0..k).for_each(|l| *sum += a[i / n * k + l] * b[l * n + i % n]);
+        }
+        let (m, k, n) = (m as i64, k as i64, n as i64);
+        let (x, y, out) = (Tensor::of(&[m, k], &a), Tensor::of(&[k, n], &b), Tensor::new::<f32>(&[m, n]));
+        ok(op!(matmul, aclnnMmGetWorkspaceSize, aclnnMm, x.handle, y.handle, out.handle, 0));
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert_eq!(bits(out.values()), bits(expected), "{m} {k} {n}");
+    }
+}
+
+#[test]
 fn products() {
     let _sim = sim(PLAIN);
     let (m, k, n) = (3, 50, 4);

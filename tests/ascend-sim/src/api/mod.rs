@@ -1,8 +1,9 @@
-//! The exported functions of the runtime and of tensor objects.
+//! The exported functions of the runtime, of tensor objects and of HCCL.
 
 pub mod device;
 pub mod event;
 pub mod graph;
+pub mod hccl;
 pub mod init;
 pub mod memory;
 pub mod stream;
@@ -18,4 +19,5 @@ pub(crate) const SYMBOL_TABLES: &[&[&str]] = &[
     event::SYMBOLS,
     graph::SYMBOLS,
     tensor::SYMBOLS,
+    hccl::SYMBOLS,
 ];

@@ -1,6 +1,7 @@
 //! Grouped matrix products: one x, one weight of all experts, rows grouped by expert.
 
 use std::ffi::c_void;
+use std::num::Wrapping;
 
 use super::matmul::multiply;
 use super::{aclnn, require, run, shaped};
@@ -196,7 +197,7 @@ fn grouped(op: &mut Op, args: Grouped) -> Outcome<Run> {
     require(args.group_list_type != 2 || !op.chip.is_950() || kind == Kind::A8W8, || {
         "groupListType 2".into()
     })?;
-    let (m, k) = (all.x.shape[0], all.x.shape[1]);
+    let m = all.x.shape[0];
     let (e, n) = (all.weight.shape[0], all.weight.shape[2]);
     op.needs(m * n * 4);
     run(move |io| {
@@ -204,19 +205,21 @@ fn grouped(op: &mut Op, args: Grouped) -> Outcome<Run> {
         // documented: rows of no group are not updated
         let mut results = io.output_floats(all.out.at)?;
         let product = Product::read(io, &all, kind)?;
-        for (first, last, expert) in groups {
-            let rows = product.rows(first..last, expert, k, n, args.act_type);
+        // an expert without rows is not read at all
+        for (first, last, expert) in groups.into_iter().filter(|(first, last, _)| first < last) {
+            let rows = product.rows(io, first..last, expert, args.act_type)?;
             results[first * n..last * n].copy_from_slice(&rows);
         }
         io.put_floats(all.out.at, &results)
     })
 }
 
-/// The elements of the operands.
-struct Product {
+/// The elements of the operands but the weight, of which each expert's part is read when it has rows.
+struct Product<'a> {
     kind: Kind,
-    floats: (Vec<f32>, Vec<f32>),
-    ints: (Vec<i64>, Vec<i64>),
+    weight: &'a Operand,
+    floats: Vec<f32>,
+    ints: Vec<Wrapping<i32>>,
     bias: Option<Vec<f32>>,
     // an INT32 bias is added to the integer sums, another one to the scaled result
     early_bias: bool,
@@ -224,8 +227,8 @@ struct Product {
     token_scale: Option<Vec<f32>>,
 }
 
-impl Product {
-    fn read(io: &Io<'_>, all: &Operands, kind: Kind) -> Outcome<Self> {
+impl<'a> Product<'a> {
+    fn read(io: &Io<'_>, all: &'a Operands, kind: Kind) -> Outcome<Self> {
         let plain = kind == Kind::Plain;
         let scale = match &all.scale {
             // a UINT64 scale has the bits of an f32 in its lower half
@@ -236,12 +239,9 @@ impl Product {
         };
         Ok(Self {
             kind,
-            floats: if plain {
-                (io.floats(all.x.at)?, io.floats(all.weight.at)?)
-            } else {
-                Default::default()
-            },
-            ints: if plain { Default::default() } else { (io.ints(all.x.at)?, io.ints(all.weight.at)?) },
+            weight: &all.weight,
+            floats: if plain { io.floats(all.x.at)? } else { Vec::new() },
+            ints: if plain { Vec::new() } else { io.small_ints(all.x.at)? },
             bias: all.floats(io, &all.bias)?,
             early_bias: all.bias.as_ref().is_some_and(|bias| bias.dtype == I32),
             scale,
@@ -250,18 +250,26 @@ impl Product {
     }
 
     /// The results of the rows of one expert.
-    fn rows(&self, rows: std::ops::Range<usize>, expert: usize, k: usize, n: usize, act: i64) -> Vec<f32> {
-        let (a, b) = (rows.start * k..rows.end * k, expert * k * n..(expert + 1) * k * n);
+    fn rows(&self, io: &Io<'_>, rows: std::ops::Range<usize>, expert: usize, act: i64) -> Outcome<Vec<f32>> {
+        let (k, n) = (self.weight.shape[1], self.weight.shape[2]);
+        let a = rows.start * k..rows.end * k;
         let mut product = vec![0.0; rows.len() * n];
         match self.kind {
-            Kind::Plain => multiply(&self.floats.0[a], &self.floats.1[b], &mut product, k, n),
-            Kind::A8W8 => {
-                // integer sums are exact: f32 would not hold them
-                let mut sums = vec![0; product.len()];
-                multiply(&self.ints.0[a], &self.ints.1[b], &mut sums, k, n);
-                product = sums.into_iter().map(|sum| sum as f32).collect();
+            Kind::Plain => {
+                let weight = io.floats_of(self.weight.at, expert)?;
+                multiply(&self.floats[a], &weight, &mut product, k, n);
             }
-            Kind::A8W4 => self.w4_sums(&mut product, rows.start, expert, k, n),
+            Kind::A8W8 => {
+                // integer sums are exact: f32 would not hold them; with K < 65536 they fit 32 bits
+                let weight = io.small_ints_of(self.weight.at, expert)?;
+                let mut sums = vec![Wrapping(0); product.len()];
+                multiply(&self.ints[a], &weight, &mut sums, k, n);
+                product = sums.into_iter().map(|sum| sum.0 as f32).collect();
+            }
+            Kind::A8W4 => {
+                let weight = io.small_ints_of(self.weight.at, expert)?;
+                self.w4_sums(&self.ints[a], &weight, &mut product, expert, k, n);
+            }
         }
         for (i, value) in product.iter_mut().enumerate() {
             let (row, at) = (rows.start + i / n, expert * n + i % n);
@@ -280,22 +288,32 @@ impl Product {
                 _ => *value,
             };
         }
-        product
+        Ok(product)
     }
 
     /// Documented: 8 is taken from each x, and the bias brings back what that takes away.
-    fn w4_sums(&self, product: &mut [f32], first: usize, expert: usize, k: usize, n: usize) {
+    fn w4_sums(
+        &self,
+        x: &[Wrapping<i32>],
+        weight: &[Wrapping<i32>],
+        product: &mut [f32],
+        expert: usize,
+        k: usize,
+        n: usize,
+    ) {
         let groups = k / W4_GROUP;
-        for (i, value) in product.iter_mut().enumerate() {
-            let (row, column) = (first + i / n, i % n);
+        let mut sums = vec![Wrapping(0); n];
+        for (row, product) in x.chunks_exact(k).zip(product.chunks_exact_mut(n)) {
             for group in 0..groups {
                 let places = group * W4_GROUP..(group + 1) * W4_GROUP;
-                let term =
-                    |l: usize| (self.ints.0[row * k + l] - 8) * self.ints.1[(expert * k + l) * n + column];
-                let sum: i64 = places.map(term).sum();
-                let scale =
-                    self.scale.as_ref().map_or(1.0, |values| values[(expert * groups + group) * n + column]);
-                *value += sum as f32 * scale;
+                let less: Vec<_> = row[places.clone()].iter().map(|value| value - Wrapping(8)).collect();
+                sums.fill(Wrapping(0));
+                multiply(&less, &weight[places.start * n..places.end * n], &mut sums, W4_GROUP, n);
+                for (column, value) in product.iter_mut().enumerate() {
+                    let at = (expert * groups + group) * n + column;
+                    let scale = self.scale.as_ref().map_or(1.0, |values| values[at]);
+                    *value += sums[column].0 as f32 * scale;
+                }
             }
         }
     }

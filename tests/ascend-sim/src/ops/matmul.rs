@@ -12,18 +12,61 @@ use crate::view::{broadcast, broadcast_map, count};
 
 type T = *const c_void;
 
+/// Rows and columns that are summed up together, so that the sums stay in registers.
+const ROWS: usize = 4;
+const COLUMNS: usize = 8;
+
 /// `out[m,n] += a[m,k]·b[k,n]`, summed over k in order in the type given.
-pub(crate) fn multiply<N: Copy + AddAssign + Mul<Output = N>>(
+pub(crate) fn multiply<N: Copy + Default + AddAssign + Mul<Output = N>>(
     a: &[N],
     b: &[N],
     out: &mut [N],
     k: usize,
     n: usize,
 ) {
-    for (row, sums) in a.chunks_exact(k.max(1)).zip(out.chunks_exact_mut(n.max(1))) {
-        for (factor, other) in row.iter().zip(b.chunks_exact(n.max(1))) {
-            for (sum, value) in sums.iter_mut().zip(other) {
-                *sum += *factor * *value;
+    if k == 0 || n == 0 {
+        return;
+    }
+    for (rows, sums) in a.chunks(ROWS * k).zip(out.chunks_mut(ROWS * n)) {
+        if rows.len() == ROWS * k {
+            block::<N, ROWS>(rows, b, sums, k, n);
+        } else {
+            for (row, sums) in rows.chunks_exact(k).zip(sums.chunks_exact_mut(n)) {
+                block::<N, 1>(row, b, sums, k, n);
+            }
+        }
+    }
+}
+
+/// The product of `M` rows with all columns.
+fn block<N: Copy + Default + AddAssign + Mul<Output = N>, const M: usize>(
+    a: &[N],
+    b: &[N],
+    out: &mut [N],
+    k: usize,
+    n: usize,
+) {
+    let whole = n - n % COLUMNS;
+    for column in (0..whole).step_by(COLUMNS) {
+        let mut sums = [[N::default(); COLUMNS]; M];
+        for (row, sums) in sums.iter_mut().enumerate() {
+            sums.copy_from_slice(&out[row * n + column..][..COLUMNS]);
+        }
+        for (l, values) in b.chunks_exact(n).enumerate() {
+            let values = &values[column..column + COLUMNS];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let factor = a[row * k + l];
+                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * *value);
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            out[row * n + column..][..COLUMNS].copy_from_slice(sums);
+        }
+    }
+    for row in 0..M {
+        for column in whole..n {
+            for l in 0..k {
+                out[row * n + column] += a[row * k + l] * b[l * n + column];
             }
         }
     }

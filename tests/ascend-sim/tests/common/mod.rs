@@ -6,6 +6,8 @@
     reason = "test code: a failed step ends the test"
 )]
 
+pub mod ranks;
+
 use std::ffi::{CStr, CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

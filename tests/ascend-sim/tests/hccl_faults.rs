@@ -1,0 +1,534 @@
+//! What is refused, what fails, and that nothing hangs.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::ranks::*;
+use common::*;
+
+const MACHINE: &str = r#"{"devices":8,"memory_bytes":4194304}"#;
+
+const PARA: i32 = 1;
+const PTR: i32 = 2;
+const NOT_SUPPORT: i32 = 5;
+const TIMEOUT: i32 = 9;
+const REMOTE: i32 = 21;
+
+fn pause(milliseconds: u64) {
+    std::thread::sleep(Duration::from_millis(milliseconds));
+}
+
+/// Ends the last communicator of a rank whose thread has another one by now.
+fn destroy(comm: Handle) {
+    // SAFETY: handles are looked up.
+    ok(unsafe { HcclCommDestroy(comm) });
+}
+
+#[test]
+fn arguments_are_checked() {
+    let _sim = sim(MACHINE);
+    group(2, |rank| {
+        let (comm, stream) = (rank.comm, rank.stream);
+        let (from, to) = (Memory::new::<f32>(8), Memory::new::<f32>(8));
+        let (send, recv) = (from.pointer, to.pointer);
+        // SAFETY: handles are looked up, nothing here gets as far as a peer.
+        unsafe {
+            assert_eq!(HcclAllReduce(NULL, recv, 8, 4, 0, comm, stream), PTR);
+            assert_eq!(HcclAllReduce(send, NULL, 8, 4, 0, comm, stream), PTR);
+            assert_eq!(HcclAllReduce(send, recv, 8, 4, 0, NULL, stream), PTR);
+            assert_eq!(HcclAllReduce(send, recv, 8, 4, 0, comm, NULL), PTR);
+            assert_eq!(HcclAllReduce(send, recv, 9, 4, 0, comm, stream), PARA, "one too many");
+            assert_eq!(HcclAllReduce(send, recv, u64::MAX, 4, 0, comm, stream), PARA);
+            assert_eq!(HcclAllReduce(send.wrapping_byte_add(2), recv, 1, 4, 0, comm, stream), PARA);
+            assert_eq!(HcclAllReduce(send, recv, 8, 4, 4, comm, stream), PARA, "no such reduction");
+            assert_eq!(HcclAllReduce(send, recv, 8, 255, 0, comm, stream), PARA, "no such type");
+            assert_eq!(HcclAllReduce(send, recv, 8, 13, 0, comm, stream), PARA);
+            assert_eq!(HcclAllReduce(send, recv, 2, 6, 0, comm, stream), NOT_SUPPORT, "uint64 on A2");
+            assert_eq!(HcclAllReduce(send, recv, 8, 11, 1, comm, stream), NOT_SUPPORT, "products of bfp16");
+            assert_eq!(HcclAllGather(send, recv, 8, 4, comm, stream), PARA, "no room for two");
+            assert_eq!(HcclAllGather(send, recv, 4, 15, comm, stream), NOT_SUPPORT, "FP8 on A2");
+            assert_eq!(HcclAllGather(send, recv, 1, 12, comm, stream), NOT_SUPPORT);
+            assert_eq!(HcclReduceScatter(send, recv, 5, 4, 0, comm, stream), PARA, "ten are not there");
+            assert_eq!(HcclBroadcast(send, 8, 4, 2, comm, stream), PARA, "no such root");
+            assert_eq!(HcclSend(send, 8, 4, rank.rank as u32, comm, stream), PARA, "to itself");
+            assert_eq!(HcclRecv(recv, 8, 4, 2, comm, stream), PARA);
+            assert_eq!(HcclAlltoAll(send, 4, 4, send, 4, 4, comm, stream), PARA, "the same buffer");
+            assert_eq!(HcclAlltoAll(send, 4, 4, recv, 3, 4, comm, stream), PARA);
+            let n = [4u64, 4].as_ptr().cast();
+            let first = [0u64, 5].as_ptr().cast();
+            assert_eq!(HcclAlltoAllV(send, n, first, 4, recv, n, n, 4, comm, stream), PARA, "sent beyond");
+            assert_eq!(HcclAlltoAllV(send, n, n, 4, recv, n, first, 4, comm, stream), PARA, "taken beyond");
+            assert_eq!(HcclAlltoAllV(send, n, n, 4, recv, n, n, 2, comm, stream), PARA, "two types");
+            assert_eq!(HcclAlltoAllV(send, n, NULL, 4, recv, n, n, 4, comm, stream), PTR);
+            assert_eq!(HcclBarrier(comm, NULL), PTR);
+            let host = (&raw const n).cast_mut().cast();
+            assert_eq!(HcclBroadcast(host, 1, 0, 0, comm, stream), PARA, "memory of the host");
+            assert_eq!(HcclGetRankSize(comm, std::ptr::null_mut()), PTR);
+            assert_eq!(HcclGetCommName(comm, std::ptr::null_mut()), PTR);
+            assert_eq!(HcclCommDestroy(stream), PARA, "a stream is no communicator");
+        }
+        assert_eq!(rank.sum(1), Ok(2), "nothing of this has hurt it");
+    });
+}
+
+#[test]
+fn streams_and_memory_of_another_device() {
+    let _sim = sim(MACHINE);
+    group(2, |rank| {
+        let mine = Memory::new::<f32>(8);
+        // SAFETY: takes a number.
+        ok(unsafe { aclrtSetDevice(7) });
+        let (theirs, elsewhere) = (Memory::new::<f32>(8), stream());
+        // SAFETY: handles are looked up.
+        unsafe {
+            assert_eq!(HcclBroadcast(mine.pointer, 8, 4, 0, rank.comm, elsewhere), PARA);
+            assert_eq!(HcclBroadcast(mine.pointer, 8, 4, 0, rank.comm, rank.stream), 15, "another context");
+            ok(aclrtDestroyStream(elsewhere));
+            ok(aclrtSetDevice(rank.rank as i32));
+            assert_eq!(HcclBroadcast(theirs.pointer, 8, 4, 0, rank.comm, rank.stream), PARA);
+        }
+        assert_eq!(rank.sum(1), Ok(2));
+    });
+}
+
+#[test]
+fn what_a_950_has_and_has_not() {
+    let _sim = sim(r#"{"devices":2,"soc":"Ascend950DT_9571"}"#);
+    group(2, |rank| {
+        let (from, to) = (Memory::of(&[1.5f32; 8]), Memory::new::<f32>(8));
+        let mut error = 0;
+        // SAFETY: handles are looked up.
+        unsafe {
+            ok(HcclAllGather(from.pointer, to.pointer, 16, 15, rank.comm, rank.stream));
+            ok(rank.sync());
+            assert_eq!(HcclGetCommAsyncError(rank.comm, &mut error), NOT_SUPPORT);
+            assert_eq!(HcclCommSuspend(rank.comm), NOT_SUPPORT);
+        }
+        assert_eq!(to.values::<f32>(), [1.5; 8]);
+    });
+}
+
+#[test]
+fn work_is_queued_and_memory_must_stay() {
+    let _sim = sim(MACHINE);
+    let codes = group(2, |rank| {
+        let memory = Memory::of(&[1i32; 4]);
+        if rank.rank == 1 {
+            pause(100);
+        }
+        // SAFETY: handles are looked up.
+        ok(unsafe { HcclBroadcast(memory.pointer, 4, 2, 1, rank.comm, rank.stream) });
+        // rank 0's is freed while it waits for the other rank
+        if rank.rank == 0 {
+            drop(memory);
+        }
+        rank.sync()
+    });
+    assert_eq!(codes, [507_013, 0], "the root has given its data before the other found no room");
+}
+
+#[test]
+fn disagreement_is_noticed() {
+    let _sim = sim(MACHINE);
+    let start = Instant::now();
+    let memory = || (Memory::new::<i32>(64), Memory::new::<i32>(64));
+    let all: [&(dyn Fn(&Rank, Handle, Handle) -> i32 + Sync); 5] = [
+        // SAFETY: handles are looked up, here and below; the arrays have one number for each rank.
+        &|rank, from, to| unsafe {
+            HcclAllReduce(from, to, if rank.rank == 1 { 5 } else { 4 }, 2, 0, rank.comm, rank.stream)
+        },
+        &|rank, from, to| unsafe {
+            HcclAllReduce(from, to, 4, 2, i32::from(rank.rank == 1), rank.comm, rank.stream)
+        },
+        &|rank, from, _| unsafe {
+            HcclBroadcast(from, u64::from(rank.rank == 1), 2, 0, rank.comm, rank.stream)
+        },
+        &|rank, from, to| unsafe {
+            match rank.rank {
+                1 => HcclAllGather(from, to, 4, 2, rank.comm, rank.stream),
+                _ => HcclAllReduce(from, to, 4, 2, 0, rank.comm, rank.stream),
+            }
+        },
+        &|rank, from, to| unsafe {
+            let (gives, takes) = ([2u64; 3], [2, if rank.rank == 1 { 3 } else { 2 }, 2u64]);
+            let takes = if rank.rank == 1 { [3, 2, 2] } else { takes };
+            let takes = if rank.rank == 1 { takes } else { [2; 3] };
+            let firsts = [0u64, 8, 16];
+            HcclAlltoAllV(
+                from,
+                gives.as_ptr().cast(),
+                firsts.as_ptr().cast(),
+                2,
+                to,
+                takes.as_ptr().cast(),
+                firsts.as_ptr().cast(),
+                2,
+                rank.comm,
+                rank.stream,
+            )
+        },
+    ];
+    for (number, call) in all.iter().enumerate() {
+        let codes = group(3, |rank| {
+            let (from, to) = memory();
+            ok(call(rank, from.pointer, to.pointer));
+            let code = rank.sync();
+            // nothing goes on from there, and nothing hangs
+            let again = rank.sum(1).unwrap_err();
+            (code, again)
+        });
+        for (rank, (code, again)) in codes.iter().enumerate() {
+            // who is not concerned itself may be through before the others find out
+            let through = number == 4 && rank == 2 && *code == 0;
+            assert!(*code == 107_020 || through, "{number}: {codes:?}");
+            assert_eq!(*again, 107_020, "{number}: {codes:?}");
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn a_lost_device_is_noticed_and_the_others_go_on() {
+    let _sim = sim(MACHINE);
+    for round in 0..3 {
+        let (first, second) = (root(), root());
+        let start = Instant::now();
+        devices(4, |rank| {
+            let comm = join(4, &first, rank).unwrap();
+            let rank = Rank { rank, size: 4, comm, stream: stream() };
+            assert_eq!(rank.sum(1), Ok(4));
+            if rank.rank == 3 {
+                pause(50);
+                // in the second round it is lost in the middle of a collective of its own
+                let memory = Memory::of(&[1i32]);
+                if round == 1 {
+                    belaySimHcclDelay(100_000);
+                    // SAFETY: handles are looked up.
+                    ok(unsafe {
+                        HcclAllReduce(memory.pointer, memory.pointer, 1, 2, 0, rank.comm, rank.stream)
+                    });
+                }
+                assert_eq!(belaySimLoseDevice(3, 507_053), 0);
+                assert_eq!(rank.sync(), 507_053);
+                belaySimHcclDelay(0);
+            } else {
+                assert_eq!(rank.sum(1), Err(507_057));
+                assert_eq!(rank.async_error(), REMOTE);
+                assert_eq!(rank.sum(1), Err(507_057), "for good");
+                let comm = join(3, &second, rank.rank).unwrap();
+                assert_eq!(sum_on(comm, rank.stream, 2), Ok(6));
+                destroy(comm);
+            }
+            destroy(rank.comm);
+            // SAFETY: handles are looked up.
+            ok(unsafe { aclrtDestroyStreamForce(rank.stream) });
+            if rank.rank == 3 {
+                assert_eq!(belaySimHealDevice(3), 0);
+            }
+        });
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+    assert_eq!(live("comm"), 0);
+}
+
+#[test]
+fn a_rank_that_does_not_come() {
+    let _variables = Variables::set(&[]);
+    let _sim = sim(MACHINE);
+    let _variables = Variables::set(&[("HCCL_EXEC_TIMEOUT", "0.3")]);
+    let codes = group(3, |rank| {
+        if rank.rank == 2 {
+            pause(1000);
+            return 0;
+        }
+        let start = Instant::now();
+        let code = rank.sum(1).unwrap_err();
+        assert!((250..900).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+        assert_eq!(rank.async_error(), 0, "nobody is known to be gone");
+        code
+    });
+    assert_eq!(codes, [107_020, 107_020, 0]);
+}
+
+#[test]
+fn a_device_that_hangs() {
+    let _sim = sim(MACHINE);
+    let _variables = Variables::set(&[("HCCL_EXEC_TIMEOUT", "0.2")]);
+    let codes = group(2, |rank| {
+        assert_eq!(rank.sum(1), Ok(2));
+        if rank.rank == 1 {
+            belaySimHangDevice(1, 600);
+        }
+        rank.sum(1)
+    });
+    assert_eq!(codes[0], Err(107_020));
+    assert!(codes[1].is_err(), "the other one has given up by then");
+}
+
+#[test]
+fn a_collective_is_aborted() {
+    let _sim = sim(MACHINE);
+    let info = root();
+    group(3, |rank| {
+        if rank.rank == 2 {
+            pause(200);
+            return;
+        }
+        let memory = Memory::of(&[1i32]);
+        // SAFETY: handles are looked up.
+        ok(unsafe { HcclAllReduce(memory.pointer, memory.pointer, 1, 2, 0, rank.comm, rank.stream) });
+        pause(20);
+        // SAFETY: handles are looked up.
+        ok(unsafe { aclrtStreamAbort(rank.stream) });
+        ok(rank.sync());
+        assert_eq!(rank.sum(1), Err(107_023), "the group is broken from there on");
+        // the streams are not
+        let comm = join(2, &info, rank.rank).unwrap();
+        assert_eq!(sum_on(comm, rank.stream, 1), Ok(2));
+        destroy(comm);
+    });
+}
+
+#[test]
+fn a_communicator_is_destroyed_while_a_collective_hangs() {
+    let _sim = sim(MACHINE);
+    group(2, |rank| {
+        if rank.rank == 1 {
+            pause(200);
+            return;
+        }
+        let info = root();
+        let other = join(1, &info, 0).unwrap();
+        let memory = Memory::of(&[1i32]);
+        // SAFETY: handles are looked up.
+        let call =
+            || unsafe { HcclAllReduce(memory.pointer, memory.pointer, 1, 2, 0, rank.comm, rank.stream) };
+        ok(call());
+        ok(call());
+        pause(20);
+        // group() destroys what is left, so this one is taken in its place
+        destroy(rank.comm);
+        assert_eq!(rank.sync(), 107_022);
+        ok(rank.sync());
+        assert_eq!(call(), PARA, "it is gone");
+        assert_eq!(sum_on(other, rank.stream, 5), Ok(5));
+        destroy(other);
+    });
+}
+
+#[test]
+fn peers_of_a_destroyed_communicator_do_not_wait() {
+    let _sim = sim(MACHINE);
+    let info = root();
+    let codes = devices(2, |rank| {
+        let comm = join(2, &info, rank).unwrap();
+        let stream = stream();
+        if rank == 1 {
+            pause(50);
+            destroy(comm);
+            return Ok(0);
+        }
+        let code = sum_on(comm, stream, 1);
+        destroy(comm);
+        code
+    });
+    assert_eq!(codes, [Err(507_057), Ok(0)]);
+}
+
+#[test]
+fn suspended_and_resumed() {
+    let _sim = sim(MACHINE);
+    let barrier = std::sync::Barrier::new(3);
+    group(3, |rank| {
+        for round in 0..3 {
+            let memory = Memory::of(&vec![1i32; 100_000]);
+            let (pointer, comm) = (memory.pointer, rank.comm);
+            // SAFETY: handles are looked up.
+            let call = || unsafe { HcclAllReduce(pointer, pointer, 100_000, 2, 0, comm, rank.stream) };
+            // one rank does not come, the others are stopped at some point in the middle
+            if rank.rank != round {
+                ok(call());
+            }
+            pause(10);
+            // SAFETY: handles are looked up.
+            unsafe {
+                ok(HcclCommSuspend(comm));
+                assert_eq!(call(), 22);
+                ok(aclrtStreamAbort(rank.stream));
+                barrier.wait();
+                ok(HcclCommResume(comm));
+                barrier.wait();
+            }
+            assert_eq!(rank.sum(5), Ok(15));
+        }
+    });
+}
+
+#[test]
+fn setting_up_fails_in_time() {
+    let _sim = sim(MACHINE);
+    let _variables = Variables::set(&[("HCCL_CONNECT_TIMEOUT", "0.4")]);
+    let start = Instant::now();
+    let info = root();
+    assert_eq!(join(2, &info, 0), Err(TIMEOUT), "the other rank never comes");
+    assert!((300..2000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert_eq!(join(2, &info, 0), Err(11), "nobody listens there any more");
+    assert_eq!(join(2, &[7; ROOT_INFO_BYTES], 0), Err(PARA));
+    let info = root();
+    assert_eq!(join(2, &info, 2), Err(PARA));
+    assert_eq!(join(0, &info, 0), Err(PARA));
+    let info = root();
+    let codes = devices(2, |rank| join(2, &info, rank / 2).unwrap_err());
+    assert_eq!(codes, [PARA; 2], "rank 0 is there twice");
+    let info = root();
+    let codes = devices(2, |rank| join(2 + rank, &info, rank).unwrap_err());
+    assert_eq!(codes, [PARA; 2], "they don't agree on their number");
+    let info = root();
+    let codes = devices(2, |rank| join_with(2, &info, rank, &config(rank as u32 + 1, "")).unwrap_err());
+    assert_eq!(codes, [PARA; 2], "they don't agree on the buffer");
+    let info = root();
+    let (one, two) = std::thread::scope(|scope| {
+        let join = |rank| {
+            // SAFETY: takes a number.
+            ok(unsafe { aclrtSetDevice(1) });
+            join(2, &info, rank).unwrap_err()
+        };
+        let other = scope.spawn(move || join(1));
+        (join(0), other.join().unwrap())
+    });
+    assert_eq!((one, two), (PARA, PARA), "a device can't be two ranks");
+    let mut comm = NULL;
+    // SAFETY: null pointers are refused.
+    unsafe {
+        assert_eq!(HcclGetRootInfo(NULL), PTR);
+        assert_eq!(HcclCommInitRootInfo(2, NULL, 0, &mut comm), PTR);
+        assert_eq!(HcclCommInitRootInfo(2, info.as_ptr().cast(), 0, std::ptr::null_mut()), PTR);
+        assert_eq!(HcclCommInitRootInfoConfig(2, info.as_ptr().cast(), 0, NULL, &mut comm), PTR);
+    }
+    assert_eq!(live("comm"), 0);
+    std::thread::spawn(|| {
+        let mut info = [0u8; ROOT_INFO_BYTES];
+        // SAFETY: the bytes are writable.
+        assert_eq!(unsafe { HcclGetRootInfo(info.as_mut_ptr().cast()) }, 15, "no device is set");
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn configurations() {
+    let _sim = sim(MACHINE);
+    let try_config = |config: &[u8]| {
+        let info = root();
+        join_with(1, &info, 0, config)
+    };
+    let with = |at: usize, bytes: &[u8]| {
+        let mut config = config(10, "x");
+        config[at..at + bytes.len()].copy_from_slice(bytes);
+        try_config(&config)
+    };
+    assert_eq!(with(8, &[0]), Err(PARA), "magic");
+    assert_eq!(with(12, &[0]), Err(PARA), "version");
+    assert_eq!(with(0, &[20]), Err(PARA), "size");
+    assert_eq!(with(24, &[0; 4]), Err(PARA), "a buffer of nothing");
+    assert_eq!(with(28, &[3, 0, 0, 0]), Err(PARA), "deterministic");
+    assert_eq!(with(32, &[b'a'; 128]), Err(PARA), "a name without end");
+    let named = |config: &[u8], expected: Option<&str>| {
+        let comm = try_config(config).unwrap();
+        match expected {
+            Some(expected) => assert_eq!(name(comm), expected),
+            None => assert!(name(comm).contains("%sim_"), "{}", name(comm)),
+        }
+        comm
+    };
+    let comm = named(&config(10, "mine"), Some("mine"));
+    assert_eq!(try_config(&config(10, "mine")), Err(PARA), "a name is used once");
+    destroy(comm);
+    // an older version has no name, a shorter one has no room for it, a newer one has more
+    let mut old = config(10, "mine");
+    old[12] = 2;
+    destroy(named(&old, None));
+    let mut short = config(10, "mine");
+    short[0] = 32;
+    destroy(named(&short[..32], None));
+    let mut newer = config(10, "mine");
+    newer.resize(2248, 0xFF);
+    newer[..8].copy_from_slice(&2248u64.to_le_bytes());
+    newer[12] = 11;
+    destroy(named(&newer, Some("mine")));
+    let _variables = Variables::set(&[("HCCL_BUFFSIZE", "none")]);
+    let info = root_fails();
+    assert_eq!(info, PARA);
+}
+
+fn root_fails() -> i32 {
+    let mut info = [0u8; ROOT_INFO_BYTES];
+    // SAFETY: the bytes are writable.
+    unsafe { HcclGetRootInfo(info.as_mut_ptr().cast()) }
+}
+
+#[test]
+fn the_address() {
+    use belay_ascend_sim::hccl::address::choose;
+    let ip = |text: &str| text.parse().unwrap();
+    let all: Vec<(String, std::net::IpAddr)> = [
+        ("lo", "127.0.0.1"),
+        ("docker0", "172.17.0.1"),
+        ("eth1", "10.0.0.2"),
+        ("eth0", "fd00::1"),
+        ("eth0", "10.0.0.1"),
+        ("enp1", "10.1.0.1"),
+    ]
+    .map(|(name, address)| (name.to_owned(), ip(address)))
+    .to_vec();
+    let chosen = |names| choose(&all, names);
+    assert_eq!(chosen(None), Some(ip("10.1.0.1")), "the first by name that is not special");
+    assert_eq!(chosen(Some("eth")), Some(ip("10.0.0.1")));
+    assert_eq!(chosen(Some("=eth1")), Some(ip("10.0.0.2")));
+    assert_eq!(chosen(Some("=eth")), None);
+    assert_eq!(chosen(Some("^e")), Some(ip("172.17.0.1")));
+    assert_eq!(chosen(Some("^=enp1,eth0")), Some(ip("10.0.0.2")));
+    assert_eq!(choose(&all[..2], None), Some(ip("172.17.0.1")), "docker's before the loopback");
+    assert_eq!(choose(&all[..1], None), Some(ip("127.0.0.1")));
+    let _sim = sim(MACHINE);
+    let _variables = Variables::set(&[("HCCL_IF_IP", "127.0.0.1")]);
+    group(2, |rank| assert!(name(rank.comm).starts_with("127.0.0.1%"), "{}", name(rank.comm)));
+    let _variables = Variables::set(&[("HCCL_IF_IP", "here")]);
+    assert_eq!(root_fails(), PARA);
+}
+
+#[test]
+fn the_end_of_the_simulator_ends_communicators() {
+    let config = r#"{"devices":2}"#;
+    {
+        let _sim = sim(config);
+        let info = root();
+        devices(2, |rank| {
+            let comm = join(2, &info, rank).unwrap();
+            if rank == 0 {
+                let (memory, stream) = (malloc(4), stream());
+                // SAFETY: handles are looked up.
+                ok(unsafe { HcclAllReduce(memory, memory, 1, 2, 0, comm, stream) });
+                // the thread ends with the collective waiting: nothing is reset
+                // SAFETY: takes a number.
+                ok(unsafe { aclrtSetDevice(0) });
+            }
+        });
+        // rank 1's device was reset, which released its communicator
+        assert_eq!(live("comm"), 2);
+    }
+    assert_eq!(live("comm"), 2, "what was left behind still counts");
+    let _sim = sim(config);
+    assert_eq!(live("comm"), 0);
+}
+
+#[test]
+fn error_strings() {
+    let _sim = sim(MACHINE);
+    let text = |code| {
+        // SAFETY: takes a number; the text is constant.
+        unsafe { std::ffi::CStr::from_ptr(HcclGetErrorString(code)) }.to_str().unwrap()
+    };
+    assert_eq!([text(0), text(9), text(21), text(-5)], ["no error", "timeout", "error cqe", "unknown error"]);
+}
