@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use belay_ascend::Products;
 use belay_engine::chat::Encoding;
 use belay_fabric::RowFormat;
 use belay_model::{Drafting, KvFormat};
@@ -57,6 +58,14 @@ pub struct ServeConfig {
     /// What the ranks of this worker are
     #[arg(long, env = "BELAY_DEVICE", value_enum, ignore_case = true, default_value = "CPU")]
     pub device: Device,
+
+    /// Generation that the NPUs must be of: A2, A3, Ascend950PR or Ascend950DT [default: any that is supported]
+    #[arg(long, env = "BELAY_ASCEND_CHIP", value_name = "CHIP")]
+    pub ascend_chip: Option<String>,
+
+    /// What NPUs multiply weights in; f32 is slow and takes twice the memory: it is there to compare results
+    #[arg(long, env = "BELAY_ASCEND_PRODUCTS", value_enum, default_value = "bf16")]
+    pub ascend_products: AscendProducts,
 
     /// Bytes of experts that the ranks of this worker may hold together, such as 64Gi [default: what the container's
     /// memory limit leaves, if it has one]
@@ -198,6 +207,27 @@ pub enum Device {
     /// Ranks on the processor
     #[value(name = "CPU")]
     Cpu,
+    /// Each rank on an NPU of its own
+    #[value(name = "Ascend")]
+    Ascend,
+}
+
+/// What NPUs multiply weights in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AscendProducts {
+    /// bf16
+    Bf16,
+    /// f32
+    F32,
+}
+
+impl From<AscendProducts> for Products {
+    fn from(products: AscendProducts) -> Self {
+        match products {
+            AscendProducts::Bf16 => Self::Bf16,
+            AscendProducts::F32 => Self::F32,
+        }
+    }
 }
 
 /// Shape of log lines.
@@ -223,6 +253,9 @@ pub enum ConfigError {
     /// Several workers, but no group.
     #[error("{0} workers need a group name (BELAY_GROUP)")]
     NoGroup(u32),
+    /// A form of the cache that NPUs do not keep.
+    #[error("BELAY_KV_FORMAT: NPUs keep f32 or bf16, not fp8")]
+    AscendFormat,
     /// No name was given and the directory has none.
     #[error("the model directory {0:?} has no last part to name the model after; give BELAY_MODEL_NAME")]
     NoModelName(PathBuf),
@@ -239,6 +272,9 @@ impl ServeConfig {
         }
         if self.group_name().is_none() && self.group_workers > 1 {
             return Err(ConfigError::NoGroup(self.group_workers));
+        }
+        if self.device == Device::Ascend && self.kv_format == KvFormat::Fp8 {
+            return Err(ConfigError::AscendFormat);
         }
         self.served_name().map(|_| ())
     }
@@ -300,6 +336,7 @@ mod tests {
         assert!(error(&["--group-workers", "2"]).contains("BELAY_GROUP"));
         assert!(error(&["--group", "", "--group-workers", "2"]).contains("BELAY_GROUP"));
         assert!(parse(&["--group", "g", "--group-workers", "2", "--worker-index", "1"]).validate().is_ok());
+        assert!(error(&["--device", "Ascend", "--kv-format", "fp8"]).contains("BELAY_KV_FORMAT"));
     }
 
     #[test]
@@ -338,6 +375,7 @@ mod tests {
     #[test]
     fn the_device_is_spelt_as_in_the_resource() {
         assert_eq!(parse(&["--device", "CPU"]).device, Device::Cpu);
+        assert_eq!(parse(&["--device", "Ascend"]).device, Device::Ascend);
         assert!(Cli::try_parse_from(["w", "--model-dir", "/m", "--device", "Abacus"]).is_err());
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
+use crate::devices::Devices;
 use crate::lifecycle::{Ending, blocking, open, start_engine};
 use crate::loader::{self, LoadError, Opened};
 use crate::meeting::Meeting;
@@ -30,7 +31,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// One worker of a group.
 pub struct GroupLife<B: Backend> {
     context: Arc<Context>,
-    backend: Arc<B>,
+    devices: Devices<B>,
     opened: Opened,
     slot: Slot,
     ranks: Arc<Ranks<B>>,
@@ -55,7 +56,7 @@ struct Round {
 /// Leads a worker of a group until `stop`.
 pub async fn grouped<B: Backend + 'static>(
     context: &Arc<Context>,
-    backend: Arc<B>,
+    devices: Devices<B>,
     listener: TcpListener,
     stop: &CancellationToken,
 ) -> Result<(), Ending> {
@@ -70,7 +71,7 @@ pub async fn grouped<B: Backend + 'static>(
         card.dense_bytes,
         context.config.memory as u64,
     );
-    let ranks = Arc::new(Ranks::new(&backend, &opened.checkpoint, slot.worker, slot.ranks, limit));
+    let ranks = Arc::new(Ranks::new(&devices, &opened.checkpoint, slot.worker, slot.ranks, limit));
     context.ranks.store(Some(Arc::new(Arc::clone(&ranks) as _)));
     let peers_changed = Arc::new(Notify::new());
     let group = start_group(context, &opened, &slot, listener, Arc::clone(&ranks) as _, &peers_changed)?;
@@ -81,7 +82,7 @@ pub async fn grouped<B: Backend + 'static>(
 
     let mut life = GroupLife {
         context: Arc::clone(context),
-        backend,
+        devices,
         opened,
         slot,
         ranks,
@@ -296,7 +297,7 @@ impl<B: Backend + 'static> GroupLife<B> {
         let context = &self.context;
         context.shared.enter(Phase::Loading, "loading weights");
         let started = Instant::now();
-        let (backend, shared) = (Arc::clone(&self.backend), Arc::clone(&context.shared));
+        let (backend, shared) = (Arc::clone(self.devices.dense()), Arc::clone(&context.shared));
         let checkpoint = Arc::clone(&self.opened.checkpoint);
         let cache = CacheOptions { memory: context.config.memory, format: context.config.kv_format };
         let total = checkpoint.card().dense_bytes + self.ranks.missing_bytes(experts);

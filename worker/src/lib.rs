@@ -5,6 +5,7 @@ pub mod ask;
 pub mod commands;
 pub mod config;
 pub mod context;
+pub mod devices;
 mod engine_metrics;
 mod group_life;
 pub mod grpc;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Switch;
 use crate::context::Context;
+use crate::devices::Devices;
 use crate::group_life::grouped;
 use crate::loader::{self, LoadError, Opened, proto_card};
 use crate::ranks::{Copy, Ranks};
@@ -35,14 +36,14 @@ pub(crate) type Fatal = anyhow::Error;
 /// When a thread can't be started or a blocking task panics.
 pub async fn live<B: Backend + 'static>(
     context: Arc<Context>,
-    backend: Arc<B>,
+    devices: Devices<B>,
     fabric: Option<TcpListener>,
     stop: CancellationToken,
 ) -> Result<(), Fatal> {
     let life = async {
         match fabric {
-            Some(listener) => grouped(&context, backend, listener, &stop).await,
-            None => alone(&context, backend, &stop).await,
+            Some(listener) => grouped(&context, devices, listener, &stop).await,
+            None => alone(&context, devices, &stop).await,
         }
     };
     // that ends the life: no placement and no peer makes this worker ready again
@@ -122,7 +123,7 @@ pub(crate) async fn open(context: &Arc<Context>) -> Result<Opened, Ending> {
 
 async fn alone<B: Backend + 'static>(
     context: &Arc<Context>,
-    backend: Arc<B>,
+    devices: Devices<B>,
     stop: &CancellationToken,
 ) -> Result<(), Ending> {
     let opened = open(context).await?;
@@ -133,9 +134,9 @@ async fn alone<B: Backend + 'static>(
         .map_err(|error| LoadError::Options(error.to_string()))?;
     let wanted: Vec<Vec<_>> = (0..ranks).map(|rank| table.of_rank(rank).collect()).collect();
     let limit = context.config.expert_memory.map(|bytes| bytes as u64);
-    let ranks = Arc::new(Ranks::new(&backend, &opened.checkpoint, 0, ranks, limit));
+    let ranks = Arc::new(Ranks::new(&devices, &opened.checkpoint, 0, ranks, limit));
     context.ranks.store(Some(Arc::new(Arc::clone(&ranks) as _)));
-    let model = load(context, &backend, &opened.checkpoint, &ranks, wanted).await?;
+    let model = load(context, devices.dense(), &opened.checkpoint, &ranks, wanted).await?;
     let fabric =
         Arc::new(InProcess::new(table, ranks.compute(), hidden).with_format(context.config.fabric_format));
     context.fabric_stats.store(Some(fabric.stats()));

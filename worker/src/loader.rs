@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use belay_backend::Backend;
+use belay_backend::{Backend, BackendError};
 use belay_engine::{Tokenizer, TokenizerError};
 use belay_model::{CacheOptions, Checkpoint, CheckpointError, Model, Numerics};
 use belay_proto::admin::ModelCard;
@@ -22,6 +22,9 @@ pub enum LoadError {
     /// The options ask for more than the model has.
     #[error("{0}")]
     Options(String),
+    /// The device has no room for what is to be loaded.
+    #[error("{0}")]
+    DeviceMemory(String),
     /// Experts would take more memory than they may.
     #[error("{needed} bytes of experts do not fit: {held} of {allowed} are taken (BELAY_EXPERT_MEMORY)")]
     NoRoom {
@@ -42,7 +45,7 @@ impl LoadError {
             Self::NotFound(_) => "CheckpointNotFound",
             Self::Invalid(_) => "CheckpointInvalid",
             Self::Options(_) => "OptionsInvalid",
-            Self::NoRoom { .. } => "OutOfMemory",
+            Self::NoRoom { .. } | Self::DeviceMemory(_) => "OutOfMemory",
         }
     }
 }
@@ -55,6 +58,9 @@ impl From<CheckpointError> for LoadError {
                 Self::NotFound(error.to_string())
             }
             CheckpointError::Cache(cause) => Self::Options(format!("BELAY_KV_MEMORY: {cause}")),
+            CheckpointError::Backend { cause: BackendError::OutOfMemory { .. }, .. } => {
+                Self::DeviceMemory(error.to_string())
+            }
             CheckpointError::DraftStage { .. } => Self::Options(format!("BELAY_DRAFT_TOKENS: {error}")),
             _ => Self::Invalid(error.to_string()),
         }
@@ -118,7 +124,7 @@ impl LoadError {
     /// Whether less to hold would help.
     #[must_use]
     pub fn is_room(&self) -> bool {
-        matches!(self, Self::NoRoom { .. })
+        matches!(self, Self::NoRoom { .. } | Self::DeviceMemory(_))
     }
 }
 

@@ -8,6 +8,7 @@ use belay_fabric::Adopter;
 use belay_model::{Checkpoint, ExpertBank, Numerics};
 use belay_proto::admin::{RankExperts, RankStatus};
 
+use crate::devices::Devices;
 use crate::loader::LoadError;
 
 /// A copy: (layer, expert).
@@ -40,14 +41,16 @@ impl<B: Backend> Ranks<B> {
     /// Ranks of worker `worker`, with nothing loaded. `limit`: bytes of experts that they may hold together.
     #[must_use]
     pub fn new(
-        backend: &Arc<B>,
+        devices: &Devices<B>,
         checkpoint: &Arc<Checkpoint>,
         worker: u32,
         count: u32,
         limit: Option<u64>,
     ) -> Self {
-        let bank =
-            |_| Arc::new(ExpertBank::new(Arc::clone(backend), Arc::clone(checkpoint), Numerics::EXACT));
+        let bank = |rank| {
+            let device = Arc::clone(devices.of_rank(rank));
+            Arc::new(ExpertBank::new(device, Arc::clone(checkpoint), Numerics::EXACT))
+        };
         Self {
             first: worker * count,
             banks: (0..count).map(bank).collect(),

@@ -21,6 +21,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::config::ServeConfig;
 use crate::context::Context;
+use crate::devices::Devices;
 use crate::grpc::MAX_MESSAGE_BYTES;
 use crate::grpc::admin::AdminService;
 use crate::grpc::inference::InferenceService;
@@ -66,7 +67,7 @@ impl Worker {
     ///
     /// # Errors
     /// Options that contradict each other, or an address that can't be bound.
-    pub async fn start<B: Backend + 'static>(config: ServeConfig, backend: Arc<B>) -> anyhow::Result<Self> {
+    pub async fn start<B: Backend>(config: ServeConfig, devices: Devices<B>) -> anyhow::Result<Self> {
         config.validate()?;
         let admin = bind("admin", config.admin_listen).await?;
         let http = bind("http", config.http_listen).await?;
@@ -105,7 +106,7 @@ impl Worker {
         worker.serve_admin(admin);
         worker.serve_http(http);
         worker.serve_grpc(grpc).await?;
-        let live = lifecycle::live(Arc::clone(&worker.context), backend, fabric, worker.stop.clone());
+        let live = lifecycle::live(Arc::clone(&worker.context), devices, fabric, worker.stop.clone());
         worker.tasks.spawn(async move { ("life cycle", live.await) });
         Ok(worker)
     }

@@ -15,6 +15,18 @@ pub enum Generation {
     A950Dt,
 }
 
+impl Generation {
+    /// Its name in the specification of a deployment.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::A2 => "A2",
+            Self::A3 => "A3",
+            Self::A950Pr => "Ascend950PR",
+            Self::A950Dt => "Ascend950DT",
+        }
+    }
+}
+
 /// How ranks find each other in the fused dispatch and combine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DispatchAlgorithm {

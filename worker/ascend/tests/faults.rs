@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use belay_ascend::{
-    Arena, Context, DataType, Device, DeviceBuffer, DeviceLimits, Error, Event, EventUse, HostBuffer,
+    Arena, Binary, Context, DataType, Device, DeviceBuffer, DeviceLimits, Error, Event, EventUse, HostBuffer,
     IntArray, Launcher, Layout, Pages, Runtime, Staging, Stream, Tensor, TensorList, View,
 };
 use common::{KINDS, LIMIT, Sim, library};
@@ -56,7 +56,7 @@ fn scenario(runtime: &mut Option<Runtime>) -> Result<(), Error> {
         };
         let (square, out, gamma, rstd) = (view(&[8, 8])?, view(&[8, 8])?, view(&[8])?, view(&[8, 1])?);
         launcher.matmul(&current, &square, &square, &out)?;
-        launcher.add(&current, &square, &out, &out)?;
+        launcher.binary(&current, Binary::Add, &square, &out, &out)?;
         launcher.rms_norm(&current, &square, &gamma, 1e-6, &out, &rstd)?;
         let tensors = [&square, &out].map(|view| Tensor::new(runtime, view));
         let tensors = tensors.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -115,8 +115,11 @@ fn every_call_fails_once_and_nothing_is_left() {
 
     let used: Vec<&String> =
         symbols.iter().zip(&calls).filter(|(_, calls)| **calls > 0).map(|(name, _)| name).collect();
-    let untried: Vec<&str> =
-        table.into_iter().filter(|symbol| !used.iter().any(|used| used == symbol)).collect();
+    // operators have a test of their own
+    let untried: Vec<&str> = table
+        .into_iter()
+        .filter(|symbol| !symbol.starts_with("aclnn") && !used.iter().any(|used| used == symbol))
+        .collect();
     // called only when something went wrong before, or to name a version
     assert_eq!(untried, ["aclGetRecentErrMsg", "aclrtDestroyStreamForce", "aclsysGetVersionNum"]);
 

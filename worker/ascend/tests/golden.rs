@@ -1,54 +1,19 @@
 //! The model on simulated NPUs of each generation, against the reference's numbers and the exact engine.
-//!
-//! Every generation runs in a process of its own: what kind of chip is simulated is settled once for a process.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+mod chips;
 mod common;
 #[path = "../../model/tests/common/mod.rs"]
 mod model;
 
-use std::process::Command;
-use belay_ascend::{AscendBackend, AscendOptions, Device, DeviceLimits, Products, Runtime};
-use belay_model::{CacheOptions, NoTrace, Numerics};
+use belay_ascend::Products;
+use chips::{backend, on_every_chip, small_cache};
 use model::*;
 
-/// One chip of each generation.
-const SOCS: [&str; 4] = ["Ascend910B3", "Ascend910_9391", "Ascend950PR_9589", "Ascend950DT_9591"];
-
-/// Says which chip the child is to simulate; absent in the parent.
-const SOC: &str = "BELAY_TEST_SOC";
-
-/// Error of a token's logits, root mean square, as a part of theirs: of half the tokens, and of all but a tenth. In bf16 the
-/// inputs and results of linears are rounded to 8 bits; where that changes which experts or entries are chosen, as it
-/// does in these models of random weights, a token's logits become others.
-const TOLERANCES: [(Products, [f64; 2]); 2] =
-    [(Products::F32, [1e-5, 1e-5]), (Products::Bf16, [0.02, 0.15])];
-
-fn backend(products: Products) -> AscendBackend {
-    let runtime = Runtime::start(common::library()).unwrap();
-    let device = Device::open(&runtime, 0, DeviceLimits::default()).unwrap();
-    assert_eq!(device.soc(), std::env::var(SOC).unwrap());
-    AscendBackend::new(&device, AscendOptions { products, ..AscendOptions::default() }).unwrap()
-}
-
-fn load_ascend(dir: &std::path::Path, products: Products) -> Loaded<AscendBackend> {
-    load_cached(dir, backend(products), Numerics::EXACT, 0, CacheOptions { memory: 64 << 20, ..CacheOptions::default() })
-}
-
-/// Runs a test of this program by name on each chip.
-fn on_every_chip(test: &str) {
-    let program = std::env::current_exe().unwrap();
-    for soc in SOCS {
-        let mut child = Command::new(&program);
-        child.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
-        child.env(SOC, soc).env("BELAY_ASCEND_SIM", format!(r#"{{"soc":"{soc}"}}"#));
-        let output = child.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let complained = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("1 passed"), "{soc}:\n{said}\n{complained}");
-        said.lines().filter(|line| line.contains('|')).for_each(|line| println!("{soc}: {line}"));
-    }
-}
+/// Error of a token's logits, root mean square, as a part of theirs, at most. In bf16 the inputs and results of linears are
+/// rounded to 8 bits. It holds for tokens as long as no other expert or entry was chosen than by the reference; behind
+/// that, models of random weights say something else.
+const TOLERANCES: [(Products, f64); 2] = [(Products::F32, 1e-5), (Products::Bf16, 0.04)];
 
 #[test]
 fn golden_cases() {
@@ -59,31 +24,56 @@ fn golden_cases() {
 #[ignore = "run by golden_cases on each chip"]
 fn golden_cases_on_this_chip() {
     for (products, tolerance) in TOLERANCES {
+        let (mut compared, mut all) = (0, 0);
         for case in CASES {
-            let loaded = load_ascend(&golden_dir(case), products);
+            let loaded = small_cache(&golden_dir(case), backend(products));
             let (golden, tensors) = golden(case);
             for sequence in &golden.sequences {
-                let found = logits(&loaded, &*loaded.fabric, &sequence.ids(), usize::MAX, &mut NoTrace);
-                let expected = tensors.f32(&format!("{}.logits", sequence.name));
-                let vocabulary = expected.len() / sequence.ids().len();
-                let mut errors: Vec<f64> = found
-                    .chunks_exact(vocabulary)
-                    .zip(expected.chunks_exact(vocabulary))
-                    .map(|(found, expected)| relative_error(found, expected))
-                    .collect();
-                errors.sort_by(f64::total_cmp);
-                let [half, most] = [errors.len() / 2, errors.len() * 9 / 10].map(|at| errors[at]);
-                println!("| {products:?} | {case} {} | {half:.1e} | {most:.1e} |", sequence.name);
-                assert!([half, most].iter().zip(tolerance).all(|(error, most)| *error <= most), "{case}: {errors:?}");
+                let (name, tokens) = (&sequence.name, sequence.ids().len());
+                let mut trace = Recorder::default();
+                let found = logits(&loaded, &*loaded.fabric, &sequence.ids(), usize::MAX, &mut trace);
+                let expected = tensors.f32(&format!("{name}.logits"));
+                let same = first_other_choice(&trace, &tensors, name, tokens);
+                let width = expected.len() / tokens;
+                let pairs = found.chunks_exact(width).zip(expected.chunks_exact(width)).take(same);
+                let worst =
+                    pairs.map(|(found, expected)| relative_error(found, expected)).fold(0.0, f64::max);
+                println!("| {products:?} | {case} {name} | {same} of {tokens} tokens | {worst:.1e} |");
+                assert!(worst <= tolerance, "{products:?} {case} {name}: {worst}");
+                assert!(products == Products::Bf16 || same == tokens, "f32 chooses as the reference does");
+                (compared, all) = (compared + same, all + tokens);
             }
         }
+        assert!(4 * compared >= all, "{products:?}: {compared} of {all} tokens were compared");
     }
 }
 
+/// Tokens before the first one for which a layer chose other experts or entries than the reference.
+fn first_other_choice(trace: &Recorder, tensors: &Tensors, name: &str, tokens: usize) -> usize {
+    let mut first = tokens;
+    for (layer, found) in &trace.experts {
+        let expected = tensors.i32(&format!("{name}.router_experts.{layer}")).unwrap();
+        let k = found.len() / tokens;
+        first = first.min(equal_rows(found, expected.chunks_exact(k), k));
+    }
+    for (layer, found) in &trace.blocks {
+        let tensor = format!("{name}.index_blocks.{layer}");
+        let expected = tensors.i32(&tensor).unwrap();
+        let width = tensors.shape(&tensor)[1];
+        first = first.min(equal_rows(found, expected.chunks_exact(width), found.len() / tokens));
+    }
+    first
+}
+
+/// Rows at the beginning that are equal; what is not chosen is −1.
+fn equal_rows<'a>(found: &[i32], expected: impl Iterator<Item = &'a [i32]>, width: usize) -> usize {
+    let chosen = |row: &[i32]| row.iter().copied().filter(|choice| *choice >= 0).collect::<Vec<_>>();
+    found.chunks_exact(width).zip(expected).take_while(|(a, b)| chosen(a) == chosen(b)).count()
+}
+
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
-    let squares = |values: &mut dyn Iterator<Item = f32>| -> f64 {
-        values.map(|value| f64::from(value).powi(2)).sum()
-    };
+    let squares =
+        |values: &mut dyn Iterator<Item = f32>| -> f64 { values.map(|value| f64::from(value).powi(2)).sum() };
     let error = squares(&mut found.iter().zip(expected).map(|(found, expected)| found - expected));
     (error / squares(&mut expected.iter().copied())).sqrt()
 }

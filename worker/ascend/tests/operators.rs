@@ -3,8 +3,8 @@
 mod common;
 
 use belay_ascend::{
-    Arena, DataType, Error, IntArray, Kind, Launcher, Layout, Pages, Plans, Scalar, Staging, Stream, Tensor,
-    TensorList, View,
+    Arena, Binary, DataType, Error, IntArray, Kind, Launcher, Layout, Pages, Plans, Scalar, Staging, Stream,
+    Tensor, TensorList, View,
 };
 use common::{LIMIT, Rig, Sim, from_bf16, get, put, some_values, to_bf16};
 
@@ -72,7 +72,7 @@ fn products_sums_and_norms_are_right() {
             let found = get(&current, &stream, &mut staging, &out);
             close(dtype, &found, &product(&a, |i, j| b[j * k + i], (m, k, n)));
 
-            launcher.add(&current, &out, &addend, &out).unwrap();
+            launcher.binary(&current, Binary::Add, &out, &addend, &out).unwrap();
             let sum = get(&current, &stream, &mut staging, &out);
             let expected: Vec<f64> =
                 found.iter().zip(&c).map(|(a, b)| f64::from(*a) + f64::from(*b)).collect();
@@ -141,7 +141,7 @@ fn a_step_that_comes_again_allocates_and_plans_nothing() {
         let x = put(&current, &stream, &mut staging, x, (DataType::F32, &[m, n]), &rows);
         let y = View::new(arena.take(m * n * 4).unwrap(), layout).unwrap();
         launcher.matmul(&current, &x, &weight, &y).unwrap();
-        launcher.add(&current, &y, &x, &y).unwrap();
+        launcher.binary(&current, Binary::Add, &y, &x, &y).unwrap();
         close(DataType::F32, &get(&current, &stream, &mut staging, &y), &expected);
         arena.set_back(start);
         let first = *after_first.get_or_insert_with(&counted);
@@ -165,7 +165,7 @@ fn an_operator_that_cannot_be_repeated_is_planned_each_time() {
     let x = put(&current, &stream, &mut staging, x, (DataType::F32, &[16]), &[1.0; 16]);
     for round in 1..4 {
         sim.fail("aclSetAclOpExecutorRepeatable", 1, 561_000);
-        launcher.add(&current, &x, &x, &x).unwrap();
+        launcher.binary(&current, Binary::Add, &x, &x, &x).unwrap();
         let found = get(&current, &stream, &mut staging, &x);
         assert_eq!(found, [f32::powi(2.0, round); 16]);
     }
@@ -191,7 +191,7 @@ fn shapes_that_do_not_fit_are_refused_and_nothing_is_left() {
     let error = launcher.matmul(&current, &a, &b, &a).unwrap_err();
     assert_eq!(error.to_string(), "matmul: F32[4, 8], F32[4, 8], F32[4, 8] do not fit");
     assert!(matches!(launcher.matmul(&current, &a, &half, &a), Err(Error::Shape { .. })));
-    assert!(matches!(launcher.add(&current, &a, &half, &a), Err(Error::Shape { .. })));
+    assert!(matches!(launcher.binary(&current, Binary::Add, &a, &half, &a), Err(Error::Shape { .. })));
     assert!(matches!(view(DataType::F32, &[1 << 12]), Err(Error::TooSmall { .. })));
     let odd = View::new(region.part(4..2048).unwrap(), *a.layout()).unwrap_err();
     assert!(matches!(odd, Error::Shape { .. }), "{odd}");
@@ -209,10 +209,10 @@ fn a_failure_inside_the_library_reaches_the_caller_with_its_words() {
     let mut launcher = Launcher::new(stream.clone(), workspace);
     let x = View::new(arena.take(64).unwrap(), Layout::contiguous(DataType::F32, &[16]).unwrap()).unwrap();
     sim.fail("aclnnAddGetWorkspaceSize", 1, 161_002);
-    let error = launcher.add(&current, &x, &x, &x).unwrap_err();
+    let error = launcher.binary(&current, Binary::Add, &x, &x, &x).unwrap_err();
     let Error::Call(call) = &error else { panic!("{error}") };
     assert_eq!((call.call, call.code, call.kind), ("aclnnAddGetWorkspaceSize", Some(161_002), Kind::Invalid));
-    launcher.add(&current, &x, &x, &x).unwrap();
+    launcher.binary(&current, Binary::Add, &x, &x, &x).unwrap();
     stream.synchronize(&current, LIMIT).unwrap();
 }
 

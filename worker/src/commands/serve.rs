@@ -1,6 +1,5 @@
 //! `belay-worker serve`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use belay_backend::Backend;
@@ -8,7 +7,8 @@ use belay_cpu::CpuBackend;
 use belay_telemetry::Exporter;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::ServeConfig;
+use crate::config::{Device, ServeConfig};
+use crate::devices::{self, Devices};
 use crate::server::Worker;
 
 /// Serves until SIGTERM or SIGINT, drains, and returns; a second signal cuts the drain short.
@@ -24,13 +24,22 @@ pub fn run(config: ServeConfig) -> anyhow::Result<()> {
     outcome
 }
 
+async fn start<B: Backend>(config: ServeConfig, devices: Devices<B>) -> anyhow::Result<Worker> {
+    devices.describe().for_each(|device| tracing::info!(device, "device"));
+    Worker::start(config, devices).await
+}
+
 async fn serve(config: ServeConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let backend = Arc::new(CpuBackend::detect());
-    tracing::info!(device = backend.describe(), "device");
     let traces = Exporter::start("belay-worker")?;
-    let worker = Worker::start(config, backend).await?;
+    let worker = match config.device {
+        Device::Cpu => start(config, Devices::one(CpuBackend::detect())).await?,
+        Device::Ascend => {
+            let devices = devices::ascend(&config)?;
+            start(config, devices).await?
+        }
+    };
     let mut signals = async || {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -7,7 +7,6 @@ pub mod group;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use belay_cpu::CpuBackend;
@@ -17,6 +16,7 @@ use belay_proto::inference::generate_request::Prompt;
 use belay_proto::inference::inference_client::InferenceClient;
 use belay_proto::inference::{FinishReason, GenerateRequest, GenerateResponse, Sampling, TokenIds, Usage};
 use belay_worker::config::ServeConfig;
+use belay_worker::devices::Devices;
 use belay_worker::server::Worker;
 use clap::Parser;
 use futures::TryStreamExt;
@@ -83,7 +83,7 @@ pub async fn stand_alone(extra: &[&str]) -> Worker {
 pub async fn started(model_dir: &Path, extra: &[&str]) -> Worker {
     let mut all = vec!["--model-name", "nano"];
     all.extend(extra);
-    Worker::start(options(model_dir, &all), Arc::new(CpuBackend::detect())).await.unwrap()
+    Worker::start(options(model_dir, &all), Devices::one(CpuBackend::detect())).await.unwrap()
 }
 
 pub async fn channel(address: impl std::fmt::Display) -> Channel {

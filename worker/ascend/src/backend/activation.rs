@@ -1,9 +1,9 @@
 //! Functions of each element.
 
 use super::job::Job;
+use crate::Result;
 use crate::op::Unary;
 use crate::tensor::View;
-use crate::Result;
 
 /// From here on softplus is the identity in f32.
 const THRESHOLD: f32 = 20.0;

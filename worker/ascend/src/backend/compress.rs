@@ -53,9 +53,7 @@ impl Recent {
             let half = rows.restrided(&[(new, 2 * row_width), (row_width, 1)])?;
             half.moved(old * 2 * row_width + which * row_width)
         };
-        let given = |buffer: &AscendBuffer| {
-            buffer.view(&[new, row_width])?.moved(op.rows.start * row_width)
-        };
+        let given = |buffer: &AscendBuffer| buffer.view(&[new, row_width])?.moved(op.rows.start * row_width);
         job.copy(&given(op.values)?, &half(0)?)?;
         let phases: Vec<i64> =
             (op.start..op.start + new).map(|position| (position % op.ratio) as i64).collect();

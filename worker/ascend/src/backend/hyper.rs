@@ -4,9 +4,9 @@ use belay_backend::HyperShape;
 
 use super::buffer::AscendBuffer;
 use super::job::Job;
+use crate::Result;
 use crate::op::Unary;
 use crate::tensor::View;
-use crate::Result;
 
 /// `mix` becomes `pre`, `post` and the doubly stochastic `comb`.
 pub(super) fn mix(

@@ -187,7 +187,13 @@ impl<'a> Job<'a> {
         self.queue.launcher.multiply_number(self.current, x, factor, out)
     }
 
-    pub(super) fn clamp(&mut self, x: &View, least: Option<f32>, most: Option<f32>, out: &View) -> Result<()> {
+    pub(super) fn clamp(
+        &mut self,
+        x: &View,
+        least: Option<f32>,
+        most: Option<f32>,
+        out: &View,
+    ) -> Result<()> {
         self.queue.launcher.clamp(self.current, x, least, most, out)
     }
 

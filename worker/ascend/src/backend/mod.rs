@@ -135,7 +135,7 @@ impl Backend for AscendBackend {
     fn describe(&self) -> String {
         let device = self.context.device();
         let version = device.runtime().library().report().version.clone();
-        let version = version.map_or_else(|| "of an unknown version".to_owned(), |version| version);
+        let version = version.unwrap_or_else(|| "of an unknown version".to_owned());
         format!("ascend, device {}, {}, cann {version}", device.index(), device.soc())
     }
 

@@ -46,9 +46,8 @@ pub(super) fn linear(
         job.matmul(&x, &w.transposed(1)?, &out)?;
         return if w.dtype() == DataType::F32 { Ok(()) } else { job.cast(&out, &y) };
     }
-    let by_group = |view: &View, width: usize| {
-        view.restrided(&[(groups, width), (rows, groups * width), (width, 1)])
-    };
+    let by_group =
+        |view: &View, width: usize| view.restrided(&[(groups, width), (rows, groups * width), (width, 1)]);
     let out = job.take(w.dtype(), &[groups, rows, outputs])?;
     let x = job.packed(&by_group(&x, inputs)?)?;
     job.batch_matmul(&x, &w.transposed(groups)?, &out)?;

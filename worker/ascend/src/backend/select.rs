@@ -7,8 +7,8 @@ use belay_backend::Select;
 use super::AscendBackend;
 use super::job::{Job, bytes_of_mut};
 use super::rows;
-use crate::tensor::{DataType, View};
 use crate::Result;
+use crate::tensor::{DataType, View};
 
 /// Scores of heads that are computed at once, at most (but for one query).
 const MOST_SCORES: usize = 8 << 20;

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::table::{found, is_required, pointer};
 use super::{Family, Finder};
-use crate::ffi::{RawExecutor, RawIntArray, RawScalar, RawStream, RawTensor, RawTensorList, Status};
+use crate::ffi::{RawExecutor, RawIntArray, RawScalar, RawStream, RawTensor, Status};
 
 /// The phase that queues; the same for every operator.
 pub(crate) type Queue = unsafe extern "C" fn(*mut c_void, u64, *mut RawExecutor, RawStream) -> Status;
@@ -26,8 +26,6 @@ type In = *const RawTensor;
 type Out = *mut RawTensor;
 type Number = *const RawScalar;
 type Ints = *const RawIntArray;
-type Tensors = *const RawTensorList;
-type OutTensors = *mut RawTensorList;
 
 macro_rules! operators {
     ($($family:ident $need:ident $name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
@@ -45,17 +43,18 @@ macro_rules! operators {
             #[allow(non_snake_case)]
             pub(super) fn resolve(finder: &mut Finder) -> Option<Self> {
                 $(
-                    let name = concat!("aclnn", stringify!($name));
-                    let planning = concat!("aclnn", stringify!($name), "GetWorkspaceSize");
-                    // SAFETY: the signature is that of the documentation of this symbol; the two last arguments are the
-                    // same for all.
-                    let plan: Option<
-                        unsafe extern "C" fn($($type,)* *mut u64, *mut *mut RawExecutor) -> Status,
-                    > = unsafe { finder.symbol(planning, Family::$family, is_required!($need)) };
-                    // SAFETY: the signature of every second phase.
-                    let queue: Option<Queue> =
-                        unsafe { finder.symbol(name, Family::$family, is_required!($need)) };
-                    let $name = plan.zip(queue).map(|(plan, queue)| Operator { planning, plan, name, queue });
+                    let $name = {
+                        type Plan = unsafe extern "C" fn($($type,)* *mut u64, *mut *mut RawExecutor) -> Status;
+                        let name = concat!("aclnn", stringify!($name));
+                        let planning = concat!("aclnn", stringify!($name), "GetWorkspaceSize");
+                        let (family, needed) = (Family::$family, is_required!($need));
+                        // SAFETY: the signature is that of the documentation of this symbol; the two last arguments are
+                        // the same for all.
+                        let plan = unsafe { finder.symbol::<Plan>(planning, family, needed) };
+                        // SAFETY: the signature of every second phase.
+                        let queue = unsafe { finder.symbol::<Queue>(name, family, needed) };
+                        plan.zip(queue).map(|(plan, queue)| Operator { planning, plan, name, queue })
+                    };
                 )*
                 Some(Self { $($name: found!($need, $name),)* })
             }

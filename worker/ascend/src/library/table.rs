@@ -2,8 +2,8 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::{Family, Finder};
 use super::operators::Operators;
+use super::{Family, Finder};
 use crate::ffi::{
     RawContext, RawEvent, RawExecutor, RawIntArray, RawScalar, RawStream, RawTensor, RawTensorList, Status,
 };

@@ -113,7 +113,9 @@ impl Launcher {
 fn is_reduced(x: &View, axis: usize, out: &View) -> bool {
     let (dims, reduced) = (x.layout().dims(), out.layout().dims());
     dims.len() == reduced.len()
-        && dims.iter().zip(reduced).enumerate().all(|(at, (dim, out))| {
-            if at == axis { *out == 1 } else { dim == out }
-        })
+        && dims.iter().zip(reduced).enumerate().all(
+            |(at, (dim, out))| {
+                if at == axis { *out == 1 } else { dim == out }
+            },
+        )
 }

@@ -140,8 +140,13 @@ impl Launcher {
         let bounds = [least, most];
         let scalars: Vec<f32> = bounds.into_iter().flatten().collect();
         let attributes = bounds.map(|bound| u64::from(bound.is_some()));
-        let work =
-            Work { inputs: &[x], outputs: &[out], scalars: &scalars, attributes: &attributes, ..Work::default() };
+        let work = Work {
+            inputs: &[x],
+            outputs: &[out],
+            scalars: &scalars,
+            attributes: &attributes,
+            ..Work::default()
+        };
         self.launch(current, operator, work, |plan, objects, workspace, executor| {
             let at = |bound: Option<f32>, index| bound.map_or(std::ptr::null(), |_| objects.scalar(index));
             let (least, most) = (at(bounds[0], 0), at(bounds[1], usize::from(bounds[0].is_some())));
@@ -196,4 +201,3 @@ impl Launcher {
         })
     }
 }
-

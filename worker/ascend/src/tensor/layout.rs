@@ -120,7 +120,8 @@ impl Layout {
     /// The same tensor, `elements` further on in its memory. Memory itself begins at aligned addresses only.
     #[must_use]
     pub fn at(mut self, elements: usize) -> Self {
-        self.offset = i64::try_from(elements).ok().and_then(|by| self.offset.checked_add(by)).unwrap_or(i64::MAX);
+        self.offset =
+            i64::try_from(elements).ok().and_then(|by| self.offset.checked_add(by)).unwrap_or(i64::MAX);
         self
     }
 

@@ -101,10 +101,6 @@ impl TensorList {
         tensors.into_iter().for_each(Tensor::give_away);
         Ok(Self { runtime: runtime.clone(), raw: list })
     }
-
-    pub(crate) fn raw(&self) -> *mut RawTensorList {
-        self.raw.as_ptr()
-    }
 }
 
 impl Drop for TensorList {

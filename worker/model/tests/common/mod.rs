@@ -176,12 +176,7 @@ pub fn step<B: Backend>(
 }
 
 /// Greedy continuation by cached decode: prompt in one step, then token by token.
-pub fn greedy<B: Backend>(
-    loaded: &Loaded<B>,
-    prompt: &[u32],
-    most: usize,
-    stop: Option<u32>,
-) -> Vec<u32> {
+pub fn greedy<B: Backend>(loaded: &Loaded<B>, prompt: &[u32], most: usize, stop: Option<u32>) -> Vec<u32> {
     let mut state = loaded.model.new_state();
     let mut scratch = Scratch::default();
     let mut ids = vec![argmax(&step(loaded, &mut scratch, &mut state, prompt))];
