@@ -11,9 +11,10 @@ use crate::dtype::DType;
 use crate::failure::{Failure, Outcome, fail};
 use crate::heap::{Heap, device_of, poison};
 use crate::lock;
+use crate::machine::Device;
 use crate::out;
 use crate::registry::Registry;
-use crate::stream::{self, Task};
+use crate::stream::{self, Dropped, Running, Task};
 use crate::tensor::{SCALARS, Scalar, TENSOR_LISTS, TENSORS};
 use crate::view::View;
 
@@ -23,6 +24,41 @@ pub static EXECUTORS: Registry<Executor> =
 
 /// What an op does on the device.
 pub type Run = Arc<dyn Fn(&mut Io<'_>) -> Outcome + Send + Sync>;
+
+/// What an op of a whole group of ranks does: it waits for the others, so the device's memory is not held
+/// while it runs.
+pub type GroupRun = Arc<dyn Fn(&Running<'_>, &Unlocked<'_>) -> Outcome + Send + Sync>;
+
+/// The work of an executor.
+#[derive(Clone)]
+pub enum Work {
+    /// On one device.
+    Local(Run),
+    /// Together with other ranks; the second part is told when it is dropped.
+    Group(GroupRun, Dropped),
+}
+
+impl From<Run> for Work {
+    fn from(run: Run) -> Self {
+        Self::Local(run)
+    }
+}
+
+/// The operands of an op of a group, whose memory is held for a moment at a time.
+pub struct Unlocked<'a> {
+    device: &'a Device,
+    inputs: &'a [View],
+    outputs: &'a [View],
+}
+
+impl Unlocked<'_> {
+    /// Does something with the operands.
+    pub fn with<T>(&self, work: impl FnOnce(&mut Io<'_>) -> Outcome<T>) -> Outcome<T> {
+        let mut heap = lock(&self.device.heap);
+        self.inputs.iter().chain(self.outputs).try_for_each(|view| view.check(&heap))?;
+        work(&mut Io { heap: &mut heap, inputs: self.inputs, outputs: self.outputs })
+    }
+}
 
 /// An op's operands while it runs.
 pub struct Io<'a> {
@@ -233,12 +269,12 @@ impl Op {
     ///
     /// # Safety
     /// The pointers are writable.
-    pub unsafe fn finish(self, run: Run, size: *mut u64, executor: *mut *mut c_void) -> Outcome {
+    pub unsafe fn finish(self, work: impl Into<Work>, size: *mut u64, executor: *mut *mut c_void) -> Outcome {
         let made = Executor {
             name: self.name,
             tensors: self.tensors,
             workspace: self.workspace,
-            run,
+            work: work.into(),
             state: Mutex::new(State { repeatable: false, inputs: self.inputs, outputs: self.outputs }),
         };
         let handle = EXECUTORS.insert(Arc::new(made));
@@ -273,7 +309,7 @@ pub struct Executor {
     name: &'static str,
     tensors: Vec<usize>,
     workspace: u64,
-    run: Run,
+    work: Work,
     state: Mutex<State>,
 }
 
@@ -330,19 +366,35 @@ pub fn launch(
     };
     let place = workspace.addr() as u64;
     check_memory(&stream.context, &made, &inputs, &outputs, place, size)?;
-    let (run, needed) = (made.run.clone(), made.workspace);
-    runtime(stream.submit(Task::new(move |running| {
-        let mut heap = lock(&running.stream.context.device.heap);
-        let work = |heap: &mut Heap| {
+    let (work, needed) = (made.work.clone(), made.workspace);
+    let dropped = match &work {
+        Work::Local(_) => None,
+        Work::Group(_, dropped) => Some(dropped.clone()),
+    };
+    let mut task = Task::new(move |running| {
+        let device = &running.stream.context.device;
+        let begin = |heap: &mut Heap| {
             if needed > 0 {
                 // what an op leaves in its workspace is nobody's business
                 poison(heap.bytes_mut(place, needed)?);
             }
-            inputs.iter().chain(&outputs).try_for_each(|view| view.check(heap))?;
-            run(&mut Io { heap, inputs: &inputs, outputs: &outputs })
+            inputs.iter().chain(&outputs).try_for_each(|view| view.check(heap))
         };
-        work(&mut heap).map_err(|failure| on_device(name, failure))
-    })))?;
+        let run = || match &work {
+            Work::Local(run) => {
+                let mut heap = lock(&device.heap);
+                begin(&mut heap)?;
+                run(&mut Io { heap: &mut heap, inputs: &inputs, outputs: &outputs })
+            }
+            Work::Group(run, _) => {
+                begin(&mut lock(&device.heap))?;
+                run(running, &Unlocked { device, inputs: &inputs, outputs: &outputs })
+            }
+        };
+        run().map_err(|failure| on_device(name, failure))
+    });
+    task.dropped = dropped;
+    runtime(stream.submit(task))?;
     if !repeatable {
         EXECUTORS.remove(executor)?;
     }

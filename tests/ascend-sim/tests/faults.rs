@@ -7,8 +7,8 @@ use std::ffi::c_char;
 
 use belay_ascend_sim::api::hccl::*;
 use belay_ascend_sim::ops::{
-    activation::*, arithmetic::*, fill::*, grouped::*, index::*, layout::*, matmul::*, moe::*, norm::*,
-    quant::*, reduce::*,
+    activation::*, arithmetic::*, distribute::*, fill::*, grouped::*, index::*, layout::*, matmul::*, moe::*,
+    norm::*, quant::*, reduce::*,
 };
 use common::*;
 
@@ -92,6 +92,8 @@ callable!(A B C D E F G H I J);
 callable!(A B C D E F G H I J K);
 callable!(A B C D E F G H I J K L M N O P Q S T);
 callable!(A B C D E F G H I J K L M N O P Q S T U V W);
+callable!(A B C D E F G H I J K L M N O P Q S T U V W X Y Z A2 B2 C2);
+callable!(A B C D E F G H I J K L M N O P Q S T U V W X Y Z A2 B2 C2 D2 E2);
 
 /// A function by name.
 type Named = (&'static str, Box<dyn Fn() -> i32>);
@@ -281,6 +283,14 @@ fn table() -> Vec<Named> {
         aclnnTopk(_, _, _, _),
         aclnnSoftmaxGetWorkspaceSize(_, _, _, _, _),
         aclnnSoftmax(_, _, _, _),
+        aclnnMoeDistributeDispatchV2GetWorkspaceSize(
+            _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _
+        ),
+        aclnnMoeDistributeDispatchV2(_, _, _, _),
+        aclnnMoeDistributeCombineV2GetWorkspaceSize(
+            _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _
+        ),
+        aclnnMoeDistributeCombineV2(_, _, _, _),
         HcclGetRootInfo(_),
         HcclCommInitRootInfo(_, _, _, _),
         HcclCommInitRootInfoConfig(_, _, _, _, _),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::failure::{Outcome, fail};
 use crate::hccl::codes::{self, PTR, runtime};
 use crate::hccl::collective::{Place, Plan};
-use crate::hccl::comm::{COMMS, Comm, Purpose};
+use crate::hccl::comm::{COMMS, Comm};
 use crate::hccl::root::ROOT_INFO_BYTES;
 use crate::hccl::settings::{NAME_BYTES, Settings};
 use crate::hccl::setup;
@@ -48,7 +48,7 @@ fn launch(comm: *const c_void, stream: *const c_void, plan: impl FnOnce(&Comm) -
     needed(stream, PTR, "stream")?;
     let stream = runtime(of_current(stream))?;
     let plan = plan(&comm)?;
-    comm.accept(Purpose::Collectives, &stream)?;
+    comm.accept(&stream)?;
     plan.launch(&comm, &stream)
 }
 

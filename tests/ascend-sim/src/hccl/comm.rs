@@ -216,8 +216,8 @@ impl Comm {
         &self.door
     }
 
-    /// Fails when it does not take new work of that purpose on that stream.
-    pub fn accept(&self, purpose: Purpose, stream: &Stream) -> Outcome {
+    /// Fails when it does not take new collectives on that stream.
+    pub fn accept(&self, stream: &Stream) -> Outcome {
         if stream.context.device.id != self.device.id {
             let text = format!(
                 "a stream of device {}, a communicator of device {}",
@@ -225,6 +225,11 @@ impl Comm {
             );
             return fail(codes::PARA, text);
         }
+        self.claim(Purpose::Collectives)
+    }
+
+    /// Fails when it is suspended, or used for something else.
+    pub fn claim(&self, purpose: Purpose) -> Outcome {
         let mut state = lock(&self.state);
         if state.suspended {
             return fail(codes::SUSPENDING, "the communicator is suspended");

@@ -2,6 +2,9 @@
 
 pub mod activation;
 pub mod arithmetic;
+pub mod combine;
+pub mod dispatch;
+pub mod distribute;
 pub mod fill;
 pub mod grouped;
 pub mod index;
@@ -31,9 +34,10 @@ pub(crate) const SYMBOL_TABLES: &[&[&str]] = &[
     index::SYMBOLS,
     quant::SYMBOLS,
     moe::SYMBOLS,
+    distribute::SYMBOLS,
 ];
 
-/// Exports ops: both phases of each, the first one's body being a closure `|op| -> Outcome<Run>`.
+/// Exports ops: both phases of each, the first one's body being a closure that answers its work.
 macro_rules! aclnn {
     (
         $($(#[$meta:meta])* $plan:ident, $launch:ident ($($arg:ident : $ty:ty),* $(,)?) |$op:ident| $body:block)*
@@ -46,7 +50,7 @@ macro_rules! aclnn {
                 status fn $plan($($arg: $ty,)* workspace_size: *mut u64, executor: *mut *mut std::ffi::c_void) {
                     #[allow(unused_mut)]
                     let mut $op = $crate::executor::Op::begin(stringify!($launch), workspace_size, executor)?;
-                    let run: $crate::executor::Run = $body?;
+                    let run = $body?;
                     // SAFETY: writable, by the contract of the function.
                     unsafe { $op.finish(run, workspace_size, executor) }
                 }
@@ -89,6 +93,17 @@ pub(crate) fn shaped(operand: &Operand, shape: &[usize], what: &str) -> Outcome 
 /// Refuses operands of different types.
 pub(crate) fn same_type(a: &Operand, b: &Operand, what: &str) -> Outcome {
     require(a.dtype == b.dtype, || format!("{what}: {:?} and {:?}", a.dtype, b.dtype))
+}
+
+/// Refuses unless `holds`, with the error of the op's tiling: documented for what shapes and attributes break
+/// in the ops of experts.
+pub(crate) fn tiling(holds: bool, text: impl FnOnce() -> String) -> Outcome {
+    if holds { Ok(()) } else { fail(codes::NN_INNER_TILING, text()) }
+}
+
+/// Refuses an operand of another shape in the same way.
+pub(crate) fn tiled(operand: &Operand, shape: &[usize], what: &str) -> Outcome {
+    tiling(operand.shape == shape, || format!("{what} is {:?}, expected {shape:?}", operand.shape))
 }
 
 /// Refuses an op that the chip has no kernel for.

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::quant::quantise;
-use super::{aclnn, require, run, same_type};
+use super::{aclnn, require, run, same_type, tiled, tiling};
 use crate::codes;
 use crate::dtype::{DType, FLOATS};
 use crate::executor::{Op, Operand, Run};
@@ -11,15 +11,6 @@ use crate::failure::{Outcome, fail};
 use crate::tensor::INT_ARRAYS;
 
 type T = *const c_void;
-
-/// Documented: what the shapes and attributes break is the internal tiling error.
-fn tiling(holds: bool, text: impl FnOnce() -> String) -> Outcome {
-    if holds { Ok(()) } else { fail(codes::NN_INNER_TILING, text()) }
-}
-
-fn tiled(operand: &Operand, shape: &[usize], what: &str) -> Outcome {
-    tiling(operand.shape == shape, || format!("{what} is {:?}, expected {shape:?}", operand.shape))
-}
 
 struct Routing {
     x: T,
