@@ -42,6 +42,12 @@ impl<B: Backend> Devices<B> {
         &self.0[rank as usize % self.0.len()]
     }
 
+    /// Why one of them can do nothing more, once that is so.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        self.0.iter().find_map(|device| device.lost())
+    }
+
     /// What they are, for the log.
     pub fn describe(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|device| device.describe())

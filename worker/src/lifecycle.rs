@@ -19,8 +19,8 @@ use crate::group_life::grouped;
 use crate::loader::{self, LoadError, Opened, proto_card};
 use crate::ranks::{Copy, Ranks};
 
-/// How often the life cycle looks whether the engine still runs.
-const ENGINE_CHECK: Duration = Duration::from_secs(1);
+/// How often the life cycle looks whether engine and devices are still there.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Fewest tokens that a request must be able to have.
 const LEAST_CONTEXT: usize = 128;
@@ -40,6 +40,7 @@ pub async fn live<B: Backend + 'static>(
     fabric: Option<TcpListener>,
     stop: CancellationToken,
 ) -> Result<(), Fatal> {
+    let watched = devices.clone();
     let life = async {
         match fabric {
             Some(listener) => grouped(&context, devices, listener, &stop).await,
@@ -49,12 +50,16 @@ pub async fn live<B: Backend + 'static>(
     // that ends the life: no placement and no peer makes this worker ready again
     let ended = tokio::select! {
         ended = life => ended,
-        why = engine_stops(&context) => Err(Ending::EngineStopped(why)),
+        ending = breaks(&context, &watched) => Err(ending),
     };
     match ended {
         Ok(()) => {}
         Err(Ending::Failed(error)) => context.shared.fail(error.reason(), error.to_string()),
         Err(Ending::EngineStopped(why)) => context.shared.fail("EngineStopped", why),
+        Err(Ending::DeviceLost(why)) => {
+            context.shared.fail("DeviceLost", why);
+            leave(&context).await;
+        }
         Err(Ending::Fatal(error)) => return Err(error),
     }
     // a failed worker stays up and says why
@@ -62,13 +67,33 @@ pub async fn live<B: Backend + 'static>(
     Ok(())
 }
 
-/// Waits until the engine has stopped by itself, and says why.
-async fn engine_stops(context: &Context) -> String {
+/// Waits until a device is lost or the engine has stopped by itself.
+async fn breaks<B: Backend>(context: &Context, devices: &Devices<B>) -> Ending {
     loop {
-        tokio::time::sleep(ENGINE_CHECK).await;
-        if let Some(why) = context.engine_stopped() {
-            return why;
+        tokio::time::sleep(LOOK).await;
+        if let Some(why) = devices.lost() {
+            return Ending::DeviceLost(why);
         }
+        if let Some(why) = context.engine_stopped() {
+            return Ending::EngineStopped(why);
+        }
+    }
+}
+
+/// Ends what a worker without its devices can't go on with: requests, which go on elsewhere, and its part in the group,
+/// so that the others look for its experts elsewhere at once.
+async fn leave(context: &Arc<Context>) {
+    let context = Arc::clone(context);
+    let leaving = spawn_blocking(move || {
+        if let Some(engine) = context.engine.swap(None) {
+            engine.shutdown();
+        }
+        if let Some(group) = context.group.swap(None) {
+            group.shutdown();
+        }
+    });
+    if let Err(error) = leaving.await {
+        tracing::error!(%error, "the worker could not leave its group");
     }
 }
 
@@ -78,6 +103,8 @@ pub(crate) enum Ending {
     Failed(LoadError),
     /// The engine, by itself.
     EngineStopped(String),
+    /// A device can do nothing more.
+    DeviceLost(String),
     /// The process is broken.
     Fatal(Fatal),
 }

@@ -1,5 +1,7 @@
 //! The machine that is simulated: environment variable `BELAY_ASCEND_SIM`, JSON, and the SoC profiles.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use crate::codes;
@@ -19,11 +21,14 @@ pub struct Config {
     pub seed: u64,
     /// Mean time that a stream waits before each task, in microseconds.
     pub op_delay_us: u64,
+    /// File with commands to this process.
+    pub control: Option<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { soc: "Ascend910B3".into(), devices: 8, memory_bytes: 1 << 30, seed: 1, op_delay_us: 0 }
+        let soc = "Ascend910B3".into();
+        Self { soc, devices: 8, memory_bytes: 1 << 30, seed: 1, op_delay_us: 0, control: None }
     }
 }
 

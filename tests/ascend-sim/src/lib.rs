@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod codes;
+mod command;
 pub mod config;
 pub mod context;
 pub mod control;

@@ -78,7 +78,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    fn new(config: Config, chip: Chip) -> Self {
+    pub(crate) fn new(config: Config, chip: Chip) -> Self {
         // documented: 32 bytes on top of each allocation, but not on 950
         let padding = if chip.is_950() { 0 } else { 32 };
         let devices = (0..config.devices as usize)
@@ -171,7 +171,9 @@ pub fn start() -> Outcome {
     LEFT.store(0, Ordering::Relaxed);
     crate::stream::STREAMS.forget_leaks();
     crate::hccl::comm::COMMS.forget_leaks();
-    *slot = Some(Arc::new(Machine::new(config, chip)));
+    let machine = Arc::new(Machine::new(config, chip));
+    crate::command::obey(&machine);
+    *slot = Some(machine);
     Ok(())
 }
 

@@ -95,6 +95,21 @@ impl Kind {
         }
     }
 
+    /// The kind of a code of HCCL other than 0.
+    pub fn of_hccl(code: i32) -> Self {
+        match code {
+            1 | 2 => Self::Invalid,
+            5 => Self::Operator,
+            // a collective that did not come about in its time: a peer is slow, or gone
+            9 | 21 => Self::RemoteSuspect,
+            11 | 19 => Self::Link,
+            15 => Self::Runtime,
+            22 => Self::Aborted,
+            24 => Self::OutOfMemory,
+            _ => Self::Unknown,
+        }
+    }
+
     /// What is broken after a failure of this kind.
     pub fn broken(self) -> Broken {
         match self {
@@ -167,6 +182,12 @@ fn said(message: &str) -> String {
 impl AscendError {
     pub(crate) fn of_code(call: &'static str, code: i32, message: String) -> Self {
         let kind = Kind::of_code(code);
+        Self { call, code: Some(code), kind, message, advice: kind.advice() }
+    }
+
+    /// Of a function of HCCL, whose codes are its own.
+    pub(crate) fn of_hccl(call: &'static str, code: i32, message: String) -> Self {
+        let kind = Kind::of_hccl(code);
         Self { call, code: Some(code), kind, message, advice: kind.advice() }
     }
 
@@ -292,6 +313,14 @@ mod tests {
             Kind::Unknown,
         ];
         assert_eq!(kinds, expected);
+    }
+
+    #[test]
+    fn codes_of_hccl_are_its_own() {
+        assert_eq!([9, 21].map(Kind::of_hccl), [Kind::RemoteSuspect; 2]);
+        assert_eq!([11, 19].map(|code| Kind::of_hccl(code).broken()), [Broken::Communicator; 2]);
+        assert_eq!(Kind::of_hccl(24), Kind::OutOfMemory);
+        assert_eq!(Kind::of_hccl(1234), Kind::Unknown);
     }
 
     #[test]

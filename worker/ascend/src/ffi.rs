@@ -11,6 +11,51 @@ pub(crate) type Status = i32;
 pub(crate) type RawStream = *mut c_void;
 /// An event of the runtime.
 pub(crate) type RawEvent = *mut c_void;
+/// What functions of HCCL return: 0 or a code of its own.
+pub(crate) type HcclStatus = i32;
+/// A communicator.
+pub(crate) type RawCommunicator = *mut c_void;
+
+/// How ranks find the first one: bytes of the library's own.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct RawRootInfo(pub(crate) [u8; ROOT_INFO_BYTES]);
+
+/// Bytes of a root info.
+pub(crate) const ROOT_INFO_BYTES: usize = 4108;
+
+/// Settings of a communicator in the form of version 3. Later forms are longer; the library reads as much as the size
+/// says.
+#[repr(C)]
+pub(crate) struct RawCommConfig {
+    pub(crate) size: usize,
+    pub(crate) magic: u32,
+    pub(crate) version: u32,
+    pub(crate) reserved: u64,
+    /// MB for each direction.
+    pub(crate) buffer_size: u32,
+    pub(crate) deterministic: u32,
+    pub(crate) name: [u8; 128],
+}
+
+impl RawCommConfig {
+    pub(crate) const MAGIC: u32 = 0xf0f0_f0f0;
+    pub(crate) const VERSION: u32 = 3;
+    /// A setting that is left to the library.
+    pub(crate) const UNSET: u32 = u32::MAX;
+}
+
+/// Types of elements in HCCL, which numbers them otherwise than the operators do.
+pub(crate) mod hccl_type {
+    pub(crate) const INT8: i32 = 0;
+    pub(crate) const INT32: i32 = 2;
+    pub(crate) const FP16: i32 = 3;
+    pub(crate) const FP32: i32 = 4;
+    pub(crate) const INT64: i32 = 5;
+    pub(crate) const UINT8: i32 = 7;
+    pub(crate) const BFP16: i32 = 11;
+}
+
 /// A context of the runtime.
 pub(crate) type RawContext = *mut c_void;
 

@@ -15,6 +15,7 @@ mod device;
 mod error;
 mod event;
 mod ffi;
+mod hccl;
 mod library;
 mod memory;
 mod op;
@@ -30,6 +31,7 @@ pub use context::{Context, Current};
 pub use device::{Device, DeviceLimits, Memory};
 pub use error::{AscendError, Broken, Error, Kind, Result};
 pub use event::{Event, EventUse};
+pub use hccl::{Communicator, CommunicatorOptions, RootInfo};
 pub use library::{
     Family, LIBRARY_VARIABLE, Library, LibraryError, Missing, Place, Report, Resolved, Search, Tried,
 };

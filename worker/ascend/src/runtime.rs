@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::ffi::{OK, REPEATED_INIT, Status};
+use crate::ffi::{HcclStatus, OK, REPEATED_INIT, Status};
 use crate::library::{Library, Symbols};
 use crate::{AscendError, Error, Result};
 
@@ -82,6 +82,11 @@ impl Runtime {
 
     pub(crate) fn check(&self, call: &'static str, code: Status) -> Result<(), AscendError> {
         self.inner.library.check(call, code)
+    }
+
+    /// The same for a function of HCCL.
+    pub(crate) fn check_hccl(&self, call: &'static str, code: HcclStatus) -> Result<(), AscendError> {
+        self.inner.library.check_hccl(call, code)
     }
 
     /// Takes note of how a release went. Nobody waits for an answer, so a failure is counted and logged.

@@ -115,10 +115,14 @@ fn every_call_fails_once_and_nothing_is_left() {
 
     let used: Vec<&String> =
         symbols.iter().zip(&calls).filter(|(_, calls)| **calls > 0).map(|(name, _)| name).collect();
-    // operators have a test of their own
+    // operators and collectives have tests of their own
     let untried: Vec<&str> = table
         .into_iter()
-        .filter(|symbol| !symbol.starts_with("aclnn") && !used.iter().any(|used| used == symbol))
+        .filter(|symbol| {
+            !symbol.starts_with("aclnn")
+                && !symbol.starts_with("Hccl")
+                && !used.iter().any(|used| used == symbol)
+        })
         .collect();
     // called only when something went wrong before, or to name a version
     assert_eq!(untried, ["aclGetRecentErrMsg", "aclrtDestroyStreamForce", "aclsysGetVersionNum"]);

@@ -167,6 +167,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Device, kernel level and threads, for logs.
     fn describe(&self) -> String;
 
+    /// Why the device can do nothing more in this process, once that is so. Every operation fails from then on.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+
     /// A buffer of `len` zeros.
     fn alloc(&self, len: usize) -> Result<Self::Buffer>;
     /// An index array of `len` zeros.

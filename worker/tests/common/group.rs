@@ -22,6 +22,10 @@ pub struct Member {
 
 impl Member {
     pub async fn start(index: u32, uid: &str, extra: &[&str]) -> Self {
+        Self::start_with(&[], index, uid, extra).await
+    }
+
+    pub async fn start_with(environment: &[(&str, &str)], index: u32, uid: &str, extra: &[&str]) -> Self {
         let index_text = index.to_string();
         let mut args = vec!["--group", "nano-abcd1234-0", "--revision", "abcd1234"];
         args.extend(["--worker-index", &index_text, "--pod-uid", uid]);
@@ -32,7 +36,7 @@ impl Member {
         if !extra.contains(&"--devices-per-worker") {
             args.extend(["--devices-per-worker", "2"]);
         }
-        let process = Process::start(&args);
+        let process = Process::start_with(environment, &args);
         let admin = admin(&process.admin).await;
         Self { process, admin, index, uid: uid.into() }
     }
@@ -92,10 +96,20 @@ pub fn placement(epoch: u64, members: &[&Member]) -> Placement {
 
 /// As many workers as `uids`, ready in epoch 1.
 pub async fn group_of(uids: &[&str], copies: u32, extra: &[&str]) -> Vec<Member> {
+    group_with(&[], uids, copies, extra).await
+}
+
+/// The same with more environment.
+pub async fn group_with(
+    environment: &[(&str, &str)],
+    uids: &[&str],
+    copies: u32,
+    extra: &[&str],
+) -> Vec<Member> {
     let workers = uids.len().to_string();
     let mut all = vec!["--group-workers", workers.as_str()];
     all.extend(extra);
-    let started = (0u32..).zip(uids).map(|(index, uid)| Member::start(index, uid, &all));
+    let started = (0u32..).zip(uids).map(|(index, uid)| Member::start_with(environment, index, uid, &all));
     let mut members = futures::future::join_all(started).await;
     for member in &mut members {
         let waiting = wait_phase(&mut member.admin, Phase::WaitingForPlacement).await;

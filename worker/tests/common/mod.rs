@@ -215,7 +215,13 @@ pub struct Process {
 impl Process {
     /// Starts `belay-worker serve` for nano and waits until it listens.
     pub fn start(extra: &[&str]) -> Self {
+        Self::start_with(&[], extra)
+    }
+
+    /// The same with more environment.
+    pub fn start_with(environment: &[(&str, &str)], extra: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_belay-worker"));
+        command.envs(environment.iter().copied());
         command.args(["--log-format", "json", "serve", "--model-name", "nano", "--model-dir"]);
         command.arg(nano().join("bf16"));
         // by environment, so that a test can still give one as a flag

@@ -50,6 +50,11 @@ impl Queue {
         self.launcher.plans()
     }
 
+    /// Drops what is queued.
+    pub(super) fn abort(&self, current: &Current) -> Result<()> {
+        self.launcher.stream().abort(current)
+    }
+
     pub(super) fn mark(&self) -> Place {
         Place { mark: self.temporaries.mark(), growths: self.growths }
     }

@@ -19,7 +19,7 @@ mod uploads;
 mod weight;
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use belay_backend::{
@@ -31,7 +31,7 @@ pub use buffer::{AscendArena, AscendBuffer, AscendIndices};
 use job::{Job, Queue};
 pub use weight::AscendMatrix;
 
-use crate::{Chip, Context, Device, DeviceBuffer, Error, Pages, Plans, Stream};
+use crate::{Broken, Chip, Context, Current, Device, DeviceBuffer, Error, Kind, Pages, Plans, Stream};
 
 /// Bytes of device memory for temporaries at first; they grow with what operations need.
 const FIRST_TEMPORARIES: usize = 64 << 20;
@@ -67,6 +67,7 @@ pub struct AscendBackend {
     context: Context,
     queue: Mutex<Queue>,
     options: AscendOptions,
+    lost: OnceLock<String>,
 }
 
 impl AscendBackend {
@@ -80,7 +81,7 @@ impl AscendBackend {
         let stream = Stream::new(&current)?;
         let queue = Mutex::new(Queue::new(&current, stream, FIRST_TEMPORARIES)?);
         drop(current);
-        Ok(Self { context, queue, options })
+        Ok(Self { context, queue, options, lost: OnceLock::new() })
     }
 
     /// What the chip can do.
@@ -99,18 +100,35 @@ impl AscendBackend {
         operation: &'static str,
         work: impl FnOnce(&mut Job<'_>) -> crate::Result<R>,
     ) -> Result<R> {
+        if let Some(why) = self.lost.get() {
+            return Err(BackendError::Device { operation, cause: why.clone() });
+        }
         let attempt = || {
             let current = self.context.bind()?;
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
             let mark = queue.mark();
             let done = work(&mut Job::new(&current, &mut queue, self.options.limit));
             queue.set_back(mark);
+            if let Err(error) = &done {
+                self.judge(&current, &queue, error);
+            }
             done
         };
         attempt().map_err(|error| match error {
             Error::OutOfDeviceMemory { bytes, .. } => BackendError::OutOfMemory { bytes },
             error => BackendError::Device { operation, cause: error.to_string() },
         })
+    }
+
+    /// Decides what is still to be expected of the device after an error. A stream stops at what failed: it has to be
+    /// aborted before anything else is queued. A device that did not answer in time is given up.
+    fn judge(&self, current: &Current, queue: &Queue, error: &Error) {
+        let is_lost = error.broken() == Broken::Device || error.kind() == Some(Kind::Timeout);
+        let is_stopped = matches!(error.broken(), Broken::Stream | Broken::Communicator);
+        let is_lost = is_lost || (is_stopped && queue.abort(current).is_err());
+        if is_lost && self.lost.set(error.to_string()).is_ok() {
+            tracing::error!(device = self.context.device().index(), %error, "the device is lost");
+        }
     }
 
     /// Zeroed device memory.
@@ -137,6 +155,10 @@ impl Backend for AscendBackend {
         let version = device.runtime().library().report().version.clone();
         let version = version.unwrap_or_else(|| "of an unknown version".to_owned());
         format!("ascend, device {}, {}, cann {version}", device.index(), device.soc())
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.lost.get().cloned()
     }
 
     fn alloc(&self, len: usize) -> Result<AscendBuffer> {

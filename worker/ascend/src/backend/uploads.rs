@@ -42,11 +42,13 @@ impl Uploads {
         Ok(())
     }
 
-    /// Takes back the buffers of copies that a wait has shown to be done. After an abort they never come back.
+    /// Takes back the buffers of copies that a wait has shown to be done.
     fn recycle(&mut self) {
         while let Some(pending) = self.pending.pop_front() {
             match pending.into_buffer() {
                 Ok(buffer) => self.free.push(buffer),
+                // nobody knows whether the device still reads it: the stream keeps it as long as it has to
+                Err(pending) if pending.is_lost() => {}
                 Err(pending) => return self.pending.push_front(pending),
             }
         }

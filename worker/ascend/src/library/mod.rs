@@ -22,7 +22,7 @@ pub use search::{Family, LIBRARY_VARIABLE, Place, Search};
 pub(crate) use table::Symbols;
 
 use crate::error::AscendError;
-use crate::ffi::{OK, Status};
+use crate::ffi::{HcclStatus, OK, Status};
 
 /// The symbols of an installation of CANN, or of something with the same interface.
 ///
@@ -78,6 +78,18 @@ impl Library {
     /// An error for every code but 0.
     pub(crate) fn check(&self, call: &'static str, code: Status) -> Result<(), AscendError> {
         if code == OK { Ok(()) } else { Err(AscendError::of_code(call, code, self.last_message())) }
+    }
+
+    /// The same for a function of HCCL, whose codes are its own.
+    pub(crate) fn check_hccl(&self, call: &'static str, code: HcclStatus) -> Result<(), AscendError> {
+        if code == OK {
+            return Ok(());
+        }
+        // SAFETY: takes a number; gives null or a string that does not change.
+        let name = self.symbols.HcclGetErrorString.map(|ask| unsafe { text(ask(code)) });
+        let said = [name.unwrap_or_default(), self.last_message()];
+        let said: Vec<&str> = said.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+        Err(AscendError::of_hccl(call, code, said.join(": ")))
     }
 
     /// An error for a null pointer where a call should give an object.

@@ -5,7 +5,8 @@ use std::ffi::{c_char, c_void};
 use super::operators::Operators;
 use super::{Family, Finder};
 use crate::ffi::{
-    RawContext, RawEvent, RawExecutor, RawIntArray, RawScalar, RawStream, RawTensor, RawTensorList, Status,
+    HcclStatus, RawCommConfig, RawCommunicator, RawContext, RawEvent, RawExecutor, RawIntArray, RawRootInfo,
+    RawScalar, RawStream, RawTensor, RawTensorList, Status,
 };
 
 macro_rules! pointer {
@@ -117,6 +118,62 @@ symbols! {
         bytes: usize,
         stream: RawStream,
     ) -> Status;
+
+    // communicators and collectives; a worker with one NPU needs none
+    Communicators optional fn HcclGetRootInfo(root: *mut RawRootInfo) -> HcclStatus;
+    Communicators optional fn HcclCommInitRootInfo(
+        ranks: u32,
+        root: *const RawRootInfo,
+        rank: u32,
+        communicator: *mut RawCommunicator,
+    ) -> HcclStatus;
+    Communicators optional fn HcclCommInitRootInfoConfig(
+        ranks: u32,
+        root: *const RawRootInfo,
+        rank: u32,
+        config: *const RawCommConfig,
+        communicator: *mut RawCommunicator,
+    ) -> HcclStatus;
+    Communicators optional fn HcclCommDestroy(communicator: RawCommunicator) -> HcclStatus;
+    Communicators optional fn HcclGetCommName(
+        communicator: RawCommunicator,
+        name: *mut c_char,
+    ) -> HcclStatus;
+    Communicators optional fn HcclGetCommAsyncError(
+        communicator: RawCommunicator,
+        error: *mut HcclStatus,
+    ) -> HcclStatus;
+    Communicators optional fn HcclGetErrorString(code: HcclStatus) -> *const c_char;
+    Collectives optional fn HcclAllGather(
+        send: *mut c_void,
+        receive: *mut c_void,
+        count: u64,
+        dtype: i32,
+        communicator: RawCommunicator,
+        stream: RawStream,
+    ) -> HcclStatus;
+    Collectives optional fn HcclAlltoAll(
+        send: *const c_void,
+        send_count: u64,
+        send_dtype: i32,
+        receive: *const c_void,
+        receive_count: u64,
+        receive_dtype: i32,
+        communicator: RawCommunicator,
+        stream: RawStream,
+    ) -> HcclStatus;
+    Collectives optional fn HcclAlltoAllV(
+        send: *const c_void,
+        send_counts: *const c_void,
+        send_displacements: *const c_void,
+        send_dtype: i32,
+        receive: *const c_void,
+        receive_counts: *const c_void,
+        receive_displacements: *const c_void,
+        receive_dtype: i32,
+        communicator: RawCommunicator,
+        stream: RawStream,
+    ) -> HcclStatus;
 
     // what operators take
     OpBase required fn aclCreateTensor(

@@ -35,6 +35,11 @@ impl Pending {
         Ok(())
     }
 
+    /// Whether the stream was aborted meanwhile: the buffer never comes back then.
+    pub fn is_lost(&self) -> bool {
+        self.stream.is_done(self.ticket).is_err()
+    }
+
     /// The host buffer.
     ///
     /// # Errors

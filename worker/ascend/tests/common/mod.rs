@@ -16,7 +16,7 @@ use libloading::os::unix::{Library as File, RTLD_NOW};
 pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// Kinds of objects that the simulator counts.
-pub const KINDS: [&str; 11] = [
+pub const KINDS: [&str; 12] = [
     "context",
     "stream",
     "event",
@@ -28,6 +28,7 @@ pub const KINDS: [&str; 11] = [
     "int_array",
     "tensor_list",
     "executor",
+    "comm",
 ];
 
 /// Faults and counters are those of the process, so tests of a program take turns.

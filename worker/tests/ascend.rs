@@ -1,0 +1,137 @@
+//! Workers on simulated NPUs: alone and in a group, with the same answers as on processors.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod common;
+
+use belay_proto::admin::Phase;
+use belay_proto::inference::inference_client::InferenceClient;
+use belay_proto::inference::{GenerateRequest, Sampling};
+use common::group::{Member, group_with, placement_with};
+use common::{
+    Process, admin, ask, cases, channel, collect, generate, greedy, http_get, ids, retry_hint, status,
+    wait_phase,
+};
+use futures::TryStreamExt;
+
+/// The simulator's library, which cargo builds beside the test programs.
+fn library() -> String {
+    let program = std::env::current_exe().unwrap();
+    let folders = program.ancestors().skip(1).take(2);
+    let mut files = folders.map(|folder| folder.join("libbelay_ascend_sim.so"));
+    files.find(|file| file.exists()).expect("the simulator is built").to_str().unwrap().to_owned()
+}
+
+const SMALL: [&str; 4] = ["--device", "Ascend", "--memory", "16Mi"];
+
+#[tokio::test]
+async fn a_worker_answers_with_its_experts_on_four_npus() {
+    let library = library();
+    let environment = [("BELAY_CANN_LIBRARY", library.as_str()), ("BELAY_ASCEND_CHIP", "A2")];
+    let worker = Process::start_with(&environment, &[&SMALL[..], &["--devices-per-worker", "4"]].concat());
+    let mut admin = admin(&worker.admin).await;
+    wait_phase(&mut admin, Phase::Ready).await;
+    let ranks = status(&mut admin).await.ranks;
+    assert_eq!(ranks.iter().map(|rank| rank.experts).collect::<Vec<_>>(), [20; 4]);
+    let mut client = InferenceClient::new(channel(&worker.grpc).await);
+    for case in cases("fact", 2) {
+        let answer = generate(&mut client, ask(ids(&case.prompt_ids))).await.unwrap();
+        assert_eq!(answer.ids, case.greedy_ids, "{}", case.id);
+    }
+    assert_eq!(http_get(&worker.http, "/healthz").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_group_answers_with_its_experts_on_all_npus() {
+    let library = library();
+    let environment = [("BELAY_CANN_LIBRARY", library.as_str())];
+    let members = group_with(&environment, &["a", "b"], 1, &SMALL).await;
+    for (member, case) in members.iter().zip(cases("fact", 2)) {
+        let answer = generate(&mut member.inference().await, ask(ids(&case.prompt_ids))).await.unwrap();
+        assert_eq!(answer.ids, case.greedy_ids, "{}", case.id);
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_said_before_anything_is_served() {
+    let library = library();
+    let refused = |environment: &[(&str, &str)], extra: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_belay-worker"));
+        command.args(["serve", "--device", "Ascend", "--model-dir", "/nowhere"]).args(extra);
+        command.env("BELAY_CANN_LIBRARY", &library).envs(environment.iter().copied());
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = refused(&[], &["--devices-per-worker", "9"]);
+    assert!(
+        said.contains("BELAY_DEVICES_PER_WORKER: 9 ranks need 9 NPUs, and the container has 8"),
+        "{said}"
+    );
+    let said = refused(&[("BELAY_ASCEND_CHIP", "A3")], &[]);
+    assert!(said.contains("made for A3, device 0 is Ascend910B3 (A2)"), "{said}");
+    let said = refused(&[("BELAY_CANN_LIBRARY", "/nowhere.so")], &[]);
+    assert!(said.contains("/nowhere.so"), "{said}");
+}
+
+#[tokio::test]
+async fn experts_that_have_no_room_are_the_reason_to_fail() {
+    let library = library();
+    // less than the temporaries and the caches leave
+    let small = r#"{"memory_bytes":100000000}"#;
+    let environment = [("BELAY_CANN_LIBRARY", library.as_str()), ("BELAY_ASCEND_SIM", small)];
+    let worker = Process::start_with(&environment, &["--device", "Ascend", "--memory", "30Mi"]);
+    let mut admin = admin(&worker.admin).await;
+    let failed = wait_phase(&mut admin, Phase::Failed).await;
+    assert_eq!(failed.reason, "OutOfMemory", "{}", failed.message);
+    assert!(
+        failed.message.contains("tensor") && failed.message.contains("device memory"),
+        "{}",
+        failed.message
+    );
+}
+
+/// A stream through the loss of an NPU of the other worker, whose experts have copies here.
+#[tokio::test]
+async fn a_worker_that_loses_an_npu_leaves_and_the_other_goes_on() {
+    let library = library();
+    let folder = tempfile::tempdir().unwrap();
+    let control = |index: u32| folder.path().join(index.to_string());
+    let simulated = |index: u32| format!(r#"{{"control":"{}"}}"#, control(index).display());
+    let mut members = Vec::new();
+    for (index, uid) in [(0, "a"), (1, "b")] {
+        let simulated = simulated(index);
+        let environment = [("BELAY_CANN_LIBRARY", library.as_str()), ("BELAY_ASCEND_SIM", &simulated)];
+        members.push(Member::start_with(&environment, index, uid, &SMALL).await);
+    }
+    let placement = placement_with(2, 1, &members.iter().collect::<Vec<_>>());
+    for member in &mut members {
+        wait_phase(&mut member.admin, Phase::WaitingForPlacement).await;
+        member.place(&placement).await.unwrap();
+    }
+    for member in &mut members {
+        member.ready_in(1).await;
+    }
+    let long = |prompt: &[u32]| {
+        let sampling = Sampling { ignore_eos: true, ..greedy(60) };
+        GenerateRequest { sampling: Some(sampling), ..ask(ids(prompt)) }
+    };
+    let prompt = cases("fact", 1)[0].prompt_ids.clone();
+    let expected = generate(&mut members[0].inference().await, long(&prompt)).await.unwrap().ids;
+
+    let mut here = members[0].inference().await.generate(long(&prompt)).await.unwrap().into_inner();
+    let mut there = members[1].inference().await.generate(long(&prompt)).await.unwrap().into_inner();
+    let mut tokens = here.try_next().await.unwrap().unwrap().ids;
+    there.try_next().await.unwrap().unwrap();
+    std::fs::write(control(1), "lose 1 507901\n").unwrap();
+    tokens.extend(collect(here).await.expect("the stream goes on").ids);
+    assert_eq!(tokens, expected, "not a token differs");
+    let failed = wait_phase(&mut members[1].admin, Phase::Failed).await;
+    assert_eq!(failed.reason, "DeviceLost", "{}", failed.message);
+    assert!(failed.message.contains("507901"), "{}", failed.message);
+    // what was asked there goes on elsewhere, or had its experts' copies here until the end
+    if let Err(status) = collect(there).await {
+        assert!(retry_hint(&status).is_some(), "{status:?}");
+    }
+    let left = members[1].inference().await.generate(long(&prompt)).await.unwrap_err();
+    assert_eq!(left.code(), tonic::Code::Unavailable, "{left:?}");
+}
