@@ -18,6 +18,8 @@ pub struct Env {
     pub root: PathBuf,
     /// A `belay-worker` built for this machine (`BELAY_WORKER`), used as the oracle.
     pub worker: PathBuf,
+    /// Folder with a `belay-worker` that can load CANN, and the simulator's library (`BELAY_NPU`).
+    pub npu: PathBuf,
     /// A Python with the client packages of `tests/e2e/clients/requirements.txt` (`BELAY_PYTHON`).
     pub python: PathBuf,
 }
@@ -39,6 +41,7 @@ impl Env {
             cluster: var("BELAY_CLUSTER")?,
             root: root.to_path_buf(),
             worker: var("BELAY_WORKER")?.into(),
+            npu: var("BELAY_NPU")?.into(),
             python: var("BELAY_PYTHON")?.into(),
         })
     }

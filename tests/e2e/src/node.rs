@@ -71,6 +71,15 @@ impl Process {
         docker(&["exec", &self.node, "sh", "-c", &format!("kill -s {signal} {}", self.id)]).map(|_| ())
     }
 
+    /// Appends a line to a file as the process sees it.
+    ///
+    /// # Errors
+    /// If the process is gone, or the file can't be written.
+    pub fn append(&self, file: &str, line: &str) -> Result<()> {
+        let script = format!("echo '{line}' >> /proc/{}/root{file}", self.id);
+        docker(&["exec", &self.node, "sh", "-c", &script]).map(|_| ())
+    }
+
     /// Stops it until what is returned is dropped. Its connections stay open, and nothing answers on them.
     ///
     /// # Errors

@@ -77,16 +77,32 @@ impl LoneWorker {
     /// # Errors
     /// If it doesn't become ready within a minute.
     pub async fn start(env: &Env) -> Result<Self> {
+        Self::run(env, &mut Command::new(&env.worker)).await
+    }
+
+    /// The same on a simulated NPU: products in bf16 give a few other tokens than a processor's in f32.
+    ///
+    /// # Errors
+    /// If it doesn't become ready within a minute.
+    pub async fn on_npu(env: &Env) -> Result<Self> {
+        let mut command = Command::new(env.npu.join("belay-worker"));
+        command.env("BELAY_CANN_LIBRARY", env.npu.join("libbelay_ascend_sim.so"));
+        command.envs([("BELAY_DEVICE", "Ascend"), ("BELAY_KV_MEMORY", "16Mi")]);
+        Self::run(env, &mut command).await
+    }
+
+    async fn run(env: &Env, command: &mut Command) -> Result<Self> {
         let (port, admin) = (free_port()?, free_port()?);
         let listen = |port: u16| format!("127.0.0.1:{port}");
-        let child = Command::new(&env.worker)
+        let program = command.get_program().to_owned();
+        let child = command
             .args(["serve", "--model-dir"])
             .arg(env.nano())
             .args(["--grpc-listen", &listen(port), "--admin-listen", &listen(admin)])
             .args(["--fabric-listen", &listen(0), "--http-listen", &listen(0)])
             .stdin(Stdio::null())
             .spawn()
-            .with_context(|| env.worker.display().to_string())?;
+            .with_context(|| program.display().to_string())?;
         let local = |port: u16| Endpoint::from_shared(format!("http://127.0.0.1:{port}"));
         let worker =
             Self { child, channel: local(port)?.connect_lazy(), admin: local(admin)?.connect_lazy() };
