@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     cel,
     validation = Rule::new("!has(self.resourceClaimTemplateName) || !has(self.scheduling) || self.scheduling.scheduler != 'Volcano'")
-        .message("ascend.resourceClaimTemplateName does not go with scheduler Volcano: its Ascend plugin counts extended resources").field_path(".resourceClaimTemplateName")
+        .message("ascend.resourceClaimTemplateName does not go with scheduler Volcano: its Ascend plugin counts extended resources").field_path(".resourceClaimTemplateName"),
+    validation = Rule::new("!has(self.scheduling) || self.scheduling.scheduler != 'Volcano' || has(self.scheduling.policy) || self.chip in ['A2', 'A3']")
+        .message("ascend.scheduling.policy must be set for 950 with scheduler Volcano: how its devices are joined differs from server to server").field_path(".scheduling.policy")
 )]
 pub struct AscendSpec {
     /// Generation of the NPUs. It decides the default of group.deviceResource, which labels nodes must have, and what is
@@ -121,7 +123,7 @@ pub struct AscendScheduling {
     pub queue: Option<String>,
 
     /// How devices are picked: the annotation huawei.com/schedule_policy of the PodGroup. Default: chip8-node8 for A2,
-    /// chip2-node16 for A3 (chip2-node16-sp for groups of several workers), and for 950 what the scheduler takes for right.
+    /// chip2-node16 for A3 (chip2-node16-sp for groups of several workers); 950 has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63), regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?$"))]
     pub policy: Option<String>,

@@ -397,6 +397,10 @@ fn settings_of_volcano_go_with_volcano() {
     {
         refused(scheduling(setting), "go with scheduler Volcano only");
     }
+    let on_950 =
+        |scheduling: Value| ascend(json!({ "ascend": { "chip": "Ascend950DT", "scheduling": scheduling } }));
+    check(on_950(json!({ "scheduler": "Volcano", "policy": "chip8-node8" }))).unwrap();
+    refused(on_950(json!({ "scheduler": "Volcano" })), "policy must be set for 950");
     for devices in [16, 32] {
         check(scheduling(json!({ "scheduler": "Volcano", "superPodDevices": devices }))).unwrap();
     }

@@ -31,5 +31,6 @@ pub mod run;
 pub mod scaling;
 pub mod telemetry;
 pub mod trouble;
+pub mod volcano;
 pub mod warnings;
 pub mod worker_client;

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     cache::{Cache, Cached, Tracked},
     events::Note,
+    volcano::PodGroup,
     worker_client::{WorkerClient, WorkerError},
 };
 
@@ -44,6 +45,8 @@ pub struct Applied {
     pub drained_groups: Vec<String>,
     /// Pods that the API server refused to create, and why.
     pub refused: Vec<(String, String)>,
+    /// Groups whose pods nobody would find nodes for, and why: they are not created.
+    pub unscheduled: Vec<(String, String)>,
     /// Groups whose intent was written.
     pub intents: Vec<String>,
     /// Workers that refused their placement, and why.
@@ -130,7 +133,13 @@ pub async fn apply(
     applied.changed |= !try_join_all(removals).await?.is_empty();
     note_removals(&mut applied, &prepared.removals);
 
-    for (name, result) in join_all(prepared.pods.iter().map(|new| create_pod(&pods, new))).await {
+    applied.unscheduled = write_pod_groups(client, namespace, &prepared.pod_groups).await?;
+    let has_scheduler = |new: &&NewPod| {
+        let group = new.pod.labels().get(labels::GROUP);
+        !applied.unscheduled.iter().any(|(name, _)| Some(name) == group)
+    };
+    let new_pods: Vec<&NewPod> = prepared.pods.iter().filter(has_scheduler).collect();
+    for (name, result) in join_all(new_pods.iter().map(|new| create_pod(&pods, new))).await {
         settle_created(&mut applied, &prepared.pods, name, result)?;
     }
 
@@ -167,6 +176,13 @@ pub async fn apply(
     applied.changed |= settle_budget(&budgets, &objects.budgets, prepared.budget.as_ref()).await?;
     try_join_all(prepared.release.iter().map(|(name, uid)| set_may_leave(&pods, name, uid, true))).await?;
 
+    let pod_groups: Api<PodGroup> = Api::namespaced(client.clone(), namespace);
+    for group in &prepared.cleared_pod_groups {
+        match pod_groups.delete(group, &DeleteParams::background()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            other => other.map(drop).or_context("delete PodGroup", group)?,
+        }
+    }
     for group in prepared.cleared_groups {
         delete(&config_maps, &labels::placement_name(&group)).await?;
         delete_key(&secrets, &labels::fabric_key_name(&group, &prepared.owner_uid)).await?;
@@ -264,6 +280,31 @@ fn settle_created(
         }
         Err(source) => Err(ApplyError { verb: "create pod", object: name, source }),
     }
+}
+
+/// Writes PodGroups. Answers with those that cannot be: there is no Volcano, or it is out of bounds for the operator.
+async fn write_pod_groups(
+    client: &Client,
+    namespace: &str,
+    pod_groups: &[PodGroup],
+) -> Result<Vec<(String, String)>, ApplyError> {
+    let api: Api<PodGroup> = Api::namespaced(client.clone(), namespace);
+    let params = PatchParams::apply(labels::OPERATOR).force();
+    let mut missing = vec![];
+    for pod_group in pod_groups {
+        let name = pod_group.name_any();
+        match api.patch(&name, &params, &Patch::Apply(pod_group)).await {
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
+                let message = format!(
+                    "the PodGroup of scheduler Volcano (scheduling.volcano.sh/v1beta1) is not taken: {}",
+                    status.message
+                );
+                missing.push((name, message));
+            }
+            other => other.map(drop).or_context("apply PodGroup", &name)?,
+        }
+    }
+    Ok(missing)
 }
 
 /// A pod is created, never patched: its spec cannot change, and what changes means a new life of the slot.

@@ -1,8 +1,10 @@
 //! Decisions become objects: pure but for the keys of new groups, no client.
+mod ascend;
 mod budget;
 mod intent;
 mod key;
 mod pod;
+mod pod_group;
 mod revision;
 mod service;
 
@@ -23,9 +25,9 @@ use super::{
     plan::{Course, Experts, NewGroup, Plan, Removal},
     validate::Validated,
 };
-use crate::{group::Group, revision::Record};
+use crate::{group::Group, revision::Record, volcano::PodGroup};
 
-pub use self::pod::pod;
+pub use self::{ascend::resource, pod::pod};
 
 /// Objects and calls, ready to be carried out in the order of the fields.
 #[derive(Default)]
@@ -46,6 +48,8 @@ pub struct Prepared {
     pub ready_groups: Vec<String>,
     /// Pods to delete.
     pub removals: Vec<(String, Removal)>,
+    /// What Volcano is to start the pods of a group by, of groups with pods to create.
+    pub pod_groups: Vec<PodGroup>,
     /// Pods to create.
     pub pods: Vec<NewPod>,
     /// Pods to mark as draining: name and UID.
@@ -62,6 +66,8 @@ pub struct Prepared {
     pub release: Vec<(String, String)>,
     /// The disruption budget; `None`: there must be none.
     pub budget: Option<PodDisruptionBudget>,
+    /// PodGroups of groups whose objects go.
+    pub cleared_pod_groups: Vec<String>,
     /// Groups whose objects go.
     pub cleared_groups: Vec<String>,
     /// ConfigMaps that belong to no group.
@@ -125,6 +131,7 @@ pub fn build(wanted: &Validated, observed: &Observed, plan: &Plan) -> Result<Pre
         let group = Group { name: name.clone(), revision: record.revision.clone(), ..Group::default() };
         prepared.keys.push(key::key(wanted, &group));
         prepared.services.push(service::service(wanted, &group, None, None));
+        prepared.pod_groups.extend(pod_group::pod_group(wanted, record, name));
         let workers = u32::try_from(record.data.content.group.workers).unwrap_or(0);
         for worker in 0..workers {
             let pod = Box::new(pod(wanted, record, name, worker));
@@ -171,7 +178,8 @@ fn course(
             if first_ready.is_some() {
                 prepared.ready_groups.push(group.name.clone());
             }
-            if let Some(record) = record {
+            if let Some(record) = record.filter(|_| !create.is_empty()) {
+                prepared.pod_groups.extend(pod_group::pod_group(wanted, record, &group.name));
                 for &worker in create {
                     let pod = Box::new(pod(wanted, record, &group.name, worker));
                     prepared.pods.push(NewPod { pod, replaces: group.placement().is_some() });
@@ -187,7 +195,12 @@ fn course(
             prepared.marks.extend(marked.map(|(_, pod)| (pod.name.clone(), pod.uid.clone())));
             prepared.tells.extend(calls(group, tell));
         }
-        Course::Clear => prepared.cleared_groups.push(group.name.clone()),
+        Course::Clear => {
+            if record.is_some_and(|record| pod_group::pod_group(wanted, record, &group.name).is_some()) {
+                prepared.cleared_pod_groups.push(group.name.clone());
+            }
+            prepared.cleared_groups.push(group.name.clone());
+        }
     }
 }
 

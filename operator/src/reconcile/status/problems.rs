@@ -94,6 +94,13 @@ impl View<'_> {
             message: stage.message.clone(),
             needs_new_pod: false,
         }));
+        problems.extend(self.applied.unscheduled.iter().map(|(group, message)| Problem {
+            reason: Reason::SchedulerMissing,
+            group: group.clone(),
+            subject: group.clone(),
+            message: message.clone(),
+            needs_new_pod: false,
+        }));
         for (pod, message) in &self.applied.refused {
             let group = pod.rsplit_once('-').map_or(pod.as_str(), |(group, _)| group).to_owned();
             problems.push(Problem {

@@ -1,0 +1,53 @@
+//! Volcano's PodGroup of a group: its pods get nodes together.
+use std::collections::BTreeMap;
+
+use belay_crds::{AscendChip, AscendScheduling, AscendSpec, GroupSpec, labels};
+
+use super::{ascend, metadata};
+use crate::{
+    reconcile::validate::Validated,
+    revision::Record,
+    volcano::{PodGroup, PodGroupSpec},
+};
+
+/// The PodGroup of a group; `None` if Volcano has nothing to do with it.
+pub fn pod_group(wanted: &Validated, record: &Record, name: &str) -> Option<PodGroup> {
+    let group = &record.data.content.group;
+    let spec = group.ascend.as_ref()?;
+    let scheduling = ascend::by_volcano(spec)?;
+    let mut metadata = metadata(wanted, name.to_owned(), Some(&record.revision), Some(name));
+    let ring = ascend::ring_controller(spec.chip).to_owned();
+    metadata.labels.get_or_insert_default().insert(labels::RING_CONTROLLER.to_owned(), ring);
+    metadata.annotations = Some(annotations(group, spec, scheduling));
+    let spec = PodGroupSpec {
+        min_member: group.workers,
+        queue: scheduling.queue.clone(),
+        priority_class_name: group.template.priority_class_name.clone(),
+    };
+    Some(PodGroup { metadata, spec })
+}
+
+fn annotations(
+    group: &GroupSpec,
+    spec: &AscendSpec,
+    scheduling: &AscendScheduling,
+) -> BTreeMap<String, String> {
+    let over_superpods = spec.chip == AscendChip::A3 && group.workers > 1;
+    let policy = scheduling.policy.clone().or_else(|| {
+        let default = match spec.chip {
+            AscendChip::A2 => "chip8-node8",
+            AscendChip::A3 if over_superpods => "chip2-node16-sp",
+            AscendChip::A3 => "chip2-node16",
+            AscendChip::Ascend950PR | AscendChip::Ascend950DT => return None,
+        };
+        Some(default.to_owned())
+    });
+    let whole = over_superpods.then(|| group.workers.saturating_mul(group.devices_per_worker));
+    let block = scheduling.super_pod_devices.or(whole);
+    let notes = [
+        (labels::SCHEDULE_POLICY, policy),
+        (labels::SUPERPOD_BLOCK, block.map(|devices| devices.to_string())),
+        (labels::SCHEDULE_MIN_AVAILABLE, Some(group.workers.to_string())),
+    ];
+    notes.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+}
