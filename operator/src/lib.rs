@@ -12,6 +12,7 @@ pub mod coverage;
 pub mod error;
 pub mod events;
 pub mod external_scaler;
+pub mod faults;
 pub mod gateways;
 pub mod generate;
 pub mod group;

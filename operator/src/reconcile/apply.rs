@@ -240,6 +240,12 @@ fn note_removals(applied: &mut Applied, removals: &[(String, Removal)]) {
                 pod,
                 format!("pod {pod} has ended ({why}) and is replaced"),
             )),
+            Cause::DeviceFault(why) => applied.notes.push(Note::warning(
+                Reason::DeviceFault,
+                "Replace",
+                pod,
+                format!("pod {pod} is removed and will run elsewhere: {why}"),
+            )),
             Cause::DrainTimeOver => applied.notes.push(Note::warning(
                 Reason::Draining,
                 "Drain",

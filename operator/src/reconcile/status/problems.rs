@@ -47,6 +47,9 @@ impl View<'_> {
                 if let Some(trouble) = pod.problem() {
                     add(trouble.reason, &pod.name, &trouble.message, pod.failed_for_good());
                 }
+                if let Some(fault) = &pod.fault {
+                    add(Reason::DeviceFault, &pod.name, &fault.message, false);
+                }
                 let stuck = pod.status().filter(|status| !status.prepare_error.is_empty());
                 if let Some(status) = stuck.filter(|_| group.intent.operation.is_some()) {
                     add(Reason::NoRoom, &pod.name, &status.prepare_error, false);
