@@ -125,6 +125,8 @@ fn fault_counts_for_the_pod_that_has_the_device() {
 fn where_nothing_tells_whose_the_device_is_nobody_is_replaced_at_once() {
     let faults = [fault(Some(3), "SeparateNPU", 50)];
     assert_eq!(found(&faults, &Devices::Unknown).unwrap().action, FaultAction::Drain);
+    let older = [fault(Some(3), "SeparateNPU", 0)];
+    assert_eq!(found(&older, &Devices::Unknown), None, "probably another's");
 }
 
 #[test]
@@ -204,7 +206,9 @@ proptest! {
             (FaultAction::Replace, Devices::Unknown) => FaultAction::Drain,
             (wish, _) => wish,
         };
-        let told = faults.iter().filter(counts).filter(|fault| wish(fault) != FaultAction::Ignore).count();
+        let is_told = |fault: &&(Fault, Timestamp)| devices != Devices::Unknown || fault.1 > at(created);
+        let wished = faults.iter().filter(counts).filter(|fault| wish(fault) != FaultAction::Ignore);
+        let told = wished.filter(is_told).count();
         prop_assert_eq!(finding.is_some(), told > 0);
         let acted = faults.iter().filter(counts).filter(|(_, since)| *since > at(created)).map(wish).max();
         if let Some(finding) = finding {

@@ -82,7 +82,8 @@ pub fn action(policy: &DeviceFaultsSpec, level: &Level) -> FaultAction {
 /// What follows for a pod that was `created` then and has these `devices`; `None`: nothing, and nothing is told.
 ///
 /// - Where it is not known which devices the pod has, it may be another pod's: it is drained at most.
-/// - A fault that is older than the pod is only told. Who gave the device to the pod knew of it, and would do so again.
+/// - A fault that is older than the pod is only told, and only of a device that the pod has: who gave it the device knew of the
+///   fault, and would do so again.
 pub fn judge(
     faults: &[(Fault, Timestamp)],
     policy: &DeviceFaultsSpec,
@@ -96,12 +97,12 @@ pub fn judge(
         let lasts = now.as_second() - since.as_second();
         let passes = fault.level == Level::RestartRequest && lasts < PASSING_SECONDS;
         let wish = action(policy, &fault.level).min(most);
-        if wish == FaultAction::Ignore || passes {
+        let is_news = *since > created;
+        if wish == FaultAction::Ignore || passes || (!is_news && *devices == Devices::Unknown) {
             continue;
         }
         let device = fault.device.as_deref().unwrap_or("all devices of the node");
         let words = format!("{device}: code {}, level {}", fault.code, fault.level.as_str());
-        let is_news = *since > created;
         let action = if is_news { wish } else { FaultAction::Ignore };
         let words = if is_news { words } else { format!("{words}, older than the pod") };
         found.push((action, words));
