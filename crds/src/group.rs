@@ -90,7 +90,8 @@ pub struct GroupSpec {
 
     /// Bytes that the ranks of a worker hold of experts together at most, as a whole number with an optional suffix such
     /// as Gi. While copies move, old and new ones count. Default: the memory limit of template.resources, less what
-    /// every worker holds besides experts; without a limit, whatever they need.
+    /// every worker holds besides experts; without a limit, whatever they need. On Ascend it is of the memory of the devices, and
+    /// the default is what the worker finds there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[1-9][0-9]{0,17}(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
     pub expert_memory: Option<String>,

@@ -27,7 +27,10 @@ use super::{
 };
 use crate::{group::Group, revision::Record, volcano::PodGroup};
 
-pub use self::{ascend::resource, pod::pod};
+pub use self::{
+    ascend::{resource, superpod_block},
+    pod::pod,
+};
 
 /// Objects and calls, ready to be carried out in the order of the fields.
 #[derive(Default)]

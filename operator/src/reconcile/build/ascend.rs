@@ -43,6 +43,18 @@ pub fn by_volcano(spec: &AscendSpec) -> Option<&AscendScheduling> {
     spec.scheduling.as_ref().filter(|scheduling| scheduling.scheduler == Scheduler::Volcano)
 }
 
+/// Whether a group spans nodes of a superpod.
+pub fn spans_superpod(group: &GroupSpec, spec: &AscendSpec) -> bool {
+    spec.chip == AscendChip::A3 && group.workers > 1
+}
+
+/// How many devices Volcano must find in one superpod, if it is asked for that.
+pub fn superpod_block(group: &GroupSpec, spec: &AscendSpec) -> Option<i32> {
+    let scheduling = by_volcano(spec)?;
+    let whole = spans_superpod(group, spec).then(|| group.workers.saturating_mul(group.devices_per_worker));
+    scheduling.super_pod_devices.or(whole)
+}
+
 /// Value of [`labels::RING_CONTROLLER`].
 pub fn ring_controller(chip: AscendChip) -> &'static str {
     if chip.is_950() { "ascend-npu" } else { "ascend-910b" }
@@ -97,7 +109,7 @@ fn select_nodes(pod: &mut PodSpec, group: &GroupSpec, spec: &AscendSpec, name: &
         let selector = pod.node_selector.get_or_insert_default();
         selector.entry(labels::ACCELERATOR.to_owned()).or_insert_with(|| accelerator.to_owned());
     }
-    if spec.chip == AscendChip::A3 && group.workers > 1 && group.template.affinity.is_none() {
+    if spans_superpod(group, spec) && group.template.affinity.is_none() {
         let term = PodAffinityTerm {
             label_selector: Some(LabelSelector {
                 match_labels: Some(BTreeMap::from([(labels::GROUP.to_owned(), name.to_owned())])),

@@ -32,18 +32,16 @@ fn annotations(
     spec: &AscendSpec,
     scheduling: &AscendScheduling,
 ) -> BTreeMap<String, String> {
-    let over_superpods = spec.chip == AscendChip::A3 && group.workers > 1;
     let policy = scheduling.policy.clone().or_else(|| {
         let default = match spec.chip {
             AscendChip::A2 => "chip8-node8",
-            AscendChip::A3 if over_superpods => "chip2-node16-sp",
+            AscendChip::A3 if ascend::spans_superpod(group, spec) => "chip2-node16-sp",
             AscendChip::A3 => "chip2-node16",
             AscendChip::Ascend950PR | AscendChip::Ascend950DT => return None,
         };
         Some(default.to_owned())
     });
-    let whole = over_superpods.then(|| group.workers.saturating_mul(group.devices_per_worker));
-    let block = scheduling.super_pod_devices.or(whole);
+    let block = ascend::superpod_block(group, spec);
     let notes = [
         (labels::SCHEDULE_POLICY, policy),
         (labels::SUPERPOD_BLOCK, block.map(|devices| devices.to_string())),
