@@ -113,7 +113,7 @@ pub enum PodNetwork {
         .message("queue, policy and superPodDevices go with scheduler Volcano only").field_path(".scheduler")
 )]
 pub struct AscendScheduling {
-    /// Volcano: all pods of a group get nodes together, or none does.
+    /// Gang and Volcano: all pods of a group get nodes together, or none does.
     #[serde(default)]
     pub scheduler: Scheduler,
 
@@ -138,9 +138,11 @@ pub struct AscendScheduling {
 /// Schedulers.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scheduler {
-    /// The cluster's own.
+    /// The cluster's own, for each pod by itself.
     #[default]
     Default,
+    /// The cluster's own, for all pods of a group together: Kubernetes 1.37 or newer with the feature gate GenericWorkload.
+    Gang,
     /// Volcano with Ascend's plugin.
     Volcano,
 }

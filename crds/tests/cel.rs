@@ -391,6 +391,8 @@ fn settings_of_volcano_go_with_volcano() {
     let scheduling =
         |scheduling: Value| ascend(json!({ "ascend": { "chip": "A3", "scheduling": scheduling } }));
     check(scheduling(json!({}))).unwrap();
+    check(scheduling(json!({ "scheduler": "Gang" }))).unwrap();
+    refused(scheduling(json!({ "scheduler": "Gang", "queue": "q" })), "go with scheduler Volcano only");
     check(scheduling(json!({ "scheduler": "Volcano", "queue": "q", "policy": "chip2-node16-sp" }))).unwrap();
     for setting in
         [json!({ "queue": "q" }), json!({ "policy": "multilevel" }), json!({ "superPodDevices": 16 })]
@@ -425,7 +427,7 @@ fn settings_of_ascend_are_bounded_by_the_schema() {
     assert_eq!(field(&format!("{ascend}/runtime/enum")), &json!(["Ascend", "Mounts"]));
     assert_eq!(field(&format!("{ascend}/network/enum")), &json!(["Pod", "Host"]));
     let scheduler = field(&format!("{ascend}/scheduling/properties/scheduler/enum"));
-    assert_eq!(scheduler, &json!(["Default", "Volcano"]));
+    assert_eq!(scheduler, &json!(["Default", "Gang", "Volcano"]));
     let levels = field("/deviceFaults/properties").as_object().unwrap();
     assert_eq!(levels.len(), 9);
     for (level, schema) in levels {

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use belay_crds::{ModelDeployment, labels};
 use belay_operator::{
+    pod_group::{PodGroup, volcano},
     reconcile::{
         build::{Prepared, build},
         observe::{Objects, Observed},
@@ -94,10 +95,34 @@ fn pods_of_the_examples() {
 }
 
 #[test]
+fn objects_of_a_gang() {
+    let gang = json!({ "scheduling": { "scheduler": "Gang" } });
+    let template = json!({ "template": { "priorityClassName": "urgent" } });
+    let prepared = prepared(&changed("pro-w4a8-a3", gang, template));
+    let [PodGroup::Native(pod_group)] = prepared.pod_groups.as_slice() else {
+        panic!("one of Kubernetes' own")
+    };
+    insta::assert_yaml_snapshot!("pro_w4a8_a3_gang_group", pod_group);
+    for new in &prepared.pods {
+        assert_eq!(new.scheduling_group, pod_group.metadata.name);
+        assert_eq!(new.pod.spec.as_ref().unwrap().scheduler_name, None, "the cluster's own");
+        assert!(!new.pod.metadata.annotations.as_ref().unwrap().contains_key(labels::POD_GROUP));
+    }
+}
+
+fn of_volcano(prepared: &Prepared) -> &volcano::PodGroup {
+    match prepared.pod_groups.as_slice() {
+        [PodGroup::Volcano(pod_group)] => pod_group,
+        other => panic!("not one of Volcano: {other:?}"),
+    }
+}
+
+#[test]
 fn objects_with_volcano() {
     let volcano = json!({ "scheduling": { "scheduler": "Volcano", "queue": "serving" } });
     let prepared = prepared(&changed("pro-w4a8-a3", volcano, json!({})));
-    insta::assert_yaml_snapshot!("pro_w4a8_a3_volcano_group", prepared.pod_groups);
+    insta::assert_yaml_snapshot!("pro_w4a8_a3_volcano_group", of_volcano(&prepared));
+    assert!(prepared.pods.iter().all(|new| new.scheduling_group.is_none()));
     insta::assert_yaml_snapshot!("pro_w4a8_a3_volcano_pod", prepared.pods[1].pod);
 }
 
@@ -259,9 +284,8 @@ fn pod_group_follows_chip_shape_and_choice() {
     let notes = |name: &str, scheduling: Value| {
         let mut volcano = json!({ "scheduler": "Volcano" });
         volcano.as_object_mut().unwrap().extend(scheduling.as_object().unwrap().clone());
-        let mut prepared = prepared(&changed(name, json!({ "scheduling": volcano }), json!({})));
-        assert_eq!(prepared.pod_groups.len(), 1);
-        let group = prepared.pod_groups.remove(0);
+        let prepared = prepared(&changed(name, json!({ "scheduling": volcano }), json!({})));
+        let group = of_volcano(&prepared).clone();
         for new in &prepared.pods {
             assert_eq!(
                 new.pod.metadata.annotations.as_ref().unwrap()[labels::POD_GROUP],
@@ -307,7 +331,8 @@ fn pod_group_goes_with_its_group() {
     gone.draining_since = Some(at(-10));
     gone.slots = vec![None, None];
     let name = gone.name.clone();
-    assert_eq!(look(&first.target, vec![gone]).cleared_pod_groups, [name]);
+    let cleared = look(&first.target, vec![gone]).cleared_pod_groups;
+    assert_eq!(cleared.iter().map(PodGroup::name).collect::<Vec<_>>(), [name]);
 }
 
 #[test]

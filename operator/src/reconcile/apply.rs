@@ -8,17 +8,20 @@ use std::sync::Arc;
 
 use belay_crds::{Reason, labels};
 use futures::future::{join_all, try_join_all};
-use k8s_openapi::api::{
-    apps::v1::ControllerRevision,
-    core::v1::{ConfigMap, Pod, Secret, Service},
-    policy::v1::PodDisruptionBudget,
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::ControllerRevision,
+        core::v1::{ConfigMap, Pod, Secret, Service},
+        policy::v1::PodDisruptionBudget,
+    },
 };
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
@@ -30,7 +33,7 @@ use super::{
 use crate::{
     cache::{Cache, Cached, Tracked},
     events::Note,
-    volcano::PodGroup,
+    pod_group::{PodGroup, native, volcano},
     worker_client::{WorkerClient, WorkerError},
 };
 
@@ -176,12 +179,8 @@ pub async fn apply(
     applied.changed |= settle_budget(&budgets, &objects.budgets, prepared.budget.as_ref()).await?;
     try_join_all(prepared.release.iter().map(|(name, uid)| set_may_leave(&pods, name, uid, true))).await?;
 
-    let pod_groups: Api<PodGroup> = Api::namespaced(client.clone(), namespace);
-    for group in &prepared.cleared_pod_groups {
-        match pod_groups.delete(group, &DeleteParams::background()).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            other => other.map(drop).or_context("delete PodGroup", group)?,
-        }
+    for pod_group in &prepared.cleared_pod_groups {
+        delete_pod_group(client, namespace, pod_group).await?;
     }
     for group in prepared.cleared_groups {
         delete(&config_maps, &labels::placement_name(&group)).await?;
@@ -288,35 +287,76 @@ fn settle_created(
     }
 }
 
-/// Writes PodGroups. Answers with those that cannot be: there is no Volcano, or it is out of bounds for the operator.
+/// Writes PodGroups. Answers with the groups whose cannot be: nobody serves them, or not to the operator.
 async fn write_pod_groups(
     client: &Client,
     namespace: &str,
     pod_groups: &[PodGroup],
 ) -> Result<Vec<(String, String)>, ApplyError> {
-    let api: Api<PodGroup> = Api::namespaced(client.clone(), namespace);
-    let params = PatchParams::apply(labels::OPERATOR).force();
     let mut missing = vec![];
     for pod_group in pod_groups {
-        let name = pod_group.name_any();
-        match api.patch(&name, &params, &Patch::Apply(pod_group)).await {
+        let (written, kind) = match pod_group {
+            PodGroup::Volcano(object) => (write(client, namespace, object).await, "scheduling.volcano.sh"),
+            PodGroup::Native(object) => (write(client, namespace, object).await, "scheduling.k8s.io/v1beta1"),
+        };
+        let name = pod_group.name();
+        match written {
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
-                let message = format!(
-                    "the PodGroup of scheduler Volcano (scheduling.volcano.sh/v1beta1) is not taken: {}",
-                    status.message
-                );
-                missing.push((name, message));
+                missing.push((name, format!("its PodGroup ({kind}) is not taken: {}", status.message)));
             }
-            other => other.map(drop).or_context("apply PodGroup", &name)?,
+            other => other.or_context("apply PodGroup", &name)?,
         }
     }
     Ok(missing)
 }
 
+/// Server-side apply of what is not watched.
+async fn write<K>(client: &Client, namespace: &str, object: &K) -> Result<(), kube::Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let params = PatchParams::apply(labels::OPERATOR).force();
+    api.patch(&object.name_any(), &params, &Patch::Apply(object)).await.map(drop)
+}
+
+async fn delete_pod_group(client: &Client, namespace: &str, pod_group: &PodGroup) -> Result<(), ApplyError> {
+    let (name, params) = (pod_group.name(), DeleteParams::background());
+    let deleted = match pod_group {
+        PodGroup::Volcano(_) => {
+            let api: Api<volcano::PodGroup> = Api::namespaced(client.clone(), namespace);
+            api.delete(&name, &params).await.map(drop)
+        }
+        PodGroup::Native(_) => {
+            let api: Api<native::PodGroup> = Api::namespaced(client.clone(), namespace);
+            api.delete(&name, &params).await.map(drop)
+        }
+    };
+    match deleted {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other.or_context("delete PodGroup", &name),
+    }
+}
+
 /// A pod is created, never patched: its spec cannot change, and what changes means a new life of the slot.
 async fn create_pod(api: &Tracked<'_, Pod>, new: &NewPod) -> (String, Result<(), kube::Error>) {
     let params = PostParams { field_manager: Some(labels::OPERATOR.to_owned()), ..PostParams::default() };
-    (new.pod.name_any(), api.create(&params, &new.pod).await.map(drop))
+    let created = match &new.scheduling_group {
+        None => api.create(&params, &new.pod).await,
+        Some(group) => {
+            // a field of newer versions of Kubernetes than the type
+            let mut object = serde_json::to_value(&new.pod).unwrap_or(Value::Null);
+            if let Some(Value::Object(spec)) = object.get_mut("spec") {
+                spec.insert("schedulingGroup".to_owned(), json!({ "podGroupName": group }));
+            }
+            api.create_value(&params, &object).await
+        }
+    };
+    (new.pod.name_any(), created.map(drop))
 }
 
 async fn remove_pod(api: &Tracked<'_, Pod>, removal: &Removal) -> Result<(), ApplyError> {
@@ -460,8 +500,6 @@ async fn delete_key(api: &Api<Secret>, name: &str) -> Result<(), ApplyError> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

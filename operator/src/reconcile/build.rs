@@ -10,7 +10,7 @@ mod service;
 
 use std::collections::BTreeMap;
 
-use belay_crds::labels;
+use belay_crds::{Scheduler, labels};
 use belay_proto::admin::SetPlacementRequest;
 use k8s_openapi::api::{
     apps::v1::ControllerRevision,
@@ -25,7 +25,7 @@ use super::{
     plan::{Course, Experts, NewGroup, Plan, Removal},
     validate::Validated,
 };
-use crate::{group::Group, revision::Record, volcano::PodGroup};
+use crate::{group::Group, pod_group::PodGroup, revision::Record};
 
 pub use self::{
     ascend::{resource, superpod_block},
@@ -51,7 +51,7 @@ pub struct Prepared {
     pub ready_groups: Vec<String>,
     /// Pods to delete.
     pub removals: Vec<(String, Removal)>,
-    /// What Volcano is to start the pods of a group by, of groups with pods to create.
+    /// What says that pods of a group get nodes together, of groups with pods to create.
     pub pod_groups: Vec<PodGroup>,
     /// Pods to create.
     pub pods: Vec<NewPod>,
@@ -70,7 +70,7 @@ pub struct Prepared {
     /// The disruption budget; `None`: there must be none.
     pub budget: Option<PodDisruptionBudget>,
     /// PodGroups of groups whose objects go.
-    pub cleared_pod_groups: Vec<String>,
+    pub cleared_pod_groups: Vec<PodGroup>,
     /// Groups whose objects go.
     pub cleared_groups: Vec<String>,
     /// ConfigMaps that belong to no group.
@@ -95,6 +95,8 @@ pub struct NewPod {
     pub pod: Box<Pod>,
     /// Whether the slot had a pod before.
     pub replaces: bool,
+    /// Kubernetes' own PodGroup that it is scheduled with.
+    pub scheduling_group: Option<String>,
 }
 
 /// A worker to call.
@@ -136,10 +138,7 @@ pub fn build(wanted: &Validated, observed: &Observed, plan: &Plan) -> Result<Pre
         prepared.services.push(service::service(wanted, &group, None, None));
         prepared.pod_groups.extend(pod_group::pod_group(wanted, record, name));
         let workers = u32::try_from(record.data.content.group.workers).unwrap_or(0);
-        for worker in 0..workers {
-            let pod = Box::new(pod(wanted, record, name, worker));
-            prepared.pods.push(NewPod { pod, replaces: false });
-        }
+        prepared.pods.extend((0..workers).map(|worker| new_pod(wanted, record, name, worker, false)));
         prepared.created_groups.push(name.clone());
     }
     for group_plan in &plan.groups {
@@ -183,10 +182,9 @@ fn course(
             }
             if let Some(record) = record.filter(|_| !create.is_empty()) {
                 prepared.pod_groups.extend(pod_group::pod_group(wanted, record, &group.name));
-                for &worker in create {
-                    let pod = Box::new(pod(wanted, record, &group.name, worker));
-                    prepared.pods.push(NewPod { pod, replaces: group.placement().is_some() });
-                }
+                let replaces = group.placement().is_some();
+                let new = |worker: &u32| new_pod(wanted, record, &group.name, *worker, replaces);
+                prepared.pods.extend(create.iter().map(new));
             }
         }
         Course::Drain { since, mark, tell } => {
@@ -199,11 +197,20 @@ fn course(
             prepared.tells.extend(calls(group, tell));
         }
         Course::Clear => {
-            if record.is_some_and(|record| pod_group::pod_group(wanted, record, &group.name).is_some()) {
-                prepared.cleared_pod_groups.push(group.name.clone());
-            }
+            let pod_group = record.and_then(|record| pod_group::pod_group(wanted, record, &group.name));
+            prepared.cleared_pod_groups.extend(pod_group);
             prepared.cleared_groups.push(group.name.clone());
         }
+    }
+}
+
+fn new_pod(wanted: &Validated, record: &Record, group: &str, worker: u32, replaces: bool) -> NewPod {
+    let scheduling = record.data.content.group.ascend.as_ref().and_then(|spec| spec.scheduling.as_ref());
+    let is_gang = scheduling.is_some_and(|scheduling| scheduling.scheduler == Scheduler::Gang);
+    NewPod {
+        pod: Box::new(pod(wanted, record, group, worker)),
+        replaces,
+        scheduling_group: is_gang.then(|| group.to_owned()),
     }
 }
 

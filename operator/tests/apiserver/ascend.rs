@@ -5,19 +5,19 @@ use std::{
 };
 
 use belay_crds::{ModelDeployment, ModelDeploymentStatus};
-use belay_operator::volcano::PodGroup;
+use belay_operator::pod_group::{native, volcano::PodGroup};
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Pod},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    scenarios::Cluster,
+    scenarios::{Cluster, NAMESPACE},
     settled::{condition, settled},
 };
 
@@ -41,6 +41,8 @@ impl Cluster {
     pub async fn ascend(&mut self) {
         eprintln!("-- faults_of_devices_lead_to_what_is_wanted");
         self.faults_of_devices_lead_to_what_is_wanted().await;
+        eprintln!("-- gangs_are_told_to_kubernetes");
+        self.gangs_are_told_to_kubernetes().await;
         eprintln!("-- waits_for_volcano_and_makes_its_pod_groups");
         self.waits_for_volcano_and_makes_its_pod_groups().await;
     }
@@ -179,6 +181,32 @@ impl Cluster {
         self.until("gang", "nothing is left", |status| status.replicas == 0).await;
         assert!(self.api::<PodGroup>().get_opt(&name).await.unwrap().is_none(), "it goes with its group");
         self.remove("gang").await;
+    }
+
+    /// The API server has the PodGroup and the field of pods: what it does not know, it would drop.
+    async fn gangs_are_told_to_kubernetes(&self) {
+        self.create("band", spec(json!({ "chip": "A3", "scheduling": { "scheduler": "Gang" } }))).await;
+        let serves = |status: &ModelDeploymentStatus| settled(status) && status.ready_replicas == 1;
+        let name = self.until("band", "it serves", serves).await.groups[0].name.clone();
+        let pod_group = self.api::<native::PodGroup>().get(&name).await.unwrap();
+        assert_eq!(pod_group.spec.scheduling_policy.gang.min_count, 2);
+        let pods: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), NAMESPACE, &ApiResource::erase::<Pod>(&()));
+        let victim = format!("{name}-1");
+        for life in ["the first", "the second"] {
+            let pod = pods.get(&victim).await.unwrap();
+            assert_eq!(pod.data["spec"]["schedulingGroup"]["podGroupName"], name.as_str(), "{life}");
+            self.api::<Pod>().delete(&victim, &DeleteParams::default()).await.unwrap();
+            let anew = |status: &ModelDeploymentStatus| {
+                serves(status) && status.groups[0].placement_epoch >= Some(2)
+            };
+            self.until("band", "the pod is back", anew).await;
+        }
+        self.scale("band", 0).await;
+        self.until("band", "nothing is left", |status| status.replicas == 0).await;
+        let left = self.api::<native::PodGroup>().get_opt(&name).await.unwrap();
+        assert!(left.is_none_or(|left| left.metadata.deletion_timestamp.is_some()), "it goes with its group");
+        self.remove("band").await;
     }
 
     async fn remove(&self, name: &str) {

@@ -1,30 +1,39 @@
-//! Volcano's PodGroup of a group: its pods get nodes together.
+//! The PodGroup of a group: its pods get nodes together.
 use std::collections::BTreeMap;
 
-use belay_crds::{AscendChip, AscendScheduling, AscendSpec, GroupSpec, labels};
+use belay_crds::{AscendChip, AscendScheduling, AscendSpec, GroupSpec, Scheduler, labels};
 
 use super::{ascend, metadata};
 use crate::{
+    pod_group::{PodGroup, native, volcano},
     reconcile::validate::Validated,
     revision::Record,
-    volcano::{PodGroup, PodGroupSpec},
 };
 
-/// The PodGroup of a group; `None` if Volcano has nothing to do with it.
+/// The PodGroup of a group; `None` if its pods are scheduled one by one.
 pub fn pod_group(wanted: &Validated, record: &Record, name: &str) -> Option<PodGroup> {
     let group = &record.data.content.group;
     let spec = group.ascend.as_ref()?;
-    let scheduling = ascend::by_volcano(spec)?;
+    let scheduling = spec.scheduling.as_ref()?;
     let mut metadata = metadata(wanted, name.to_owned(), Some(&record.revision), Some(name));
-    let ring = ascend::ring_controller(spec.chip).to_owned();
-    metadata.labels.get_or_insert_default().insert(labels::RING_CONTROLLER.to_owned(), ring);
-    metadata.annotations = Some(annotations(group, spec, scheduling));
-    let spec = PodGroupSpec {
-        min_member: group.workers,
-        queue: scheduling.queue.clone(),
-        priority_class_name: group.template.priority_class_name.clone(),
-    };
-    Some(PodGroup { metadata, spec })
+    let priority_class_name = group.template.priority_class_name.clone();
+    match scheduling.scheduler {
+        Scheduler::Default => None,
+        Scheduler::Gang => {
+            let scheduling_policy =
+                native::SchedulingPolicy { gang: native::Gang { min_count: group.workers } };
+            let spec = native::PodGroupSpec { scheduling_policy, priority_class_name };
+            Some(PodGroup::Native(native::PodGroup { metadata, spec }))
+        }
+        Scheduler::Volcano => {
+            let ring = ascend::ring_controller(spec.chip).to_owned();
+            metadata.labels.get_or_insert_default().insert(labels::RING_CONTROLLER.to_owned(), ring);
+            metadata.annotations = Some(annotations(group, spec, scheduling));
+            let queue = scheduling.queue.clone();
+            let spec = volcano::PodGroupSpec { min_member: group.workers, queue, priority_class_name };
+            Some(PodGroup::Volcano(volcano::PodGroup { metadata, spec }))
+        }
+    }
 }
 
 fn annotations(
