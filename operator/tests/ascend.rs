@@ -349,6 +349,10 @@ fn what_contradicts_itself_is_refused_with_its_field() {
     assert_eq!(refused("flash-a2", none(), own), "spec.group.template.resources");
     let block = json!({ "scheduling": { "scheduler": "Volcano", "superPodDevices": 24 } });
     assert_eq!(refused("pro-w4a8-a3", block, none()), "spec.group.ascend.scheduling.superPodDevices");
+    let claim = json!({ "resourceClaimTemplateName": "npus", "scheduling": { "scheduler": "Volcano" } });
+    assert_eq!(refused("flash-a3", claim, none()), "spec.group.ascend.resourceClaimTemplateName");
+    let volcano = json!({ "scheduling": { "scheduler": "Volcano" } });
+    assert_eq!(refused("flash-950", volcano, none()), "spec.group.ascend.scheduling.policy");
     let mut cpu = example("flash-a2");
     cpu["spec"]["group"] = json!({ "device": "CPU", "deviceResource": "huawei.com/npu" });
     assert_eq!(

@@ -4,7 +4,7 @@
 //! been stored under an older definition.
 use belay_crds::{
     AnalysisPolicy, AnalysisSpec, AscendChip, BlueGreenSpec, CanarySpec, Device, DeviceFaultsSpec, GroupSpec,
-    ModelDeployment, Promotion, RebalancePolicy, RolloutProgress, RolloutStrategy, labels,
+    ModelDeployment, Promotion, RebalancePolicy, RolloutProgress, RolloutStrategy, Scheduler, labels,
 };
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::OwnerReference, util::intstr::IntOrString};
 use kube::{Resource as _, ResourceExt as _};
@@ -159,6 +159,14 @@ fn devices(group: &GroupSpec) -> Result<(), Invalid> {
     }
     if spec.chip == AscendChip::A3 && group.devices_per_worker != 1 && group.devices_per_worker % 2 != 0 {
         return invalid("spec.group.devicesPerWorker", "must be 1 or even with ascend.chip A3");
+    }
+    let scheduling = spec.scheduling.as_ref().filter(|scheduling| scheduling.scheduler == Scheduler::Volcano);
+    if scheduling.is_some() && spec.resource_claim_template_name.is_some() {
+        let field = "spec.group.ascend.resourceClaimTemplateName";
+        return invalid(field, "does not go with scheduler Volcano");
+    }
+    if scheduling.is_some_and(|scheduling| scheduling.policy.is_none()) && spec.chip.is_950() {
+        return invalid("spec.group.ascend.scheduling.policy", "must be set for 950 with scheduler Volcano");
     }
     let block = spec.scheduling.as_ref().and_then(|scheduling| scheduling.super_pod_devices);
     let devices = group.workers.saturating_mul(group.devices_per_worker);
