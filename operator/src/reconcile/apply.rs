@@ -4,23 +4,22 @@
 //! to a group is written on its Service first (its key even before that: a group that exists is never given another one); an
 //! intent is in its ConfigMap before a worker hears of it, and pods that it relies on may not be evicted any more by then; a
 //! group's Service goes last.
+mod pod_groups;
+
 use std::sync::Arc;
 
 use belay_crds::{Reason, labels};
 use futures::future::{join_all, try_join_all};
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::ControllerRevision,
-        core::v1::{ConfigMap, Pod, Secret, Service},
-        policy::v1::PodDisruptionBudget,
-    },
+use k8s_openapi::api::{
+    apps::v1::ControllerRevision,
+    core::v1::{ConfigMap, Pod, Secret, Service},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Client, ResourceExt as _,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tracing::{debug, info, warn};
@@ -33,7 +32,6 @@ use super::{
 use crate::{
     cache::{Cache, Cached, Tracked},
     events::Note,
-    pod_group::{PodGroup, native, volcano},
     worker_client::{WorkerClient, WorkerError},
 };
 
@@ -136,7 +134,7 @@ pub async fn apply(
     applied.changed |= !try_join_all(removals).await?.is_empty();
     note_removals(&mut applied, &prepared.removals);
 
-    applied.unscheduled = write_pod_groups(client, namespace, &prepared.pod_groups).await?;
+    applied.unscheduled = pod_groups::write(client, namespace, &prepared.pod_groups).await?;
     let has_scheduler = |new: &&NewPod| {
         let group = new.pod.labels().get(labels::GROUP);
         !applied.unscheduled.iter().any(|(name, _)| Some(name) == group)
@@ -180,7 +178,7 @@ pub async fn apply(
     try_join_all(prepared.release.iter().map(|(name, uid)| set_may_leave(&pods, name, uid, true))).await?;
 
     for pod_group in &prepared.cleared_pod_groups {
-        delete_pod_group(client, namespace, pod_group).await?;
+        pod_groups::delete(client, namespace, pod_group).await?;
     }
     for group in prepared.cleared_groups {
         delete(&config_maps, &labels::placement_name(&group)).await?;
@@ -284,61 +282,6 @@ fn settle_created(
             Ok(())
         }
         Err(source) => Err(ApplyError { verb: "create pod", object: name, source }),
-    }
-}
-
-/// Writes PodGroups. Answers with the groups whose cannot be: nobody serves them, or not to the operator.
-async fn write_pod_groups(
-    client: &Client,
-    namespace: &str,
-    pod_groups: &[PodGroup],
-) -> Result<Vec<(String, String)>, ApplyError> {
-    let mut missing = vec![];
-    for pod_group in pod_groups {
-        let (written, kind) = match pod_group {
-            PodGroup::Volcano(object) => (write(client, namespace, object).await, "scheduling.volcano.sh"),
-            PodGroup::Native(object) => (write(client, namespace, object).await, "scheduling.k8s.io/v1beta1"),
-        };
-        let name = pod_group.name();
-        match written {
-            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
-                missing.push((name, format!("its PodGroup ({kind}) is not taken: {}", status.message)));
-            }
-            other => other.or_context("apply PodGroup", &name)?,
-        }
-    }
-    Ok(missing)
-}
-
-/// Server-side apply of what is not watched.
-async fn write<K>(client: &Client, namespace: &str, object: &K) -> Result<(), kube::Error>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + Serialize
-        + DeserializeOwned,
-{
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    let params = PatchParams::apply(labels::OPERATOR).force();
-    api.patch(&object.name_any(), &params, &Patch::Apply(object)).await.map(drop)
-}
-
-async fn delete_pod_group(client: &Client, namespace: &str, pod_group: &PodGroup) -> Result<(), ApplyError> {
-    let (name, params) = (pod_group.name(), DeleteParams::background());
-    let deleted = match pod_group {
-        PodGroup::Volcano(_) => {
-            let api: Api<volcano::PodGroup> = Api::namespaced(client.clone(), namespace);
-            api.delete(&name, &params).await.map(drop)
-        }
-        PodGroup::Native(_) => {
-            let api: Api<native::PodGroup> = Api::namespaced(client.clone(), namespace);
-            api.delete(&name, &params).await.map(drop)
-        }
-    };
-    match deleted {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        other => other.or_context("delete PodGroup", &name),
     }
 }
 
