@@ -4,10 +4,10 @@
 #
 # CANN_IMAGE is an image with CANN's runtime, operators (those of your chip) and HCCL on a glibc distribution; the toolkit and
 # Python are not needed.  The driver is never part of an image: it is that of the node, mounted.
-ARG RUST_VERSION=1.95.0
+# Its glibc must not be newer than that of the CANN image: a program runs on its own or a newer one.
+ARG BUILD_IMAGE=rust:1.95.0-bullseye
 ARG CANN_IMAGE
-# a glibc that is not newer than that of the CANN image: a program runs on its own or a newer one
-FROM rust:${RUST_VERSION}-bullseye AS build
+FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
