@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct CacheSpec {
     /// Bytes that a worker keeps for all requests and prefixes together, as a whole number with an optional suffix
     /// such as Mi or Gi. More are computed later, or again, but never refused for it. It comes on top of the weights:
-    /// template.resources must have room for both. Default: 4Gi.
+    /// template.resources must have room for both; on Ascend, the memory of the devices. Default: 4Gi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[1-9][0-9]{0,17}(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
     pub memory: Option<String>,

@@ -105,8 +105,12 @@ pub enum Reason {
     PodCrashing,
     /// A pod cannot be set up on its node.
     PodNotStarting,
+    /// The cluster lacks the scheduler that the spec asks for.
+    SchedulerMissing,
     /// A node with workers does not respond.
     NodeLost,
+    /// A device that a worker uses is faulty; the message names pod, device, code and level, and what is done about it.
+    DeviceFault,
     /// Experts must move to other workers, but there is no room for them.
     NoRoom,
     /// A worker of the placement is lost; the message says what that leaves.
@@ -211,7 +215,9 @@ impl Reason {
             Self::ImageUnavailable => "ImageUnavailable",
             Self::PodCrashing => "PodCrashing",
             Self::PodNotStarting => "PodNotStarting",
+            Self::SchedulerMissing => "SchedulerMissing",
             Self::NodeLost => "NodeLost",
+            Self::DeviceFault => "DeviceFault",
             Self::NoRoom => "NoRoom",
             Self::RankLost => "RankLost",
             Self::CopiesMissing => "CopiesMissing",

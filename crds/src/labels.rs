@@ -41,6 +41,23 @@ pub const ZONE: &str = "topology.kubernetes.io/zone";
 /// Label of nodes: the superpod of an Ascend node, whose devices are connected much faster than those of two superpods.
 pub const SUPERPOD: &str = "huawei.com/topotree.superpodid";
 
+/// Label of nodes: the rack within its superpod.
+pub const RACK: &str = "huawei.com/topotree.rackid";
+/// Label of nodes: what kind of accelerator Ascend's device plugin has found.
+pub const ACCELERATOR: &str = "accelerator";
+/// Label of pods and PodGroups: marks those with NPUs for Ascend's device plugin and scheduler.
+pub const RING_CONTROLLER: &str = "ring-controller.atlas";
+/// Annotation on pods: the PodGroup that they are scheduled with.
+pub const POD_GROUP: &str = "scheduling.k8s.io/group-name";
+/// Annotation on pods, written by Ascend's device plugin: the devices that it really has mounted.
+pub const REAL_DEVICES: &str = "huawei.com/AscendReal";
+/// Annotation on PodGroups: how Volcano's Ascend plugin picks devices.
+pub const SCHEDULE_POLICY: &str = "huawei.com/schedule_policy";
+/// Annotation on PodGroups: how many pods must find a node together.
+pub const SCHEDULE_MIN_AVAILABLE: &str = "huawei.com/schedule_minAvailable";
+/// Annotation on PodGroups: how many devices must be in one superpod.
+pub const SUPERPOD_BLOCK: &str = "sp-block";
+
 /// Value of [`NAME`].
 pub const NAME_VALUE: &str = "belay-worker";
 /// Value of [`MANAGED_BY`], and the field manager of server-side apply.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod analysis;
+mod ascend;
 mod autoscaling;
 mod cache;
 mod conditions;
@@ -19,6 +20,10 @@ mod status;
 
 pub use self::{
     analysis::{AnalysisPolicy, AnalysisSpec, ParitySpec, QuerySpec},
+    ascend::{
+        AscendChip, AscendRuntime, AscendScheduling, AscendSpec, DeviceFaultsSpec, FaultAction, PodNetwork,
+        Scheduler,
+    },
     autoscaling::{
         AutoscalingMode, AutoscalingSpec, AutoscalingStatus, DuringRollout, ScaleRecord, ScalingBehavior,
         ScalingMetricStatus, ScalingPolicy, ScalingPolicyType, ScalingReason, ScalingRules, ScheduleWindow,

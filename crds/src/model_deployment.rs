@@ -2,7 +2,9 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::{AutoscalingSpec, ExpertsSpec, GroupSpec, ModelDeploymentStatus, ModelSpec, RolloutSpec};
+use crate::{
+    AutoscalingSpec, DeviceFaultsSpec, ExpertsSpec, GroupSpec, ModelDeploymentStatus, ModelSpec, RolloutSpec,
+};
 
 /// Most characters of a ModelDeployment's name. A pod is called
 /// `<name>-<revision: 8>-<ordinal: up to 4>-<worker: up to 3>` and that is also its hostname, of at most 63.
@@ -71,7 +73,9 @@ pub const MAX_REPLICAS: i32 = 1000;
     validation = Rule::new("size(self.metadata.name) <= 45 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name must be at most 45 characters: lower-case letters, digits and '-', starting with a letter (pods and Services are named after it)"),
     validation = Rule::new("self.spec.experts.minCopies <= self.spec.group.workers")
-        .message("experts.minCopies must be at most group.workers: each copy of an expert is on another worker").field_path(".spec.experts.minCopies")
+        .message("experts.minCopies must be at most group.workers: each copy of an expert is on another worker").field_path(".spec.experts.minCopies"),
+    validation = Rule::new("!has(self.spec.deviceFaults) || self.spec.group.device == 'Ascend'")
+        .message("deviceFaults goes with group.device Ascend only").field_path(".spec.deviceFaults")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelDeploymentSpec {
@@ -90,6 +94,10 @@ pub struct ModelDeploymentSpec {
     /// Copies of the experts, and when they move.
     #[serde(default)]
     pub experts: ExpertsSpec,
+
+    /// What is done about faults of devices that their nodes report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_faults: Option<DeviceFaultsSpec>,
 
     /// How a changed spec reaches the groups that run.
     #[serde(default)]

@@ -335,3 +335,104 @@ fn a_query_has_a_bound() {
     check(query(json!({ "max": "0.5" }))).unwrap();
     refused(query(json!({})), "min or max must be set");
 }
+
+/// A group on NPUs, with more fields.
+fn ascend(group: Value) -> Value {
+    let mut object = good();
+    let mut whole =
+        json!({ "workers": 2, "device": "Ascend", "devicesPerWorker": 16, "ascend": { "chip": "A3" } });
+    whole.as_object_mut().unwrap().extend(group.as_object().unwrap().clone());
+    object["spec"]["group"] = whole;
+    object
+}
+
+#[test]
+fn ascend_goes_with_its_device_and_nothing_else() {
+    check(ascend(json!({}))).unwrap();
+    check(ascend(json!({ "deviceResource": "huawei.com/ascend-1980" }))).unwrap();
+    refused(ascend(json!({ "device": "CPU" })), "ascend goes with device Ascend");
+    let mut without = ascend(json!({}));
+    without["spec"]["group"].as_object_mut().unwrap().remove("ascend");
+    refused(without, "device Ascend needs ascend.chip");
+    let cpu = json!({ "device": "CPU", "deviceResource": "huawei.com/Ascend910" });
+    refused(with("/spec/group", cpu), "deviceResource goes with device Ascend only");
+    refused(with("/spec/deviceFaults", json!({})), "deviceFaults goes with group.device Ascend only");
+    let mut faults = ascend(json!({}));
+    faults["spec"]["deviceFaults"] = json!({ "separateNPU": "Drain", "subHealthFault": "Ignore" });
+    check(faults).unwrap();
+}
+
+#[test]
+fn cards_of_two_devices_are_given_whole() {
+    for devices in [1, 2, 8, 16] {
+        check(ascend(json!({ "devicesPerWorker": devices }))).unwrap();
+    }
+    for devices in [3, 15] {
+        refused(ascend(json!({ "devicesPerWorker": devices })), "must be 1 or even with ascend.chip A3");
+        check(ascend(json!({ "devicesPerWorker": devices, "ascend": { "chip": "A2" } }))).unwrap();
+    }
+}
+
+#[test]
+fn devices_are_asked_for_in_one_way() {
+    let claim = json!({ "chip": "A3", "resourceClaimTemplateName": "npus" });
+    check(ascend(json!({ "ascend": claim }))).unwrap();
+    refused(
+        ascend(json!({ "ascend": claim, "deviceResource": "huawei.com/Ascend910" })),
+        "exclude each other",
+    );
+    let mut volcano = claim;
+    volcano["scheduling"] = json!({ "scheduler": "Volcano" });
+    refused(ascend(json!({ "ascend": volcano })), "does not go with scheduler Volcano");
+}
+
+#[test]
+fn settings_of_volcano_go_with_volcano() {
+    let scheduling =
+        |scheduling: Value| ascend(json!({ "ascend": { "chip": "A3", "scheduling": scheduling } }));
+    check(scheduling(json!({}))).unwrap();
+    check(scheduling(json!({ "scheduler": "Gang" }))).unwrap();
+    refused(scheduling(json!({ "scheduler": "Gang", "queue": "q" })), "go with scheduler Volcano only");
+    check(scheduling(json!({ "scheduler": "Volcano", "queue": "q", "policy": "chip2-node16-sp" }))).unwrap();
+    for setting in
+        [json!({ "queue": "q" }), json!({ "policy": "multilevel" }), json!({ "superPodDevices": 16 })]
+    {
+        refused(scheduling(setting), "go with scheduler Volcano only");
+    }
+    let on_950 =
+        |scheduling: Value| ascend(json!({ "ascend": { "chip": "Ascend950DT", "scheduling": scheduling } }));
+    check(on_950(json!({ "scheduler": "Volcano", "policy": "chip8-node8" }))).unwrap();
+    refused(on_950(json!({ "scheduler": "Volcano" })), "policy must be set for 950");
+    for devices in [16, 32] {
+        check(scheduling(json!({ "scheduler": "Volcano", "superPodDevices": devices }))).unwrap();
+    }
+    for devices in [8, 24, 48, 64] {
+        refused(
+            scheduling(json!({ "scheduler": "Volcano", "superPodDevices": devices })),
+            "superPodDevices must be a multiple of devicesPerWorker",
+        );
+    }
+}
+
+#[test]
+fn settings_of_ascend_are_bounded_by_the_schema() {
+    let crd = serde_json::to_value(<ModelDeployment as kube::CustomResourceExt>::crd()).unwrap();
+    let spec = crd.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").unwrap();
+    let field = |path: &str| spec.pointer(path).unwrap_or_else(|| panic!("no {path}"));
+    assert_eq!(field("/group/properties/device/enum"), &json!(["CPU", "Ascend"]));
+    let ascend = "/group/properties/ascend/properties";
+    assert_eq!(field("/group/properties/ascend/required"), &json!(["chip"]));
+    let chips = json!(["A2", "A3", "Ascend950PR", "Ascend950DT"]);
+    assert_eq!(field(&format!("{ascend}/chip/enum")), &chips);
+    assert_eq!(field(&format!("{ascend}/runtime/enum")), &json!(["Ascend", "Mounts"]));
+    assert_eq!(field(&format!("{ascend}/network/enum")), &json!(["Pod", "Host"]));
+    let scheduler = field(&format!("{ascend}/scheduling/properties/scheduler/enum"));
+    assert_eq!(scheduler, &json!(["Default", "Gang", "Volcano"]));
+    let levels = field("/deviceFaults/properties").as_object().unwrap();
+    assert_eq!(levels.len(), 9);
+    for (level, schema) in levels {
+        assert_eq!(schema["enum"], json!(["Ignore", "Drain", "Replace"]), "{level}");
+    }
+    let pattern = field("/group/properties/deviceResource/pattern").as_str().unwrap();
+    assert!(pattern.contains('/'), "an extended resource has a domain: {pattern}");
+}

@@ -17,7 +17,8 @@ pub struct Seat {
     pub present: bool,
     /// Since when that is so of this life of the slot.
     pub since: Timestamp,
-    /// Since when the node of its pod takes pods again. For ever if it always did; in the future while it does not.
+    /// Since when its pod need not leave any more: its node takes pods again, its devices are well. For ever if it never had to; in
+    /// the future while it has to.
     pub stays_since: Timestamp,
 }
 
@@ -68,7 +69,7 @@ fn belongs(group: &str, deployment: &str) -> bool {
 
 fn next(before: Option<&Memory>, pod: Option<&WorkerPod>, now: Timestamp) -> Memory {
     let present = pod.is_some_and(WorkerPod::present);
-    let leaving = pod.is_some_and(|pod| pod.node_leaving);
+    let leaving = pod.is_some_and(WorkerPod::leaving);
     let uid = pod.map(|pod| pod.uid.clone()).unwrap_or_default();
     let since = match before {
         Some(memory) if memory.seat.present == present && memory.uid == uid => memory.seat.since,

@@ -9,7 +9,8 @@ use kube::{
 
 use crate::{
     analysis::Analyses, attendance::Attendance, autoscaler::Autoscaler, backoff::Backoff, cache::Cache,
-    gateways::Gateways, loads::Loads, metrics::Metrics, warnings::Warnings, worker_client::WorkerClient,
+    faults::Faults, gateways::Gateways, loads::Loads, metrics::Metrics, warnings::Warnings,
+    worker_client::WorkerClient,
 };
 
 /// Decisions of whoever runs the operator.
@@ -33,6 +34,8 @@ pub struct Context {
     pub workers: WorkerClient,
     /// Since when slots have a worker or lack one.
     pub attendance: Attendance,
+    /// Faults of devices that their nodes report.
+    pub faults: Faults,
     /// Load of the experts, as last asked for.
     pub loads: Loads,
     /// What gateways measure.

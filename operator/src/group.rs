@@ -1,12 +1,12 @@
 //! A group as it was observed: facts only, no wishes.
 use std::sync::Arc;
 
-use belay_crds::Reason;
+use belay_crds::{FaultAction, Reason};
 use belay_epoch::{Intent, conductor::Member};
 use belay_proto::admin::{PeerHealth, Phase, Placement, WorkerStatus};
 use k8s_openapi::jiff::Timestamp;
 
-use crate::{attendance::Seat, loads::GroupLoad, recovery::Rebalances, rollout::Health};
+use crate::{attendance::Seat, faults::Finding, loads::GroupLoad, recovery::Rebalances, rollout::Health};
 
 /// One copy of the model: `workers` slots, each with a pod or without.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,6 +52,8 @@ pub struct WorkerPod {
     pub domain: Option<String>,
     /// Whether that node takes no new pods: it is probably being emptied.
     pub node_leaving: bool,
+    /// Faults of its devices that its node reports.
+    pub fault: Option<Finding>,
     /// Whether that node does not respond, or is gone.
     pub node_silent: bool,
     /// Whether it is given up: its node is silent and its worker does not answer either.
@@ -91,6 +93,11 @@ impl WorkerPod {
     /// The worker's own status, if it answered.
     pub fn status(&self) -> Option<&WorkerStatus> {
         self.worker.as_ref()?.as_ref().ok()
+    }
+
+    /// Whether it is to go once others have its experts: its node is being emptied, or a device of it is faulty.
+    pub fn leaving(&self) -> bool {
+        self.node_leaving || self.fault.as_ref().is_some_and(|fault| fault.action == FaultAction::Drain)
     }
 
     /// Whether it takes requests. The kubelet's word counts; a worker that contradicts it is believed, and so are the

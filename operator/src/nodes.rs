@@ -6,8 +6,8 @@ use kube::{
     runtime::reflector::{ObjectRef, Store},
 };
 
-/// Labels that say what a node is part of, the narrowest first.
-const DOMAINS: [&str; 2] = [labels::SUPERPOD, labels::ZONE];
+/// Labels that say what a node is part of.
+const DOMAINS: [&str; 3] = [labels::RACK, labels::SUPERPOD, labels::ZONE];
 
 /// The state of a node that matters to its pods.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +18,7 @@ pub struct NodeState {
     pub since: Timestamp,
     /// Whether it takes no new pods.
     pub unschedulable: bool,
-    /// What is likely to be lost at once with it, beyond itself: its superpod, else its zone.
+    /// What is likely to be lost at once with it, beyond itself: its rack of a superpod, else the superpod, else its zone.
     pub domain: Option<String>,
 }
 
@@ -33,13 +33,23 @@ impl NodeState {
                 .and_then(|condition| condition.last_transition_time.as_ref())
                 .map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             unschedulable: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false),
-            domain: DOMAINS.iter().find_map(|key| node.labels().get(*key).cloned()),
+            domain: domain(node),
         }
     }
 
     /// Whether it has not been ready for so long that its pods are given up.
     pub fn lost(&self, after_seconds: i64, now: Timestamp) -> bool {
         !self.ready && now.as_second() - self.since.as_second() >= after_seconds
+    }
+}
+
+/// The narrowest that is known. Racks are numbered anew in each superpod.
+fn domain(node: &Node) -> Option<String> {
+    let label = |key: &str| node.labels().get(key).cloned();
+    match (label(labels::SUPERPOD), label(labels::RACK)) {
+        (Some(superpod), Some(rack)) => Some(format!("{superpod}/{rack}")),
+        (Some(superpod), None) => Some(superpod),
+        (None, _) => label(labels::ZONE),
     }
 }
 
@@ -109,5 +119,14 @@ mod tests {
         assert_eq!(NodeState::of(&node).domain.as_deref(), Some("east"));
         node.labels_mut().insert(labels::SUPERPOD.into(), "3".into());
         assert_eq!(NodeState::of(&node).domain.as_deref(), Some("3"));
+        node.labels_mut().insert(labels::RACK.into(), "7".into());
+        assert_eq!(
+            NodeState::of(&node).domain.as_deref(),
+            Some("3/7"),
+            "a rack is narrower than its superpod"
+        );
+        let mut stripped = node.clone();
+        strip(&mut stripped);
+        assert_eq!(NodeState::of(&stripped), NodeState::of(&node));
     }
 }

@@ -30,6 +30,9 @@ pub fn namespaced_rules() -> Vec<PolicyRule> {
         rule("", &["secrets"], &["create", "delete"]),
         rule("apps", &["controllerrevisions"], &manage),
         rule("policy", &["poddisruptionbudgets"], &manage),
+        // written before the pods of a group, removed after them, never read
+        rule("scheduling.volcano.sh", &["podgroups"], &["create", "patch", "delete"]),
+        rule("scheduling.k8s.io", &["podgroups"], &["create", "patch", "delete"]),
         // why a pod does not start: the kubelet says it in events only
         rule("", &["events"], &["list"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),

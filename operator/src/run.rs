@@ -30,6 +30,7 @@ use crate::{
     controller,
     error::describe,
     external_scaler,
+    faults::Faults,
     gateways::Gateways,
     http,
     lease::{self, LeaseConfig},
@@ -53,6 +54,12 @@ pub struct RunArgs {
     /// Seconds after which the pods of a node that does not respond are given up and made anew elsewhere.
     #[arg(long, env = "BELAY_NODE_LOST_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(i64).range(1..))]
     node_lost_seconds: i64,
+    /// Namespace in which Ascend's device plugin reports faults. Empty: faults are not looked at.
+    #[arg(long, env = "BELAY_DEVICE_INFO_NAMESPACE", default_value = "kube-system")]
+    device_info_namespace: String,
+    /// What the names of its reports begin with; the name of the node follows.
+    #[arg(long, env = "BELAY_DEVICE_INFO_PREFIX", default_value = "mindx-dl-deviceinfo-")]
+    device_info_prefix: String,
     /// Name of the Lease by which one of several operators is chosen.
     #[arg(long, env = "BELAY_LEASE_NAME", default_value = "belay-operator")]
     lease_name: String,
@@ -181,6 +188,7 @@ async fn work(
         cache: Cache::default(),
         workers: WorkerClient::default(),
         attendance: Attendance::default(),
+        faults: Faults::new(&args.device_info_namespace, &args.device_info_prefix),
         loads: Loads::default(),
         gateways,
         autoscaler: Autoscaler::default(),
@@ -195,16 +203,19 @@ async fn work(
         client: client.clone(),
         metrics,
     });
+    let control_context = Arc::clone(&context);
     let control = async {
         // without the nodes, every pod would look as if its node were gone
         tokio::select! {
             ready = nodes.wait_until_ready() => ready.context("watch of nodes ended")?,
             () = stop.cancelled() => return Ok(()),
         }
-        controller::run(context, namespace, nodes_changed, stop.clone()).await;
+        controller::run(control_context, namespace, nodes_changed, stop.clone()).await;
         anyhow::Ok(())
     };
-    let (done, ()) = tokio::join!(control, controller::watch_nodes(client, writer, changed, stop.clone()));
+    let faults = context.faults.watch(client.clone(), changed.clone(), stop.clone());
+    let nodes = controller::watch_nodes(client, writer, changed, stop.clone());
+    let (done, (), ()) = tokio::join!(control, nodes, faults);
     done
 }
 

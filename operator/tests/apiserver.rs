@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "test code")]
 #![allow(dead_code, reason = "some of what the tests share is for the scale test only")]
 
+#[path = "apiserver/ascend.rs"]
+mod ascend;
 #[path = "apiserver/audit.rs"]
 mod audit;
 #[path = "apiserver/control_plane.rs"]

@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test takes what it needs of the common part")]
 mod common;
 
-use belay_crds::{ModelDeploymentStatus, Reason};
+use belay_crds::{FaultAction, ModelDeploymentStatus, Reason};
 use belay_operator::{
+    faults::Finding,
     group::{Group, Trouble},
     reconcile::{
         apply::Applied,
@@ -62,6 +63,27 @@ fn all_is_well() {
     assert_eq!(status.observed_generation, Some(7));
     let experts = status.experts.unwrap();
     assert_eq!((experts.total, experts.copies, experts.min_live_copies), (48, 96, 2));
+}
+
+#[test]
+fn faults_of_devices_are_told_and_break_nothing() {
+    let mut groups = serving();
+    let message = "Ascend910-3: code 80E01801, level SeparateNPU: the worker is made anew";
+    let fault = Finding { action: FaultAction::Replace, message: message.into() };
+    groups[1].slots[2].as_mut().unwrap().fault = Some(fault);
+    let status = look(groups.clone(), &Applied::default(), None);
+    says(&status, "Degraded", "True", "DeviceFault", &format!("{}-2: {message}", groups[1].name));
+    says(&status, "Available", "True", "GroupsReady", "2 of 2 groups");
+    assert_eq!(status.ready_replicas, 2);
+}
+
+#[test]
+fn cluster_without_the_scheduler_is_told() {
+    let group = group(&record("harbour"), "harbour", 0, Phase::Starting);
+    let words = "the PodGroup of scheduler Volcano (scheduling.volcano.sh/v1beta1) is not taken";
+    let applied = Applied { unscheduled: vec![(group.name.clone(), words.into())], ..Applied::default() };
+    let status = look(vec![Group { slots: vec![None; 3], ..group }], &applied, None);
+    says(&status, "Degraded", "True", "SchedulerMissing", words);
 }
 
 #[test]

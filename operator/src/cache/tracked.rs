@@ -4,9 +4,10 @@ use std::fmt::Debug;
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, PostParams},
-    core::Status,
+    core::{Request, Status},
 };
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{Cache, Cached, progress, writes::Expected};
 
@@ -33,6 +34,19 @@ impl<'a, K: Cached> Tracked<'a, K> {
     {
         let call = self.begin();
         let answer = self.api.create(params, object).await;
+        call.wrote(answer)
+    }
+
+    /// As [`Self::create`], of an object with fields that its type does not have.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn create_value(&self, params: &PostParams, object: &Value) -> kube::Result<K> {
+        let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+        let request = Request::new(self.api.resource_url()).create(params, body);
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        let call = self.begin();
+        let answer = self.api.clone().into_client().request(request).await;
         call.wrote(answer)
     }
 

@@ -4,6 +4,8 @@
 //! to a group is written on its Service first (its key even before that: a group that exists is never given another one); an
 //! intent is in its ConfigMap before a worker hears of it, and pods that it relies on may not be evicted any more by then; a
 //! group's Service goes last.
+mod pod_groups;
+
 use std::sync::Arc;
 
 use belay_crds::{Reason, labels};
@@ -18,7 +20,7 @@ use kube::{
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use thiserror::Error;
 use tracing::{debug, info, warn};
 
@@ -44,6 +46,8 @@ pub struct Applied {
     pub drained_groups: Vec<String>,
     /// Pods that the API server refused to create, and why.
     pub refused: Vec<(String, String)>,
+    /// Groups whose pods nobody would find nodes for, and why: they are not created.
+    pub unscheduled: Vec<(String, String)>,
     /// Groups whose intent was written.
     pub intents: Vec<String>,
     /// Workers that refused their placement, and why.
@@ -130,7 +134,13 @@ pub async fn apply(
     applied.changed |= !try_join_all(removals).await?.is_empty();
     note_removals(&mut applied, &prepared.removals);
 
-    for (name, result) in join_all(prepared.pods.iter().map(|new| create_pod(&pods, new))).await {
+    applied.unscheduled = pod_groups::write(client, namespace, &prepared.pod_groups).await?;
+    let has_scheduler = |new: &&NewPod| {
+        let group = new.pod.labels().get(labels::GROUP);
+        !applied.unscheduled.iter().any(|(name, _)| Some(name) == group)
+    };
+    let new_pods: Vec<&NewPod> = prepared.pods.iter().filter(has_scheduler).collect();
+    for (name, result) in join_all(new_pods.iter().map(|new| create_pod(&pods, new))).await {
         settle_created(&mut applied, &prepared.pods, name, result)?;
     }
 
@@ -167,6 +177,9 @@ pub async fn apply(
     applied.changed |= settle_budget(&budgets, &objects.budgets, prepared.budget.as_ref()).await?;
     try_join_all(prepared.release.iter().map(|(name, uid)| set_may_leave(&pods, name, uid, true))).await?;
 
+    for pod_group in &prepared.cleared_pod_groups {
+        pod_groups::delete(client, namespace, pod_group).await?;
+    }
     for group in prepared.cleared_groups {
         delete(&config_maps, &labels::placement_name(&group)).await?;
         delete_key(&secrets, &labels::fabric_key_name(&group, &prepared.owner_uid)).await?;
@@ -224,6 +237,12 @@ fn note_removals(applied: &mut Applied, removals: &[(String, Removal)]) {
                 pod,
                 format!("pod {pod} has ended ({why}) and is replaced"),
             )),
+            Cause::DeviceFault(why) => applied.notes.push(Note::warning(
+                Reason::DeviceFault,
+                "Replace",
+                pod,
+                format!("pod {pod} is removed and will run elsewhere: {why}"),
+            )),
             Cause::DrainTimeOver => applied.notes.push(Note::warning(
                 Reason::Draining,
                 "Drain",
@@ -269,7 +288,18 @@ fn settle_created(
 /// A pod is created, never patched: its spec cannot change, and what changes means a new life of the slot.
 async fn create_pod(api: &Tracked<'_, Pod>, new: &NewPod) -> (String, Result<(), kube::Error>) {
     let params = PostParams { field_manager: Some(labels::OPERATOR.to_owned()), ..PostParams::default() };
-    (new.pod.name_any(), api.create(&params, &new.pod).await.map(drop))
+    let created = match &new.scheduling_group {
+        None => api.create(&params, &new.pod).await,
+        Some(group) => {
+            // a field of newer versions of Kubernetes than the type
+            let mut object = serde_json::to_value(&new.pod).unwrap_or(Value::Null);
+            if let Some(Value::Object(spec)) = object.get_mut("spec") {
+                spec.insert("schedulingGroup".to_owned(), json!({ "podGroupName": group }));
+            }
+            api.create_value(&params, &object).await
+        }
+    };
+    (new.pod.name_any(), created.map(drop))
 }
 
 async fn remove_pod(api: &Tracked<'_, Pod>, removal: &Removal) -> Result<(), ApplyError> {
@@ -413,8 +443,6 @@ async fn delete_key(api: &Api<Secret>, name: &str) -> Result<(), ApplyError> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -1,14 +1,16 @@
 //! Decisions become objects: pure but for the keys of new groups, no client.
+mod ascend;
 mod budget;
 mod intent;
 mod key;
 mod pod;
+mod pod_group;
 mod revision;
 mod service;
 
 use std::collections::BTreeMap;
 
-use belay_crds::labels;
+use belay_crds::{Scheduler, labels};
 use belay_proto::admin::SetPlacementRequest;
 use k8s_openapi::api::{
     apps::v1::ControllerRevision,
@@ -23,9 +25,12 @@ use super::{
     plan::{Course, Experts, NewGroup, Plan, Removal},
     validate::Validated,
 };
-use crate::{group::Group, revision::Record};
+use crate::{group::Group, pod_group::PodGroup, revision::Record};
 
-pub use self::pod::pod;
+pub use self::{
+    ascend::{resource, superpod_block},
+    pod::pod,
+};
 
 /// Objects and calls, ready to be carried out in the order of the fields.
 #[derive(Default)]
@@ -46,6 +51,8 @@ pub struct Prepared {
     pub ready_groups: Vec<String>,
     /// Pods to delete.
     pub removals: Vec<(String, Removal)>,
+    /// What says that pods of a group get nodes together, of groups with pods to create.
+    pub pod_groups: Vec<PodGroup>,
     /// Pods to create.
     pub pods: Vec<NewPod>,
     /// Pods to mark as draining: name and UID.
@@ -62,6 +69,8 @@ pub struct Prepared {
     pub release: Vec<(String, String)>,
     /// The disruption budget; `None`: there must be none.
     pub budget: Option<PodDisruptionBudget>,
+    /// PodGroups of groups whose objects go.
+    pub cleared_pod_groups: Vec<PodGroup>,
     /// Groups whose objects go.
     pub cleared_groups: Vec<String>,
     /// ConfigMaps that belong to no group.
@@ -86,6 +95,8 @@ pub struct NewPod {
     pub pod: Box<Pod>,
     /// Whether the slot had a pod before.
     pub replaces: bool,
+    /// Kubernetes' own PodGroup that it is scheduled with.
+    pub scheduling_group: Option<String>,
 }
 
 /// A worker to call.
@@ -125,11 +136,9 @@ pub fn build(wanted: &Validated, observed: &Observed, plan: &Plan) -> Result<Pre
         let group = Group { name: name.clone(), revision: record.revision.clone(), ..Group::default() };
         prepared.keys.push(key::key(wanted, &group));
         prepared.services.push(service::service(wanted, &group, None, None));
+        prepared.pod_groups.extend(pod_group::pod_group(wanted, record, name));
         let workers = u32::try_from(record.data.content.group.workers).unwrap_or(0);
-        for worker in 0..workers {
-            let pod = Box::new(pod(wanted, record, name, worker));
-            prepared.pods.push(NewPod { pod, replaces: false });
-        }
+        prepared.pods.extend((0..workers).map(|worker| new_pod(wanted, record, name, worker, false)));
         prepared.created_groups.push(name.clone());
     }
     for group_plan in &plan.groups {
@@ -171,11 +180,11 @@ fn course(
             if first_ready.is_some() {
                 prepared.ready_groups.push(group.name.clone());
             }
-            if let Some(record) = record {
-                for &worker in create {
-                    let pod = Box::new(pod(wanted, record, &group.name, worker));
-                    prepared.pods.push(NewPod { pod, replaces: group.placement().is_some() });
-                }
+            if let Some(record) = record.filter(|_| !create.is_empty()) {
+                prepared.pod_groups.extend(pod_group::pod_group(wanted, record, &group.name));
+                let replaces = group.placement().is_some();
+                let new = |worker: &u32| new_pod(wanted, record, &group.name, *worker, replaces);
+                prepared.pods.extend(create.iter().map(new));
             }
         }
         Course::Drain { since, mark, tell } => {
@@ -187,7 +196,21 @@ fn course(
             prepared.marks.extend(marked.map(|(_, pod)| (pod.name.clone(), pod.uid.clone())));
             prepared.tells.extend(calls(group, tell));
         }
-        Course::Clear => prepared.cleared_groups.push(group.name.clone()),
+        Course::Clear => {
+            let pod_group = record.and_then(|record| pod_group::pod_group(wanted, record, &group.name));
+            prepared.cleared_pod_groups.extend(pod_group);
+            prepared.cleared_groups.push(group.name.clone());
+        }
+    }
+}
+
+fn new_pod(wanted: &Validated, record: &Record, group: &str, worker: u32, replaces: bool) -> NewPod {
+    let scheduling = record.data.content.group.ascend.as_ref().and_then(|spec| spec.scheduling.as_ref());
+    let is_gang = scheduling.is_some_and(|scheduling| scheduling.scheduler == Scheduler::Gang);
+    NewPod {
+        pod: Box::new(pod(wanted, record, group, worker)),
+        replaces,
+        scheduling_group: is_gang.then(|| group.to_owned()),
     }
 }
 

@@ -17,6 +17,7 @@ use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
+use super::build;
 use crate::{
     cache::Key,
     context::Context,
@@ -90,6 +91,11 @@ pub async fn observe(
     let revisions: Vec<Record> = objects.revisions.iter().filter_map(|object| record(object)).collect();
     let lost_after = context.settings.node_lost_seconds;
     let mut groups = assemble(&name, &objects, &revisions, &answers, &context.nodes, lost_after, now);
+    if let Some(spec) = &deployment.spec.group.ascend {
+        let policy = deployment.spec.device_faults.clone().unwrap_or_default();
+        let resource = build::resource(&deployment.spec.group, spec);
+        context.faults.note(&policy, resource, &objects.pods, &mut groups, now);
+    }
     context.attendance.note(&namespace, &name, &mut groups, now);
     let asked = deployment.annotations().get(labels::REBALANCE).map(String::as_str);
     context.loads.refresh(&context.workers, &namespace, &mut groups, load_seconds, asked, now).await;
@@ -219,6 +225,7 @@ fn worker_pod(
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
         node_leaving: node_state.as_ref().is_some_and(|state| state.unschedulable),
         domain: node_state.and_then(|state| state.domain),
+        fault: None,
         node_silent,
         // a kubelet may be away while its pods go on: who answers is alive
         node_lost: node_silent && !matches!(worker, Some(Ok(_))),

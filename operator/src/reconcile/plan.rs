@@ -1,7 +1,7 @@
 //! What to do next: pure. Wishes and observations in, decisions out.
 mod experts;
 
-use belay_crds::{CheckStatus, Reason, labels};
+use belay_crds::{CheckStatus, FaultAction, Reason, labels};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 
@@ -107,6 +107,8 @@ pub enum Cause {
     NodeLost(String),
     /// It ended for good.
     Ended(String),
+    /// A device of it is faulty.
+    DeviceFault(String),
     /// Its group has finished its requests.
     Drained,
     /// Its group had no more time for them.
@@ -228,7 +230,7 @@ pub fn plan(
         .map(|group| Serving {
             name: group.name.clone(),
             complete: group.ready(),
-            leaving: group.pods().any(|(_, pod)| pod.node_leaving),
+            leaving: group.pods().any(|(_, pod)| pod.leaving()),
         })
         .collect();
     let protected = if serving.is_empty() { vec![] } else { rollout::protected(wanted.budget, &serving) };
@@ -237,11 +239,10 @@ pub fn plan(
         .iter()
         .map(|group| match drain_since(group) {
             Some(since) => drain(group, since, wanted.drain_seconds, now),
-            None => run(
-                group,
-                experts::plan(wanted, group, record(group), protected.contains(&group.name), now),
-                now,
-            ),
+            None => {
+                let stays = protected.contains(&group.name);
+                run(group, experts::plan(wanted, group, record(group), stays, now), stays, now)
+            }
         })
         .collect();
 
@@ -306,13 +307,13 @@ fn record_of<'a>(group: &Group, target: &'a Record, revisions: &'a [Record]) -> 
     std::iter::once(target).chain(revisions).find(|record| record.revision == group.revision)
 }
 
-fn run(group: &Group, experts: Experts, now: Timestamp) -> GroupPlan {
+fn run(group: &Group, experts: Experts, stays: bool, now: Timestamp) -> GroupPlan {
     let create =
         (0u32..).zip(&group.slots).filter(|(_, slot)| slot.is_none()).map(|(index, _)| index).collect();
     let first_ready = (group.first_ready.is_none() && group.ready()).then_some(now);
     GroupPlan {
         name: group.name.clone(),
-        remove: lost(group),
+        remove: lost(group).into_iter().chain(faulty(group, &experts, stays)).collect(),
         course: Course::Run { create, first_ready },
         experts,
     }
@@ -328,6 +329,25 @@ fn lost(group: &Group) -> Vec<Removal> {
                 (Some(why), false) if !pod.terminating => (Cause::Ended(why.clone()), None),
                 _ => return None,
             };
+            Some(Removal { pod: pod.name.clone(), uid: pod.uid.clone(), grace_seconds, cause })
+        })
+        .collect()
+}
+
+/// Pods with faulty devices whose time has come: at once, or once they may be evicted. Of a group that `stays`, that is one that
+/// every expert has a live copy without.
+fn faulty(group: &Group, experts: &Experts, stays: bool) -> Vec<Removal> {
+    group
+        .pods()
+        .filter(|(_, pod)| !pod.terminating && !pod.node_lost && pod.ended.is_none())
+        .filter_map(|(index, pod)| {
+            let fault = pod.fault.as_ref()?;
+            let grace_seconds = match fault.action {
+                FaultAction::Replace => Some(LAST_SECONDS),
+                FaultAction::Drain if !stays || experts.may_leave.contains(&index) => None,
+                FaultAction::Drain | FaultAction::Ignore => return None,
+            };
+            let cause = Cause::DeviceFault(fault.message.clone());
             Some(Removal { pod: pod.name.clone(), uid: pod.uid.clone(), grace_seconds, cause })
         })
         .collect()

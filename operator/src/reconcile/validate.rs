@@ -3,13 +3,14 @@
 //! Admission refuses nearly all of this already (schema and CEL rules). It is checked again because objects may have
 //! been stored under an older definition.
 use belay_crds::{
-    AnalysisPolicy, AnalysisSpec, BlueGreenSpec, CanarySpec, ModelDeployment, Promotion, RebalancePolicy,
-    RolloutProgress, RolloutStrategy, labels,
+    AnalysisPolicy, AnalysisSpec, AscendChip, BlueGreenSpec, CanarySpec, Device, DeviceFaultsSpec, GroupSpec,
+    ModelDeployment, Promotion, RebalancePolicy, RolloutProgress, RolloutStrategy, Scheduler, labels,
 };
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::OwnerReference, util::intstr::IntOrString};
 use kube::{Resource as _, ResourceExt as _};
 use thiserror::Error;
 
+use super::build;
 use crate::{
     placement::Copies,
     revision::Content,
@@ -38,6 +39,8 @@ pub struct Validated {
     pub drain_seconds: u32,
     /// Copies of experts, and when they move.
     pub experts: Experts,
+    /// What is done about faults of devices.
+    pub device_faults: DeviceFaultsSpec,
     /// How the number of groups follows the load, if it does.
     pub autoscaling: Option<Terms>,
     /// The part of the spec that reaches pods.
@@ -100,6 +103,10 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
     if spec.group.workers < 1 || spec.group.devices_per_worker < 1 {
         return invalid("spec.group", "workers and devicesPerWorker must be at least 1");
     }
+    devices(&spec.group)?;
+    if spec.device_faults.is_some() && spec.group.device != Device::Ascend {
+        return invalid("spec.deviceFaults", "goes with spec.group.device Ascend only");
+    }
     let Ok(desired) = u32::try_from(spec.replicas) else {
         return invalid("spec.replicas", "must not be negative");
     };
@@ -131,10 +138,53 @@ pub fn validate(deployment: &ModelDeployment) -> Result<Validated, Invalid> {
         analysis: spec.rollout.analysis.clone(),
         drain_seconds,
         experts,
+        device_faults: spec.device_faults.clone().unwrap_or_default(),
         autoscaling,
         content: Content::new(&name, &spec.model, &spec.group),
         name,
     })
+}
+
+/// Whether the fields about devices go together.
+fn devices(group: &GroupSpec) -> Result<(), Invalid> {
+    if (group.device == Device::Ascend) != group.ascend.is_some() {
+        return invalid("spec.group.ascend", "goes with device Ascend, which needs it for the chip");
+    }
+    if group.device_resource.is_some() && group.device != Device::Ascend {
+        return invalid("spec.group.deviceResource", "goes with device Ascend only");
+    }
+    let Some(spec) = &group.ascend else { return Ok(()) };
+    if group.device_resource.is_some() && spec.resource_claim_template_name.is_some() {
+        return invalid("spec.group.deviceResource", "must not be set with ascend.resourceClaimTemplateName");
+    }
+    if spec.chip == AscendChip::A3 && group.devices_per_worker != 1 && group.devices_per_worker % 2 != 0 {
+        return invalid("spec.group.devicesPerWorker", "must be 1 or even with ascend.chip A3");
+    }
+    let scheduling = spec.scheduling.as_ref().filter(|scheduling| scheduling.scheduler == Scheduler::Volcano);
+    if scheduling.is_some() && spec.resource_claim_template_name.is_some() {
+        let field = "spec.group.ascend.resourceClaimTemplateName";
+        return invalid(field, "does not go with scheduler Volcano");
+    }
+    if scheduling.is_some_and(|scheduling| scheduling.policy.is_none()) && spec.chip.is_950() {
+        return invalid("spec.group.ascend.scheduling.policy", "must be set for 950 with scheduler Volcano");
+    }
+    let block = spec.scheduling.as_ref().and_then(|scheduling| scheduling.super_pod_devices);
+    let devices = group.workers.saturating_mul(group.devices_per_worker);
+    if block.is_some_and(|block| block < 1 || devices % block != 0 || block % group.devices_per_worker != 0) {
+        return invalid(
+            "spec.group.ascend.scheduling.superPodDevices",
+            "must be a multiple of devicesPerWorker, and divide workers * devicesPerWorker",
+        );
+    }
+    let own = group.template.resources.as_ref();
+    let lists = own.into_iter().flat_map(|own| [own.requests.as_ref(), own.limits.as_ref()]).flatten();
+    if let Some(resource) = build::resource(group, spec)
+        && lists.into_iter().any(|list| list.contains_key(resource))
+    {
+        let message = format!("must not have {resource}: it is devicesPerWorker");
+        return invalid("spec.group.template.resources", message);
+    }
+    Ok(())
 }
 
 fn rules(deployment: &ModelDeployment) -> Result<Rules, Invalid> {

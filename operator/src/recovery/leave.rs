@@ -44,7 +44,7 @@ fn has_nothing(group: &Group, next: &Intent, index: u32, pod: &WorkerPod, now: T
     (!meant && !loaded) || dead
 }
 
-/// The one pod that may go although it has experts: on a node that is being emptied if there is one, else the last.
+/// The one pod that may go although it has experts: one that is to go if there is one, else the last.
 fn spare(group: &Group, idle: &[u32]) -> Option<u32> {
     let in_force = group.placement()?;
     let complete = (0u32..).zip(&group.slots).all(|(index, slot)| {
@@ -59,7 +59,7 @@ fn spare(group: &Group, idle: &[u32]) -> Option<u32> {
             && !holds_sole(&in_force.layers, per_worker, *index, |other| !idle.contains(&other))
     };
     let candidates = group.pods().filter(|(index, _)| may_go(index));
-    candidates.max_by_key(|(index, pod)| (pod.node_leaving, *index)).map(|(index, _)| index)
+    candidates.max_by_key(|(index, pod)| (pod.leaving(), *index)).map(|(index, _)| index)
 }
 
 /// Whether a worker is well, uses what is in force, and has its part of it.

@@ -198,8 +198,8 @@ fn spread(
     let leaves = |index: &u32| {
         let empty = held(&in_force.layers, per_worker, *index) == 0;
         let sole = || holds_sole(&in_force.layers, per_worker, *index, present);
-        let cordoned = ask.group.pod(*index).is_some_and(|pod| pod.node_leaving);
-        let moves = (cordoned && (empty || sole())) || (empty && left_lately(ask.group, *index, ask.now));
+        let leaving = ask.group.pod(*index).is_some_and(WorkerPod::leaving);
+        let moves = (leaving && (empty || sole())) || (empty && left_lately(ask.group, *index, ask.now));
         ask.stays && present(*index) && moves
     };
     let leaving: Vec<u32> = indices.clone().filter(leaves).collect();
@@ -328,8 +328,15 @@ fn why(
     let emptied: Vec<String> = indices()
         .filter(|&index| had(index) > 0 && has(index) == 0 && present(index))
         .map(|index| {
-            let node = ask.group.pod(index).and_then(|pod| pod.node.as_deref()).unwrap_or("?");
-            format!("node {node} is being emptied: experts of {} move to other workers", of(index))
+            let pod = ask.group.pod(index);
+            let why = match pod.and_then(|pod| pod.fault.as_ref()) {
+                Some(_) if pod.is_some_and(|pod| !pod.node_leaving) => "a device is faulty".to_owned(),
+                _ => format!(
+                    "node {} is being emptied",
+                    pod.and_then(|pod| pod.node.as_deref()).unwrap_or("?")
+                ),
+            };
+            format!("{why}: experts of {} move to other workers", of(index))
         })
         .collect();
     if !emptied.is_empty() {

@@ -99,6 +99,11 @@ impl ControlPlane {
                 // there are no controllers that would make service accounts and take taints away
                 "--disable-admission-plugins",
                 "ServiceAccount,TaintNodesByCondition",
+                // PodGroups
+                "--feature-gates",
+                "GenericWorkload=true",
+                "--runtime-config",
+                "scheduling.k8s.io/v1beta1=true",
                 "--enable-admission-plugins",
                 "OwnerReferencesPermissionEnforcement",
                 // what the operator asks, written before it is answered

@@ -87,6 +87,7 @@ pub async fn all(programs: &Path) {
     cluster.gives_way_to_somebody_else_who_scales().await;
     eprintln!("-- reports_without_doing");
     cluster.reports_without_doing().await;
+    cluster.ascend().await;
     eprintln!("-- replaces_the_pods_of_a_lost_node");
     cluster.replaces_the_pods_of_a_lost_node().await;
     cluster.rollouts().await;

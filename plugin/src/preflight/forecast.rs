@@ -1,6 +1,7 @@
 //! What a worker will hold, and how long groups take to get ready, from what present ones have shown: pure.
 use std::collections::BTreeMap;
 
+use belay_crds::Device;
 use belay_operator::{
     group::Group,
     reconcile::{build, validate::Validated},
@@ -34,7 +35,7 @@ pub struct Memory {
     pub cache_bytes: u64,
     /// All of these.
     pub total_bytes: u64,
-    /// Memory limit of its container; absent if it has none.
+    /// Memory limit of its container; absent if it has none, or if its memory is that of NPUs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_bytes: Option<u64>,
     /// Group whose worker told the model's sizes.
@@ -82,7 +83,11 @@ fn of_card(wanted: &Validated, target: &Record, card: &ModelCard, told_by: Strin
     let quantity = |text: &str| amount::bytes(&Quantity(text.to_owned()));
     let cache_bytes = quantity(cache.as_deref().unwrap_or(DEFAULT_CACHE)).unwrap_or(0);
     let expert_bytes = of_copies(copies, workers);
-    let limit_bytes = memory_limit(&build::pod(wanted, target, "forecast", 0));
+    // on NPUs, weights and requests are in the devices' memory, of which the container's limit says nothing
+    let limit_bytes = match spec.device {
+        Device::CPU => memory_limit(&build::pod(wanted, target, "forecast", 0)),
+        Device::Ascend => None,
+    };
     let own_limit = spec.expert_memory.as_deref().and_then(quantity);
     let beside = card.dense_bytes.saturating_add(cache_bytes);
     let room = own_limit.or(limit_bytes.map(|limit| limit.saturating_sub(beside)));

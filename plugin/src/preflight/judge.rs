@@ -165,6 +165,7 @@ fn verdict(
     }
     if report.verdict == Verdict::Fits {
         let unknown = facts.rooms.as_ref().err().map(|why| format!("the nodes are not known: {why}"));
+        let unknown = unknown.or_else(|| devices_unknown(wanted));
         let unknown = unknown.or_else(|| {
             let affinity = wanted.content.group.template.affinity.as_ref();
             let near = affinity.and_then(|affinity| affinity.pod_affinity.as_ref());
@@ -185,6 +186,21 @@ fn verdict(
         }
     }
     Ok(())
+}
+
+/// Why it is not known whether there are devices for the pods where nodes have room for them.
+fn devices_unknown(wanted: &Validated) -> Option<String> {
+    let group = &wanted.content.group;
+    let spec = group.ascend.as_ref()?;
+    if let Some(template) = &spec.resource_claim_template_name {
+        return Some(format!(
+            "there is room, but the devices of ResourceClaimTemplate {template} are not looked at"
+        ));
+    }
+    let block = build::superpod_block(group, spec)?;
+    Some(format!(
+        "there is room, but Volcano must find {block} devices in one superpod, which is not looked at"
+    ))
 }
 
 /// What else would fit: an old group that goes before the new one comes, or fewer groups.

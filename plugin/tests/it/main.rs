@@ -1,6 +1,7 @@
 //! Tests of `kubectl belay`.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "test code")]
 
+mod ascend;
 mod chat;
 mod commands;
 mod logs;

@@ -66,13 +66,13 @@ fn deployment(spec: &Value) -> ModelDeployment {
 }
 
 /// `present` groups of a spec that serve, their pods on the given nodes in turn, and a change to another spec.
-struct Case {
-    present: Option<Value>,
-    groups: usize,
-    wanted: Value,
-    nodes: Vec<Node>,
-    on: Vec<&'static str>,
-    card: Option<ModelCard>,
+pub struct Case {
+    pub present: Option<Value>,
+    pub groups: usize,
+    pub wanted: Value,
+    pub nodes: Vec<Node>,
+    pub on: Vec<&'static str>,
+    pub card: Option<ModelCard>,
 }
 
 impl Case {
@@ -121,7 +121,7 @@ impl Case {
         facts
     }
 
-    fn judged(&self) -> Report {
+    pub fn judged(&self) -> Report {
         judge(&self.facts()).unwrap()
     }
 }
@@ -168,7 +168,7 @@ fn devices(count: &str) -> Value {
     json!({"limits": {"huawei.com/Ascend910": count, "memory": "300Gi"}})
 }
 
-fn card() -> ModelCard {
+pub fn card() -> ModelCard {
     ModelCard {
         layers: 4,
         experts: 64,
@@ -179,7 +179,7 @@ fn card() -> ModelCard {
     }
 }
 
-fn plain(report: &Report) -> String {
+pub fn plain(report: &Report) -> String {
     text::render(report, 110).iter().map(|line| line.plain() + "\n").collect()
 }
 

@@ -16,7 +16,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 
-use super::{key::KEY, metadata};
+use super::{ascend, key::KEY, metadata};
 use crate::{
     reconcile::observe::PLACEMENT_KEY,
     reconcile::validate::Validated,
@@ -46,7 +46,7 @@ pub fn pod(wanted: &Validated, record: &Record, group: &str, worker: u32) -> Pod
     metadata.labels.get_or_insert_default().insert(labels::WORKER.to_owned(), worker.to_string());
     metadata.annotations = Some(BTreeMap::from([(labels::MODEL.to_owned(), content.model.name.clone())]));
 
-    Pod {
+    let mut pod = Pod {
         metadata,
         spec: Some(PodSpec {
             hostname: Some(name),
@@ -77,7 +77,11 @@ pub fn pod(wanted: &Validated, record: &Record, group: &str, worker: u32) -> Pod
             ..PodSpec::default()
         }),
         status: None,
+    };
+    if let Some(spec) = &content.group.ascend {
+        ascend::equip(&mut pod, &content.group, spec, group);
     }
+    pod
 }
 
 fn container(wanted: &Validated, record: &Record, group: &str, worker: u32) -> Container {

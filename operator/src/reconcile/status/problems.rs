@@ -47,6 +47,9 @@ impl View<'_> {
                 if let Some(trouble) = pod.problem() {
                     add(trouble.reason, &pod.name, &trouble.message, pod.failed_for_good());
                 }
+                if let Some(fault) = &pod.fault {
+                    add(Reason::DeviceFault, &pod.name, &fault.message, false);
+                }
                 let stuck = pod.status().filter(|status| !status.prepare_error.is_empty());
                 if let Some(status) = stuck.filter(|_| group.intent.operation.is_some()) {
                     add(Reason::NoRoom, &pod.name, &status.prepare_error, false);
@@ -92,6 +95,13 @@ impl View<'_> {
             group: String::new(),
             subject: format!("revision {}", self.plan.target.revision),
             message: stage.message.clone(),
+            needs_new_pod: false,
+        }));
+        problems.extend(self.applied.unscheduled.iter().map(|(group, message)| Problem {
+            reason: Reason::SchedulerMissing,
+            group: group.clone(),
+            subject: group.clone(),
+            message: message.clone(),
             needs_new_pod: false,
         }));
         for (pod, message) in &self.applied.refused {
