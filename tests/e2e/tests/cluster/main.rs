@@ -11,5 +11,6 @@ mod step60_scale_and_rollout;
 mod step62_canary;
 mod step70_faults;
 mod step72_rank_loss;
+mod step74_ascend;
 mod step80_bad_sources;
 mod step90_removal;
