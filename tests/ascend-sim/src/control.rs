@@ -79,8 +79,9 @@ pub unsafe extern "C" fn belaySimSymbols(buffer: *mut c_char, n: u64) -> u64 {
     text.len() as u64
 }
 
-/// Objects of a kind alive; `u64::MAX` for a kind that is not simulated. Memory, streams and
-/// communicators that a device reset or `aclFinalize` had to release still count until the next `aclInit`: neither hides a leak.
+/// Objects of a kind alive; `u64::MAX` for a kind that is not simulated. Memory, streams and communicators
+/// that a device reset or `aclFinalize` had to release still count until the next `aclInit`: neither hides a
+/// leak.
 ///
 /// # Safety
 /// `kind` ends with a zero byte.

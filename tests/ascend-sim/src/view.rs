@@ -173,12 +173,56 @@ impl View {
         heap.bytes(address, len).map(|_| ())
     }
 
+    /// Whether it is a transposed matrix, or a batch of them: dense along the last axis but one.
+    fn is_transposed(&self) -> bool {
+        let (rank, bits) = (self.rank(), self.dtype.bits());
+        rank >= 2 && bits >= 8 && self.strides[rank - 1] != 1 && self.strides[rank - 2] == 1
+    }
+
+    /// As `each` for a transposed view, in an order that is kind to the cache; told is each element's number.
+    fn each_transposed<const N: usize>(&self, heap: &Heap, mut take: impl FnMut(usize, [u8; N])) -> Outcome {
+        const TILE: usize = 16;
+        let (address, len) = self.span()?;
+        let bytes = heap.bytes(address, len)?;
+        let skipped = (address - self.address) as usize;
+        let last = self.rank() - 1;
+        let (height, width, stride) = (self.shape[last - 1], self.shape[last], self.strides[last]);
+        // the first rows of the matrices are those of a view that ends before the last two axes
+        for (matrix, first) in self.rows().into_iter().step_by(height.max(1)).enumerate() {
+            for tile in (0..width).step_by(TILE) {
+                for row in 0..height {
+                    for column in tile..width.min(tile + TILE) {
+                        let at = (first + row as i64 + column as i64 * stride) as usize * N - skipped;
+                        if let Some(element) = bytes[at..].first_chunk() {
+                            take((matrix * height + row) * width + column, *element);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// All elements in row-major order, each made of its bits by `decode`.
-    fn decoded<T>(&self, heap: &Heap, decode: impl Fn(u64) -> T) -> Outcome<Vec<T>> {
-        let mut values = Vec::with_capacity(self.count());
+    fn decoded<T: Copy + Default>(&self, heap: &Heap, decode: impl Fn(u64) -> T) -> Outcome<Vec<T>> {
         if self.count() == 0 {
+            return Ok(Vec::new());
+        }
+        if self.is_transposed() {
+            let mut values = vec![T::default(); self.count()];
+            match self.dtype.bits() {
+                8 => self.each_transposed(heap, |at, [byte]| values[at] = decode(byte.into())),
+                16 => self.each_transposed(heap, |at, bytes| {
+                    values[at] = decode(u16::from_le_bytes(bytes).into());
+                }),
+                32 => self.each_transposed(heap, |at, bytes| {
+                    values[at] = decode(u32::from_le_bytes(bytes).into());
+                }),
+                _ => self.each_transposed(heap, |at, bytes| values[at] = decode(u64::from_le_bytes(bytes))),
+            }?;
             return Ok(values);
         }
+        let mut values = Vec::with_capacity(self.count());
         match self.dtype.bits() {
             4 => self.each_half(heap, |bits| values.push(decode(bits.into()))),
             8 => self.each(heap, |[byte]| values.push(decode(byte.into()))),

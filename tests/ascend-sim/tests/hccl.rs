@@ -22,8 +22,8 @@ fn reduced<E: Sent>(seed: u64, size: usize, count: usize, op: i32, as_int: fn(E)
             E::small(match op {
                 0 => values.sum(),
                 1 => values.product(),
-                2 => values.max().unwrap(),
-                _ => values.min().unwrap(),
+                2 => values.fold(i64::MIN, i64::max),
+                _ => values.fold(i64::MAX, i64::min),
             })
         })
         .collect()

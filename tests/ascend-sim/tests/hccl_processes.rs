@@ -142,7 +142,7 @@ fn a_killed_process() {
         all[ranks - 1].signal(libc::SIGKILL);
         let codes: Vec<String> = all[..ranks - 1].iter().map(Process::answer).collect();
         same(&codes, "507057");
-        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
         all.truncate(ranks - 1);
         same(&ask_all(&mut all, |_| "error x".into()), "21");
         same(&ask_all(&mut all, |_| "destroy x".into()), "0");
@@ -160,7 +160,7 @@ fn a_stopped_process() {
     let start = Instant::now();
     let codes = ask_all(&mut all[..2], |_| "allreduce x 2".into());
     same(&codes, "107020");
-    assert!((900..5000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!((900..20_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
     all[2].signal(libc::SIGCONT);
     same(&ask_all(&mut all, |_| "destroy x".into()), "0");
     connect(&mut all, "x");

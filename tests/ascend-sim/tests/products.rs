@@ -34,7 +34,13 @@ fn sums_are_in_order_to_the_last_bit() {
         let (x, y, out) = (Tensor::of(&[m, k], &a), Tensor::of(&[k, n], &b), Tensor::new::<f32>(&[m, n]));
         ok(op!(matmul, aclnnMmGetWorkspaceSize, aclnnMm, x.handle, y.handle, out.handle, 0));
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        assert_eq!(bits(out.values()), bits(expected), "{m} {k} {n}");
+        assert_eq!(bits(out.values()), bits(expected.clone()), "{m} {k} {n}");
+        // and whatever the layout of the weight
+        let turned: Vec<f32> = (0..k * n).map(|i| b[(i % k * n + i / k) as usize]).collect();
+        let memory = Tensor::of(&[n, k], &turned);
+        let view = memory.view::<f32>(&[k, n], &[1, k], 0);
+        ok(op!(matmul, aclnnMmGetWorkspaceSize, aclnnMm, x.handle, view.handle, out.handle, 0));
+        assert_eq!(bits(out.values()), bits(expected), "{m} {k} {n} transposed");
     }
 }
 

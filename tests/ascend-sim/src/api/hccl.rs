@@ -143,7 +143,9 @@ export! {
         }
         needed(comm, PTR, "subComm")?;
         // SAFETY: readable, by the contract of the function.
-        let (ranks, settings) = unsafe { (array(ranks, count.into(), PTR, "rankIds")?, Settings::with_config(config)?) };
+        let ranks = unsafe { array(ranks, count.into(), PTR, "rankIds") }?;
+        // SAFETY: as above.
+        let settings = unsafe { Settings::with_config(config) }?;
         let made = setup::split(&parent, &ranks, id, rank, settings)?;
         // SAFETY: writable, by the contract of the function.
         unsafe { give(made, comm) }

@@ -8,6 +8,8 @@ use crate::failure::{Failure, Outcome};
 pub const PARA: i32 = 1;
 /// A pointer is null.
 pub const PTR: i32 = 2;
+/// A fault of the simulator itself.
+pub const INTERNAL: i32 = 4;
 /// The type or feature is not supported.
 pub const NOT_SUPPORT: i32 = 5;
 /// A system call failed.
@@ -22,6 +24,8 @@ pub const TCP_CONNECT: i32 = 11;
 pub const TCP_TRANSFER: i32 = 13;
 /// The runtime refused a call.
 pub const RUNTIME: i32 = 15;
+/// Something is under way: try again.
+pub const AGAIN: i32 = 20;
 /// A peer is lost.
 pub const REMOTE: i32 = 21;
 /// The communicator is suspended.
@@ -34,7 +38,7 @@ pub fn text(code: i32) -> &'static CStr {
         PARA => c"parameter error",
         PTR => c"empty pointer",
         3 => c"memory error",
-        4 => c"internal error",
+        INTERNAL => c"internal error",
         NOT_SUPPORT => c"not support feature",
         6 => c"not found specific resource",
         7 => c"resource unavailable",
@@ -50,7 +54,7 @@ pub fn text(code: i32) -> &'static CStr {
         17 => c"call profiling api fail",
         18 => c"call cce api fail",
         19 => c"call network api fail",
-        20 => c"try again",
+        AGAIN => c"try again",
         REMOTE => c"error cqe",
         SUSPENDING => c"error communicator suspending",
         23 => c"retry constraint",

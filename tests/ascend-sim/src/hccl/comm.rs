@@ -367,7 +367,7 @@ impl Comm {
         }
         let mut state = lock(&self.state);
         if state.active > 0 {
-            return fail(20, "a collective is running");
+            return fail(codes::AGAIN, "a collective is running");
         }
         state.generation += 1;
         state.counters.clear();

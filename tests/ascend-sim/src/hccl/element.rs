@@ -173,7 +173,9 @@ impl Reduce {
                 *value = join(*value, read(*bytes));
             }
         }
-        values.into_iter().flat_map(write).collect()
+        let mut bytes = Vec::with_capacity(values.len() * N);
+        values.into_iter().for_each(|value| bytes.extend_from_slice(&write(value)));
+        bytes
     }
 
     fn int<T: Ord>(self, x: T, y: T, add: impl Fn(T, T) -> T, multiply: impl Fn(T, T) -> T) -> T {

@@ -79,10 +79,11 @@ struct Progress {
     queued: usize,
     total: u64,
     received: Vec<u8>,
+    done: bool,
 }
 
 impl Progress {
-    fn done(&self, leg: &Leg, link: &Link) -> bool {
+    fn is_done(&self, leg: &Leg, link: &Link) -> bool {
         let sent = self.queued == leg.gives.len() && link.flushed();
         self.entered && sent && self.received.len() as u64 == self.total
     }
@@ -95,8 +96,8 @@ enum Step {
 }
 
 impl Comm {
-    /// Gives each leg's peer its part of `data` and answers what came from each. It begins when all peers
-    /// have come to the same call, and ends when all bytes are through.
+    /// Gives each leg's peer its part of `data` and answers what came from each. It begins when all
+    /// peers have come to the same call, and ends when all bytes are through.
     pub fn exchange(
         &self,
         running: &Running<'_>,
@@ -139,7 +140,7 @@ impl Comm {
 
     fn begin(&self, leg: &Leg) -> Progress {
         let key = self.next_key(leg.peer, leg.channel);
-        Progress { key, entered: false, queued: 0, total: 0, received: Vec::new() }
+        Progress { key, entered: false, queued: 0, total: 0, received: Vec::new(), done: false }
     }
 
     fn missing(&self, legs: &[Leg], all: &[Progress]) -> String {
@@ -160,9 +161,8 @@ impl Comm {
     ) -> Result<Step, Fault> {
         let mut moved = false;
         let mut sockets = Vec::new();
-        let mut finished = 0;
         // what the ranks disagree on is found before what a peer's failure tells
-        for (leg, progress) in legs.iter().zip(all.iter_mut()) {
+        for (leg, progress) in legs.iter().zip(all.iter_mut()).filter(|(_, progress)| !progress.done) {
             let Some(link) = &mut links[leg.peer] else { continue };
             moved |= link.pump();
             if !progress.entered
@@ -173,7 +173,7 @@ impl Comm {
                 moved = true;
             }
         }
-        for (leg, progress) in legs.iter().zip(all.iter_mut()) {
+        for (leg, progress) in legs.iter().zip(all.iter_mut()).filter(|(_, progress)| !progress.done) {
             let Some(link) = &mut links[leg.peer] else {
                 return Err(Fault::remote(leg.peer, "has no connection"));
             };
@@ -184,8 +184,8 @@ impl Comm {
                     moved = true;
                 }
             }
-            if progress.done(leg, link) {
-                finished += 1;
+            progress.done = progress.is_done(leg, link);
+            if progress.done {
                 continue;
             }
             if let Some(code) = link.broken(progress.key.generation) {
@@ -199,7 +199,7 @@ impl Comm {
             }
             sockets.push((link.socket(), !link.flushed()));
         }
-        Ok(match (finished == legs.len(), moved) {
+        Ok(match (all.iter().all(|progress| progress.done), moved) {
             (true, _) => Step::Done,
             (false, true) => Step::Moved,
             (false, false) => Step::Idle(sockets),

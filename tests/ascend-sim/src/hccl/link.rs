@@ -11,6 +11,7 @@ const HEAD: usize = 32;
 const LONGEST: u64 = 1 << 30;
 // how much is read in one go, so that one peer does not keep the others waiting
 const READS: usize = 32;
+const BUFFER: usize = 1 << 16;
 
 /// What a frame is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,7 @@ pub struct Link {
     out: Vec<u8>,
     written: usize,
     input: Vec<u8>,
+    buffer: Box<[u8]>,
     inbox: VecDeque<Frame>,
     said_bye: bool,
     end: Option<End>,
@@ -71,6 +73,7 @@ impl Link {
             out: Vec::new(),
             written: 0,
             input: Vec::new(),
+            buffer: vec![0; BUFFER].into(),
             inbox: VecDeque::new(),
             said_bye: false,
             end: None,
@@ -113,15 +116,14 @@ impl Link {
 
     fn read(&mut self) -> bool {
         let mut moved = false;
-        let mut buffer = [0; 1 << 16];
         for _ in 0..READS {
             if self.end.is_some() {
                 break;
             }
-            match (&*self.socket).read(&mut buffer) {
+            match (&*self.socket).read(&mut self.buffer) {
                 Ok(0) => self.lose(),
                 Ok(n) => {
-                    self.input.extend_from_slice(&buffer[..n]);
+                    self.input.extend_from_slice(&self.buffer[..n]);
                     moved = true;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,

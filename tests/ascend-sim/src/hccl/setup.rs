@@ -173,7 +173,10 @@ pub fn all(devices: &[i32]) -> Outcome<Vec<Arc<Comm>>> {
         .collect();
     let joined: Vec<_> = joins
         .into_iter()
-        .map(|join| join.join().unwrap_or_else(|_| fail(4, "the simulator panicked: see its standard error")))
+        .map(|join| {
+            join.join()
+                .unwrap_or_else(|_| fail(codes::INTERNAL, "the simulator panicked: see its standard error"))
+        })
         .collect();
     joined.into_iter().collect()
 }
