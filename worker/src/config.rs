@@ -56,16 +56,8 @@ pub struct ServeConfig {
     pub step_tokens: u32,
 
     /// What the ranks of this worker are
-    #[arg(long, env = "BELAY_DEVICE", value_enum, ignore_case = true, default_value = "CPU")]
-    pub device: Device,
-
-    /// Generation that the NPUs must be of: A2, A3, Ascend950PR or Ascend950DT [default: any that is supported]
-    #[arg(long, env = "BELAY_ASCEND_CHIP", value_name = "CHIP")]
-    pub ascend_chip: Option<String>,
-
-    /// What NPUs multiply weights in; f32 is slow and takes twice the memory: it is there to compare results
-    #[arg(long, env = "BELAY_ASCEND_PRODUCTS", value_enum, default_value = "bf16")]
-    pub ascend_products: AscendProducts,
+    #[command(flatten)]
+    pub device: DeviceOptions,
 
     /// Bytes of experts that the ranks of this worker may hold together, such as 64Gi [default: what the container's
     /// memory limit leaves, if it has one]
@@ -159,9 +151,25 @@ pub struct ServeConfig {
     pub log_prompts: Switch,
 }
 
+/// What to compute on.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceOptions {
+    /// What the ranks of this worker are
+    #[arg(long = "device", env = "BELAY_DEVICE", value_enum, ignore_case = true, default_value = "CPU")]
+    pub kind: Device,
+
+    /// Generation that the NPUs must be of: A2, A3, Ascend950PR or Ascend950DT [default: any that is supported]
+    #[arg(long, env = "BELAY_ASCEND_CHIP", value_name = "CHIP")]
+    pub ascend_chip: Option<String>,
+
+    /// What NPUs multiply weights in; f32 is slow and takes twice the memory: it is there to compare results
+    #[arg(long, env = "BELAY_ASCEND_PRODUCTS", value_enum, default_value = "bf16")]
+    pub ascend_products: AscendProducts,
+}
+
 /// Bytes as Kubernetes writes them: a number and at most one of k, M, G, T, P, Ki, Mi, Gi, Ti, Pi. Parts of bytes
 /// round up.
-fn quantity(text: &str) -> Result<usize, String> {
+pub(crate) fn quantity(text: &str) -> Result<usize, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let unit: u128 = match suffix {
@@ -273,7 +281,7 @@ impl ServeConfig {
         if self.group_name().is_none() && self.group_workers > 1 {
             return Err(ConfigError::NoGroup(self.group_workers));
         }
-        if self.device == Device::Ascend && self.kv_format == KvFormat::Fp8 {
+        if self.device.kind == Device::Ascend && self.kv_format == KvFormat::Fp8 {
             return Err(ConfigError::AscendFormat);
         }
         self.served_name().map(|_| ())
@@ -374,8 +382,8 @@ mod tests {
 
     #[test]
     fn the_device_is_spelt_as_in_the_resource() {
-        assert_eq!(parse(&["--device", "CPU"]).device, Device::Cpu);
-        assert_eq!(parse(&["--device", "Ascend"]).device, Device::Ascend);
+        assert_eq!(parse(&["--device", "CPU"]).device.kind, Device::Cpu);
+        assert_eq!(parse(&["--device", "Ascend"]).device.kind, Device::Ascend);
         assert!(Cli::try_parse_from(["w", "--model-dir", "/m", "--device", "Abacus"]).is_err());
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use belay_ascend::{AscendBackend, AscendOptions, DeviceLimits, Library, Runtime, Search};
 use belay_backend::Backend;
 
-use crate::config::ServeConfig;
+use crate::config::DeviceOptions;
 
 /// The devices of a worker: the first one has the dense weights, and ranks go round over all of them.
 pub struct Devices<B>(Arc<[Arc<B>]>);
@@ -54,26 +54,26 @@ impl<B: Backend> Devices<B> {
     }
 }
 
-/// As many NPUs as the worker has ranks: those that the container was given, numbered from 0.
+/// As many NPUs as there are ranks: those that the container was given, numbered from 0.
 ///
 /// # Errors
 /// CANN cannot be loaded, there are too few devices, or the chip is another one than was said.
-pub fn ascend(config: &ServeConfig) -> anyhow::Result<Devices<AscendBackend>> {
+pub fn ascend(asked: &DeviceOptions, ranks: u32) -> anyhow::Result<Devices<AscendBackend>> {
     let library = Library::open(&Search::from_env())?;
     tracing::info!(report = %library.report(), "cann");
     let runtime = Runtime::start(library)?;
-    let (wanted, found) = (config.devices_per_worker, runtime.device_count()?);
+    let found = runtime.device_count()?;
     ensure!(
-        wanted <= found,
-        "BELAY_DEVICES_PER_WORKER: {wanted} ranks need {wanted} NPUs, and the container has {found}"
+        ranks <= found,
+        "{ranks} ranks need {ranks} NPUs, and there are {found} (BELAY_DEVICES_PER_WORKER)"
     );
-    let options = AscendOptions { products: config.ascend_products.into(), ..AscendOptions::default() };
+    let options = AscendOptions { products: asked.ascend_products.into(), ..AscendOptions::default() };
     let mut devices = Vec::new();
-    for index in 0..wanted {
+    for index in 0..ranks {
         let device = belay_ascend::Device::open(&runtime, index, DeviceLimits::default())
             .with_context(|| format!("device {index}"))?;
         let found = device.chip().generation.as_str();
-        if let Some(expected) = config.ascend_chip.as_deref().filter(|expected| !expected.is_empty()) {
+        if let Some(expected) = asked.ascend_chip.as_deref().filter(|expected| !expected.is_empty()) {
             ensure!(
                 expected == found,
                 "BELAY_ASCEND_CHIP: the deployment is made for {expected}, device {index} is {} ({found})",

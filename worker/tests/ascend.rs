@@ -63,10 +63,7 @@ async fn what_does_not_fit_is_said_before_anything_is_served() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let said = refused(&[], &["--devices-per-worker", "9"]);
-    assert!(
-        said.contains("BELAY_DEVICES_PER_WORKER: 9 ranks need 9 NPUs, and the container has 8"),
-        "{said}"
-    );
+    assert!(said.contains("9 ranks need 9 NPUs, and there are 8 (BELAY_DEVICES_PER_WORKER)"), "{said}");
     let said = refused(&[("BELAY_ASCEND_CHIP", "A3")], &[]);
     assert!(said.contains("made for A3, device 0 is Ascend910B3 (A2)"), "{said}");
     let said = refused(&[("BELAY_CANN_LIBRARY", "/nowhere.so")], &[]);
@@ -134,4 +131,35 @@ async fn a_worker_that_loses_an_npu_leaves_and_the_other_goes_on() {
     }
     let left = members[1].inference().await.generate(long(&prompt)).await.unwrap_err();
     assert_eq!(left.code(), tonic::Code::Unavailable, "{left:?}");
+}
+
+/// What is run first on a real NPU: the golden cases, by the command line.
+#[test]
+fn logits_of_golden_cases_are_written_and_are_the_references() {
+    use safetensors::SafeTensors;
+    let folder = tempfile::tempdir().unwrap();
+    let case = common::nano().join("../../golden/public_sliding_hash");
+    let golden: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(case.join("golden.json")).unwrap()).unwrap();
+    let sequence = &golden["sequences"][0];
+    let ids = ["prompt", "greedy"].map(|part| sequence[part].as_array().unwrap().clone()).concat();
+    let input = serde_json::json!({"sequences": [{"name": sequence["name"], "ids": ids}]});
+    let (ids, out) = (folder.path().join("ids.json"), folder.path().join("out.safetensors"));
+    std::fs::write(&ids, input.to_string()).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_belay-worker"));
+    command.env("BELAY_CANN_LIBRARY", library()).arg("logits");
+    command.arg("--model").arg(&case).arg("--ids").arg(&ids).arg("--out").arg(&out);
+    command.args(["--device", "Ascend", "--ascend-products", "f32", "--ranks", "2", "--memory", "8Mi"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read = |path: &std::path::Path| {
+        let bytes = std::fs::read(path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = file.tensor(&format!("{}.logits", sequence["name"].as_str().unwrap())).unwrap();
+        tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect::<Vec<_>>()
+    };
+    let (found, expected) = (read(&out), read(&case.join("golden.safetensors")));
+    assert_eq!(found.len(), expected.len());
+    let differ = found.iter().zip(&expected).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
+    assert!(differ < 1e-4, "{differ}");
 }

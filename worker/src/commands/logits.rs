@@ -14,6 +14,9 @@ use clap::{Args, ValueEnum};
 use safetensors::{Dtype, View};
 use serde::Deserialize;
 
+use crate::config::{Device, DeviceOptions, quantity};
+use crate::devices::{self, Devices};
+
 /// Options of `logits`.
 #[derive(Debug, Args)]
 pub struct LogitsArgs {
@@ -28,6 +31,14 @@ pub struct LogitsArgs {
     /// Written as safetensors: NAME.logits f32 [tokens, vocab], NAME.router.LAYER i32 [tokens, k] ascending
     #[arg(long)]
     pub out: PathBuf,
+
+    /// What to compute on
+    #[command(flatten)]
+    pub device: DeviceOptions,
+
+    /// Bytes for the state of a sequence, such as 500M or 4Gi
+    #[arg(long, value_name = "BYTES", default_value = "4Gi", value_parser = quantity)]
+    pub memory: usize,
 
     /// Ranks of this process that the experts are dealt to
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -82,7 +93,14 @@ struct Sequence {
 /// A checkpoint, an input file or a sequence that cannot be used, by name.
 pub fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     let input = read_input(&args.ids)?;
-    let forward = Forward::load(args)?;
+    match args.device.kind {
+        Device::Cpu => compute(args, &input, &Devices::one(CpuBackend::detect())),
+        Device::Ascend => compute(args, &input, &devices::ascend(&args.device, args.ranks)?),
+    }
+}
+
+fn compute<B: Backend>(args: &LogitsArgs, input: &Input, devices: &Devices<B>) -> anyhow::Result<()> {
+    let forward = Forward::load(args, devices)?;
     let mut tensors = Vec::new();
     for sequence in &input.sequences {
         let context = || format!("sequence {:?}", sequence.name);
@@ -104,24 +122,19 @@ fn read_input(path: &Path) -> anyhow::Result<Input> {
 }
 
 /// A loaded model with its experts dealt to ranks.
-struct Forward {
-    model: Model<CpuBackend>,
+struct Forward<B: Backend> {
+    model: Model<B>,
     fabric: InProcess,
 }
 
-impl Forward {
-    fn load(args: &LogitsArgs) -> anyhow::Result<Self> {
+impl<B: Backend> Forward<B> {
+    fn load(args: &LogitsArgs, devices: &Devices<B>) -> anyhow::Result<Self> {
         let numerics = args.numerics.into();
         let checkpoint = Arc::new(Checkpoint::open(&args.model)?);
-        let backend = Arc::new(CpuBackend::detect());
-        tracing::info!(device = backend.describe(), ranks = args.ranks, "loading");
-        let model = Model::load(
-            Arc::clone(&backend),
-            &checkpoint,
-            numerics,
-            CacheOptions::default(),
-            &mut |_, _| {},
-        )?;
+        devices.describe().for_each(|device| tracing::info!(device, ranks = args.ranks, "loading"));
+        let dense = Arc::clone(devices.dense());
+        let cache = CacheOptions { memory: args.memory, ..CacheOptions::default() };
+        let model = Model::load(dense, &checkpoint, numerics, cache, &mut |_, _| {})?;
         let card = checkpoint.card();
         if args.ranks > card.experts {
             bail!("--ranks: {} ranks for {} experts", args.ranks, card.experts);
@@ -129,7 +142,8 @@ impl Forward {
         let table = Table::stand_alone(card.layers as usize, card.experts as usize, args.ranks)?;
         let mut ranks: Vec<Arc<dyn ExpertCompute>> = Vec::new();
         for rank in 0..args.ranks {
-            let bank = ExpertBank::new(Arc::clone(&backend), Arc::clone(&checkpoint), numerics);
+            let device = Arc::clone(devices.of_rank(rank));
+            let bank = ExpertBank::new(device, Arc::clone(&checkpoint), numerics);
             bank.load(table.of_rank(rank), &mut |_, _| {})?;
             ranks.push(Arc::new(bank));
         }

@@ -33,10 +33,10 @@ async fn serve(config: ServeConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let traces = Exporter::start("belay-worker")?;
-    let worker = match config.device {
+    let worker = match config.device.kind {
         Device::Cpu => start(config, Devices::one(CpuBackend::detect())).await?,
         Device::Ascend => {
-            let devices = devices::ascend(&config)?;
+            let devices = devices::ascend(&config.device, config.devices_per_worker)?;
             start(config, devices).await?
         }
     };
