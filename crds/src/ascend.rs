@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
+    validation = Rule::new("!has(self.weights) || self.weights != 'W4A8' || self.chip in ['A2', 'A3']")
+        .message("ascend.weights W4A8 goes with A2 and A3 only: 950 has no INT4").field_path(".weights"),
     validation = Rule::new("!has(self.resourceClaimTemplateName) || !has(self.scheduling) || self.scheduling.scheduler != 'Volcano'")
         .message("ascend.resourceClaimTemplateName does not go with scheduler Volcano: its Ascend plugin counts extended resources").field_path(".resourceClaimTemplateName"),
     validation = Rule::new("!has(self.scheduling) || self.scheduling.scheduler != 'Volcano' || has(self.scheduling.policy) || self.chip in ['A2', 'A3']")
@@ -17,6 +19,10 @@ pub struct AscendSpec {
     /// Generation of the NPUs. It decides the default of group.deviceResource, which labels nodes must have, and what is
     /// mounted; the worker refuses to start on another one.
     pub chip: AscendChip,
+
+    /// What the linears of the model are multiplied in. Default: BF16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<AscendWeights>,
 
     /// How the driver gets into the containers. Default: Ascend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,6 +87,28 @@ impl AscendChip {
     /// Whether it is of the 950 generation.
     pub fn is_950(self) -> bool {
         matches!(self, Self::Ascend950PR | Self::Ascend950DT)
+    }
+}
+
+/// What linears are multiplied in. Norms, routing, the indexer, compression and the head are f32 in any case.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AscendWeights {
+    /// bf16. Published FP8 and MXFP4 weights lose nothing; they take twice and four times their memory.
+    BF16,
+    /// INT8 weights with a scale for each output channel, activations in INT8 with a scale for each token.
+    W8A8,
+    /// As W8A8, but routed experts have INT4 weights. On A2 and A3.
+    W4A8,
+}
+
+impl AscendWeights {
+    /// The value of the worker's `BELAY_ASCEND_PRODUCTS`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BF16 => "bf16",
+            Self::W8A8 => "int8",
+            Self::W4A8 => "int4-experts",
+        }
     }
 }
 

@@ -257,6 +257,7 @@ impl Reason {
             "CheckpointNotFound" => Self::CheckpointNotFound,
             "PlacementInvalid" => Self::PlacementInvalid,
             "OutOfMemory" => Self::OutOfMemory,
+            "DeviceLost" => Self::DeviceFault,
             _ => Self::WorkerFailed,
         }
     }

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 use crate::{AscendSpec, CacheSpec, FabricSpec, PullPolicy, SpeculationSpec};
 
 /// Environment variables of the worker that the operator sets, and that a template therefore must not.
-pub const RESERVED_ENV: [&str; 22] = [
+pub const RESERVED_ENV: [&str; 23] = [
     "BELAY_MODEL_DIR",
     "BELAY_MODEL_NAME",
     "BELAY_MAX_CONTEXT_TOKENS",
     "BELAY_DEVICE",
     "BELAY_DEVICES_PER_WORKER",
     "BELAY_ASCEND_CHIP",
+    "BELAY_ASCEND_PRODUCTS",
     "BELAY_GROUP",
     "BELAY_REVISION",
     "BELAY_WORKER_INDEX",
@@ -47,6 +48,8 @@ pub const RESERVED_ENV: [&str; 22] = [
         .message("deviceResource goes with device Ascend only").field_path(".deviceResource"),
     validation = Rule::new("!has(self.deviceResource) || !has(self.ascend) || !has(self.ascend.resourceClaimTemplateName)")
         .message("deviceResource and ascend.resourceClaimTemplateName exclude each other: devices are asked for in one way").field_path(".deviceResource"),
+    validation = Rule::new("self.device != 'Ascend' || !has(self.cache) || !has(self.cache.format) || self.cache.format != 'FP8'")
+        .message("cache.format must be F32 or BF16 with device Ascend").field_path(".cache.format"),
     validation = Rule::new("!has(self.ascend) || self.ascend.chip != 'A3' || self.devicesPerWorker == 1 || self.devicesPerWorker % 2 == 0")
         .message("devicesPerWorker must be 1 or even with ascend.chip A3: a card is two devices").field_path(".devicesPerWorker"),
     validation = Rule::new("!has(self.ascend) || !has(self.ascend.scheduling) || !has(self.ascend.scheduling.superPodDevices) || (self.ascend.scheduling.superPodDevices % self.devicesPerWorker == 0 && (self.workers * self.devicesPerWorker) % self.ascend.scheduling.superPodDevices == 0)")
@@ -129,8 +132,8 @@ impl Device {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     cel,
-    validation = Rule::new("!has(self.env) || self.env.all(e, !(e.name in ['BELAY_MODEL_DIR', 'BELAY_MODEL_NAME', 'BELAY_MAX_CONTEXT_TOKENS', 'BELAY_DEVICE', 'BELAY_DEVICES_PER_WORKER', 'BELAY_ASCEND_CHIP', 'BELAY_GROUP', 'BELAY_REVISION', 'BELAY_WORKER_INDEX', 'BELAY_GROUP_WORKERS', 'BELAY_POD_UID', 'BELAY_PLACEMENT_FILE', 'BELAY_DRAIN_SECONDS', 'BELAY_KV_MEMORY', 'BELAY_KV_FORMAT', 'BELAY_PREFIX_CACHE', 'BELAY_DRAFT_TOKENS', 'BELAY_CHAT_ENCODING', 'BELAY_DEFAULT_THINKING', 'BELAY_EXPERT_MEMORY', 'BELAY_FABRIC_FORMAT', 'BELAY_FABRIC_KEY_FILE']))")
-        .message("env must not set a variable that the operator sets (BELAY_MODEL_*, BELAY_MAX_CONTEXT_TOKENS, BELAY_DEVICE*, BELAY_ASCEND_CHIP, BELAY_GROUP*, BELAY_REVISION, BELAY_WORKER_INDEX, BELAY_POD_UID, BELAY_PLACEMENT_FILE, BELAY_DRAIN_SECONDS, BELAY_KV_*, BELAY_PREFIX_CACHE, BELAY_DRAFT_TOKENS, BELAY_CHAT_ENCODING, BELAY_DEFAULT_THINKING, BELAY_EXPERT_MEMORY, BELAY_FABRIC_FORMAT, BELAY_FABRIC_KEY_FILE)").field_path(".env")
+    validation = Rule::new("!has(self.env) || self.env.all(e, !(e.name in ['BELAY_MODEL_DIR', 'BELAY_MODEL_NAME', 'BELAY_MAX_CONTEXT_TOKENS', 'BELAY_DEVICE', 'BELAY_DEVICES_PER_WORKER', 'BELAY_ASCEND_CHIP', 'BELAY_ASCEND_PRODUCTS', 'BELAY_GROUP', 'BELAY_REVISION', 'BELAY_WORKER_INDEX', 'BELAY_GROUP_WORKERS', 'BELAY_POD_UID', 'BELAY_PLACEMENT_FILE', 'BELAY_DRAIN_SECONDS', 'BELAY_KV_MEMORY', 'BELAY_KV_FORMAT', 'BELAY_PREFIX_CACHE', 'BELAY_DRAFT_TOKENS', 'BELAY_CHAT_ENCODING', 'BELAY_DEFAULT_THINKING', 'BELAY_EXPERT_MEMORY', 'BELAY_FABRIC_FORMAT', 'BELAY_FABRIC_KEY_FILE']))")
+        .message("env must not set a variable that the operator sets (BELAY_MODEL_*, BELAY_MAX_CONTEXT_TOKENS, BELAY_DEVICE*, BELAY_ASCEND_CHIP, BELAY_ASCEND_PRODUCTS, BELAY_GROUP*, BELAY_REVISION, BELAY_WORKER_INDEX, BELAY_POD_UID, BELAY_PLACEMENT_FILE, BELAY_DRAIN_SECONDS, BELAY_KV_*, BELAY_PREFIX_CACHE, BELAY_DRAFT_TOKENS, BELAY_CHAT_ENCODING, BELAY_DEFAULT_THINKING, BELAY_EXPERT_MEMORY, BELAY_FABRIC_FORMAT, BELAY_FABRIC_KEY_FILE)").field_path(".env")
 )]
 pub struct PodTemplate {
     /// Image of the worker. Default: the image that the operator was configured with when the revision was

@@ -21,8 +21,8 @@ mod status;
 pub use self::{
     analysis::{AnalysisPolicy, AnalysisSpec, ParitySpec, QuerySpec},
     ascend::{
-        AscendChip, AscendRuntime, AscendScheduling, AscendSpec, DeviceFaultsSpec, FaultAction, PodNetwork,
-        Scheduler,
+        AscendChip, AscendRuntime, AscendScheduling, AscendSpec, AscendWeights, DeviceFaultsSpec,
+        FaultAction, PodNetwork, Scheduler,
     },
     autoscaling::{
         AutoscalingMode, AutoscalingSpec, AutoscalingStatus, DuringRollout, ScaleRecord, ScalingBehavior,

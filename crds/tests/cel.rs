@@ -363,6 +363,22 @@ fn ascend_goes_with_its_device_and_nothing_else() {
 }
 
 #[test]
+fn what_npus_do_not_multiply_or_keep_is_refused() {
+    for (chip, weights) in [("A2", "W4A8"), ("A3", "W4A8"), ("Ascend950PR", "W8A8"), ("Ascend950DT", "BF16")]
+    {
+        check(ascend(json!({ "ascend": { "chip": chip, "weights": weights } }))).unwrap();
+    }
+    let four = json!({ "ascend": { "chip": "Ascend950DT", "weights": "W4A8" } });
+    refused(ascend(four), "ascend.weights W4A8 goes with A2 and A3 only");
+    check(ascend(json!({ "cache": { "format": "BF16" } }))).unwrap();
+    refused(
+        ascend(json!({ "cache": { "format": "FP8" } })),
+        "cache.format must be F32 or BF16 with device Ascend",
+    );
+    check(with("/spec/group", json!({ "device": "CPU", "cache": { "format": "FP8" } }))).unwrap();
+}
+
+#[test]
 fn cards_of_two_devices_are_given_whole() {
     for devices in [1, 2, 8, 16] {
         check(ascend(json!({ "devicesPerWorker": devices }))).unwrap();

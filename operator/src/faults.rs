@@ -11,7 +11,7 @@ mod report;
 mod watch;
 
 pub use self::{
-    judge::{Devices, Finding, action, judge},
+    judge::{DEVICE_LOST, Devices, Finding, action, judge, lost},
     report::{Fault, Level, read},
     watch::Faults,
 };

@@ -6,7 +6,13 @@ use belay_epoch::{Intent, conductor::Member};
 use belay_proto::admin::{PeerHealth, Phase, Placement, WorkerStatus};
 use k8s_openapi::jiff::Timestamp;
 
-use crate::{attendance::Seat, faults::Finding, loads::GroupLoad, recovery::Rebalances, rollout::Health};
+use crate::{
+    attendance::Seat,
+    faults::{self, Finding},
+    loads::GroupLoad,
+    recovery::Rebalances,
+    rollout::Health,
+};
 
 /// One copy of the model: `workers` slots, each with a pod or without.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -131,11 +137,13 @@ impl WorkerPod {
     }
 
     /// Whether its worker failed, that is what is wrong with the pod, and nothing but a new pod helps. One whose engine
-    /// has stopped does not count: its liveness probe has the kubelet restart it.
+    /// has stopped does not count: its liveness probe has the kubelet restart it. Nor does one that has lost a device: it
+    /// is made anew.
     pub fn failed_for_good(&self) -> bool {
-        let has_failed = self
-            .status()
-            .is_some_and(|status| status.phase() == Phase::Failed && status.reason != "EngineStopped");
+        let passes = ["EngineStopped", faults::DEVICE_LOST];
+        let has_failed = self.status().is_some_and(|status| {
+            status.phase() == Phase::Failed && !passes.contains(&status.reason.as_str())
+        });
         has_failed && !self.node_lost && !self.node_silent && self.trouble.is_none() && !self.terminating
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use belay_crds::{DeviceFaultsSpec, FaultAction, Reason};
 use belay_epoch::Kind;
 use belay_operator::{
-    faults::{Devices, Fault, Finding, Level, action, judge},
+    faults::{Devices, Fault, Finding, Level, action, judge, lost},
     group::Group,
     placement::Copies,
     reconcile::{
@@ -386,4 +386,21 @@ fn removal_names_its_cause_and_its_pod_is_made_anew() {
         panic!()
     };
     assert_eq!(create, &[1]);
+}
+
+#[test]
+fn a_worker_that_has_lost_a_device_is_replaced_whatever_the_policy() {
+    use belay_proto::admin::{Phase, WorkerStatus};
+    let says = |phase: Phase, reason: &str| WorkerStatus {
+        phase: phase.into(),
+        reason: reason.into(),
+        message: "aclrtSynchronizeStreamWithTimeout failed with 507901".into(),
+        ..WorkerStatus::default()
+    };
+    let finding = lost(&says(Phase::Failed, "DeviceLost")).unwrap();
+    assert_eq!(finding.action, FaultAction::Replace);
+    assert!(finding.message.contains("507901"), "{}", finding.message);
+    for other in [says(Phase::Failed, "CheckpointInvalid"), says(Phase::Ready, "DeviceLost")] {
+        assert_eq!(lost(&other), None);
+    }
 }

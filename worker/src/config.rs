@@ -162,7 +162,7 @@ pub struct DeviceOptions {
     #[arg(long, env = "BELAY_ASCEND_CHIP", value_name = "CHIP")]
     pub ascend_chip: Option<String>,
 
-    /// What NPUs multiply weights in; f32 is slow and takes twice the memory: it is there to compare results
+    /// What NPUs multiply weights in
     #[arg(long, env = "BELAY_ASCEND_PRODUCTS", value_enum, default_value = "bf16")]
     pub ascend_products: AscendProducts,
 }
@@ -223,9 +223,13 @@ pub enum Device {
 /// What NPUs multiply weights in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AscendProducts {
-    /// bf16
+    /// bf16: published weights lose nothing
     Bf16,
-    /// f32
+    /// W8A8: INT8 weights and activations
+    Int8,
+    /// W4A8: as int8, with INT4 weights of routed experts; A2 and A3
+    Int4Experts,
+    /// f32: slow, and twice the memory; to compare results
     F32,
 }
 
@@ -233,6 +237,8 @@ impl From<AscendProducts> for Products {
     fn from(products: AscendProducts) -> Self {
         match products {
             AscendProducts::Bf16 => Self::Bf16,
+            AscendProducts::Int8 => Self::Int8,
+            AscendProducts::Int4Experts => Self::Int4Experts,
             AscendProducts::F32 => Self::F32,
         }
     }

@@ -2,6 +2,7 @@
 use std::collections::BTreeSet;
 
 use belay_crds::{DeviceFaultsSpec, FaultAction, labels};
+use belay_proto::admin::{Phase, WorkerStatus};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::ResourceExt as _;
 
@@ -9,6 +10,9 @@ use super::report::{Fault, Level};
 
 /// Seconds for which requests that must be computed again are nothing but that: workers do it by themselves.
 const PASSING_SECONDS: i64 = 60;
+
+/// Reason of a worker that failed because a device did.
+pub const DEVICE_LOST: &str = "DeviceLost";
 
 /// Faults that a message names; more are counted.
 const LISTED: usize = 3;
@@ -77,6 +81,13 @@ pub fn action(policy: &DeviceFaultsSpec, level: &Level) -> FaultAction {
         Level::Other(_) => (policy.other, Drain),
     };
     wish.unwrap_or(default)
+}
+
+/// What follows if a worker says itself that it has lost a device: it holds no experts and serves nobody any more.
+pub fn lost(status: &WorkerStatus) -> Option<Finding> {
+    let is_lost = status.phase() == Phase::Failed && status.reason == DEVICE_LOST;
+    let message = format!("the worker has lost a device: {}: it is made anew", status.message);
+    is_lost.then_some(Finding { action: FaultAction::Replace, message })
 }
 
 /// What follows for a pod that was `created` then and has these `devices`; `None`: nothing, and nothing is told.

@@ -21,6 +21,7 @@ use super::build;
 use crate::{
     cache::Key,
     context::Context,
+    faults,
     group::{Group, WorkerPod},
     nodes::Nodes,
     recovery::Rebalances,
@@ -95,6 +96,9 @@ pub async fn observe(
         let policy = deployment.spec.device_faults.clone().unwrap_or_default();
         let resource = build::resource(&deployment.spec.group, spec);
         context.faults.note(&policy, resource, &objects.pods, &mut groups, now);
+    }
+    for pod in groups.iter_mut().flat_map(|group| &mut group.slots).flatten() {
+        pod.fault = pod.status().and_then(faults::lost).or(pod.fault.take());
     }
     context.attendance.note(&namespace, &name, &mut groups, now);
     let asked = deployment.annotations().get(labels::REBALANCE).map(String::as_str);

@@ -3,8 +3,9 @@
 //! Admission refuses nearly all of this already (schema and CEL rules). It is checked again because objects may have
 //! been stored under an older definition.
 use belay_crds::{
-    AnalysisPolicy, AnalysisSpec, AscendChip, BlueGreenSpec, CanarySpec, Device, DeviceFaultsSpec, GroupSpec,
-    ModelDeployment, Promotion, RebalancePolicy, RolloutProgress, RolloutStrategy, Scheduler, labels,
+    AnalysisPolicy, AnalysisSpec, AscendChip, AscendWeights, BlueGreenSpec, CacheFormat, CanarySpec, Device,
+    DeviceFaultsSpec, GroupSpec, ModelDeployment, Promotion, RebalancePolicy, RolloutProgress,
+    RolloutStrategy, Scheduler, labels,
 };
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::OwnerReference, util::intstr::IntOrString};
 use kube::{Resource as _, ResourceExt as _};
@@ -156,6 +157,12 @@ fn devices(group: &GroupSpec) -> Result<(), Invalid> {
     let Some(spec) = &group.ascend else { return Ok(()) };
     if group.device_resource.is_some() && spec.resource_claim_template_name.is_some() {
         return invalid("spec.group.deviceResource", "must not be set with ascend.resourceClaimTemplateName");
+    }
+    if spec.weights == Some(AscendWeights::W4A8) && spec.chip.is_950() {
+        return invalid("spec.group.ascend.weights", "W4A8 goes with A2 and A3 only");
+    }
+    if group.cache.as_ref().is_some_and(|cache| cache.format == Some(CacheFormat::FP8)) {
+        return invalid("spec.group.cache.format", "must be F32 or BF16 with device Ascend");
     }
     if spec.chip == AscendChip::A3 && group.devices_per_worker != 1 && group.devices_per_worker % 2 != 0 {
         return invalid("spec.group.devicesPerWorker", "must be 1 or even with ascend.chip A3");

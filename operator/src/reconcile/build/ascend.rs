@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use belay_crds::{
-    AscendChip, AscendRuntime, AscendScheduling, AscendSpec, GroupSpec, PodNetwork, Scheduler, labels,
+    AscendChip, AscendRuntime, AscendScheduling, AscendSpec, AscendWeights, GroupSpec, PodNetwork, Scheduler,
+    labels,
 };
 use k8s_openapi::{
     api::core::v1::{
@@ -226,6 +227,7 @@ fn environment(container: &mut Container, group: &GroupSpec, spec: &AscendSpec, 
     };
     let mut ours = vec![
         value("BELAY_ASCEND_CHIP", spec.chip.as_str()),
+        value("BELAY_ASCEND_PRODUCTS", spec.weights.unwrap_or(AscendWeights::BF16).as_str()),
         value("HOME", HOME),
         field("HCCL_IF_IP", "status.podIP".to_owned()),
         value("HCCL_CONNECT_TIMEOUT", &CONNECT_SECONDS.to_string()),

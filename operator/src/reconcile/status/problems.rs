@@ -47,7 +47,9 @@ impl View<'_> {
                 if let Some(trouble) = pod.problem() {
                     add(trouble.reason, &pod.name, &trouble.message, pod.failed_for_good());
                 }
-                if let Some(fault) = &pod.fault {
+                // a worker that has lost a device says so itself
+                let told = pod.problem().is_some_and(|trouble| trouble.reason == Reason::DeviceFault);
+                if let Some(fault) = pod.fault.as_ref().filter(|_| !told) {
                     add(Reason::DeviceFault, &pod.name, &fault.message, false);
                 }
                 let stuck = pod.status().filter(|status| !status.prepare_error.is_empty());

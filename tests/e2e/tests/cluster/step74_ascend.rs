@@ -32,16 +32,23 @@ const CONTROL: &str = "/dev/shm/simulator";
 const LONGEST_STALL: Duration = Duration::from_secs(20);
 
 /// Every node that takes pods has eight NPUs, and what Ascend's software leaves on a node.
-fn give_npus(fixture: &Fixture) -> Result<()> {
+async fn give_npus(fixture: &Fixture) -> Result<()> {
     for node in fixture.system.list(&["nodes"])? {
         let name = node::name(&node)?;
         let patch = json!([{"op": "add", "path": "/status/capacity/huawei.com~1Ascend910", "value": "8"}]);
         let patch = patch.to_string();
         fixture.system.run(&["patch", "node", name, "--subresource=status", "--type=json", "-p", &patch])?;
         fixture.system.run(&["label", "node", name, "accelerator=huawei-Ascend910", "--overwrite"])?;
-        docker(&["exec", name, "touch", "/etc/hccn.conf"])?;
+        let files = "mkdir -p $tools && touch /etc/hccn.conf $tools/hccn_tool";
+        let tools = "tools=/usr/local/Ascend/driver/tools";
+        docker(&["exec", name, "sh", "-c", &format!("{tools}; {files}")])?;
     }
-    Ok(())
+    // a kubelet takes a new resource over into what can be had
+    wait::until("NPUs can be had on every node", SOON, || {
+        let nodes = fixture.system.list(&["nodes"])?;
+        Ok(nodes.iter().all(|node| node["status"]["allocatable"][RESOURCE] == "8").then_some(()))
+    })
+    .await
 }
 
 fn manifest() -> String {
@@ -96,7 +103,7 @@ impl Scene {
     async fn begin() -> Result<Self> {
         let mut fixture = fixture()?;
         fixture.models = Kubectl::new(&fixture.env, NAMESPACE);
-        give_npus(&fixture)?;
+        give_npus(&fixture).await?;
         fixture.models.apply(&manifest())?;
         fixture.settled(NAME, 1).await?;
         let began = Instant::now();
@@ -161,7 +168,7 @@ async fn t1_eight_npus_in_two_pods_serve_and_one_is_lost() -> Result<()> {
 }
 
 /// What the device plugin writes about a node.
-fn report(system: &Kubectl, node: &str, faults: &Value) -> Result<()> {
+fn report(fixture: &Fixture, node: &str, faults: &Value) -> Result<()> {
     let info = json!({
         "DeviceInfo": {
             "DeviceList": {
@@ -179,10 +186,10 @@ fn report(system: &Kubectl, node: &str, faults: &Value) -> Result<()> {
     let object = json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": format!("mindx-dl-deviceinfo-{node}"), "namespace": "kube-system"},
+        "metadata": {"name": format!("mindx-dl-deviceinfo-{node}")},
         "data": {"DeviceInfoCfg": info.to_string(), "ManuallySeparateNPU": ""},
     });
-    system.apply(&object.to_string()).map(|_| ())
+    Kubectl::new(&fixture.env, "kube-system").apply(&object.to_string())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -203,7 +210,7 @@ async fn t2_what_a_device_plugin_reports_moves_the_worker_off_the_device() -> Re
         "fault_code": "80E01801",
         "fault_time_and_level_map": {"80E01801": {"fault_time": 0, "fault_level": "PreSeparateNPU"}},
     }]);
-    report(&scene.fixture.system, &node, &fault)?;
+    report(&scene.fixture, &node, &fault)?;
     let fixture = scene.fixture.clone();
     scene.end(since, &before).await?;
     let told = fixture.models.run(&["get", "events", "-o", "json"])?;
@@ -216,7 +223,7 @@ async fn t2_what_a_device_plugin_reports_moves_the_worker_off_the_device() -> Re
                 .all(|word| event["message"].as_str().is_some_and(|message| message.contains(word)))
     };
     ensure!(events.iter().any(|event| names_it(&event)), "no event names device, code and level");
-    report(&fixture.system, &node, &json!([]))?;
+    report(&fixture, &node, &json!([]))?;
     fixture.remove(NAME).await?;
     fixture.system.run(&["delete", "namespace", NAMESPACE]).map(|_| ())
 }
