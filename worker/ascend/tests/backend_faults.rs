@@ -42,7 +42,7 @@ fn scenario(backend: &AscendBackend) -> Result<Vec<f32>, BackendError> {
     };
     let all = Rows { first: 0, count: rows, width };
 
-    let table = backend.matrix(stored(20, width, 1), Precision::Working)?;
+    let table = backend.matrix(stored(20, width, 1), Precision::Half)?;
     let precise = backend.matrix(stored(width, width, 2), Precision::Full)?;
     let halves = backend.matrix(stored(width, width / 2, 3), Precision::Working)?;
     let mut x = backend.alloc(rows * width)?;

@@ -33,6 +33,13 @@ pub fn backend(products: Products) -> AscendBackend {
     AscendBackend::new(&device(), AscendOptions { products, ..AscendOptions::default() }).unwrap()
 }
 
+/// Products that this chip knows, quantised ones included.
+pub fn products(device: &Device) -> Vec<Products> {
+    let mut known = vec![Products::Bf16, Products::Int8];
+    known.extend(device.chip().has_int4.then_some(Products::Int4Experts));
+    known
+}
+
 /// A model with its experts on one device, and room for a few sequences.
 pub fn small_cache(dir: &std::path::Path, backend: AscendBackend) -> Loaded<AscendBackend> {
     let cache = CacheOptions { memory: 8 << 20, ..CacheOptions::default() };
