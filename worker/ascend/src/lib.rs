@@ -24,8 +24,8 @@ mod stream;
 mod tensor;
 
 pub use backend::{
-    AscendArena, AscendBackend, AscendBuffer, AscendIndices, AscendMatrix, AscendOptions, Choice, ComputePath, FusedOperators,
-    Products,
+    AscendArena, AscendBackend, AscendBuffer, AscendIndices, AscendMatrix, AscendOptions, Choice,
+    ComputePath, FusedOperators, Products,
 };
 pub use chip::{Chip, DispatchAlgorithm, DispatchLimits, Generation};
 pub use context::{Context, Current};

@@ -60,7 +60,10 @@ fn fused_operators_are_chosen_by_what_they_do_on_this_chip() {
     assert_eq!(calls(), [0; 2], "none is tried");
 
     let checked = backend(&device, FusedOperators::Checked);
-    checked.choices().iter().for_each(|choice| println!("| {} | {} | {} |", choice.operator, choice.path, choice.why));
+    checked
+        .choices()
+        .iter()
+        .for_each(|choice| println!("| {} | {} | {} |", choice.operator, choice.path, choice.why));
     let has_softplus = matches!(device.chip().generation, Generation::A2 | Generation::A3);
     assert_eq!(paths(&checked), [if has_softplus { Fused } else { Composed }, Fused]);
     if !has_softplus {

@@ -11,25 +11,28 @@ use belay_model::{Logits, Scratch, Segment, State};
 use chips::{backend, on_every_chip, small_cache};
 use model::*;
 
-/// Prompts that are answered together, as an engine does.
+/// Prompts that are answered together, as an engine does, and their tokens: what a small cache has room for. A larger one
+/// takes the simulator long, which reads all of it to look up a row.
 const BATCH: usize = 16;
+const BATCH_TOKENS: usize = 2000;
 /// Longest answer.
 const MOST_TOKENS: usize = 128;
-/// A token may be another where the reference's best two are closer than this: that is how much the products move a logit.
+/// A token may be another where the reference's best two are closer than this: that is how much bf16 moves a logit. Nobody
+/// says how much quantised products move one.
 fn margin(products: Products) -> f32 {
     match products {
         Products::F32 | Products::Bf16 => 0.5,
-        Products::Int8 => 1.0,
-        Products::Int4Experts => f32::INFINITY,
+        Products::Int8 | Products::Int4Experts => f32::INFINITY,
     }
 }
 
-/// Answers of ten that are equal at least. A model that answers at random would pass the margins alone.
-fn least_equal(products: Products) -> f32 {
+/// Of ten answers, how many are equal at least; one that is wrong at random would pass the margins alone. Measured on a
+/// simulated A2, where the other chips compute the same: of the first 86 of the 220 prompts, 84 answers are equal in INT8,
+/// and 84 with experts in INT4.
+fn least_equal(products: Products) -> usize {
     match products {
-        Products::F32 | Products::Bf16 => 9.0,
-        Products::Int8 => 0.0,
-        Products::Int4Experts => 0.0,
+        Products::F32 | Products::Bf16 => 9,
+        Products::Int8 | Products::Int4Experts => 8,
     }
 }
 
@@ -79,6 +82,23 @@ fn answers<'a>(
     }
 }
 
+/// Prompts in groups that are answered together.
+fn batches<'a>(prompts: &[&'a Prompt]) -> Vec<Vec<&'a Prompt>> {
+    let mut batches: Vec<Vec<&'a Prompt>> = Vec::new();
+    let mut tokens = 0;
+    for &prompt in prompts {
+        tokens += prompt.prompt_ids.len();
+        match batches.last_mut() {
+            Some(batch) if batch.len() < BATCH && tokens <= BATCH_TOKENS => batch.push(prompt),
+            _ => {
+                batches.push(vec![prompt]);
+                tokens = prompt.prompt_ids.len();
+            }
+        }
+    }
+    batches
+}
+
 #[test]
 fn answers_of_the_trained_model() {
     on_every_chip("answers_on_this_chip");
@@ -94,8 +114,8 @@ fn answers_on_this_chip() {
         let loaded = small_cache(&nano_dir("fp4"), backend(products));
         let stop = loaded.model.config().eos_token;
         let (mut equal, mut close) = (0, Vec::new());
-        for prompts in chosen.chunks(BATCH) {
-            for answer in answers(&loaded, prompts, stop) {
+        for prompts in batches(&chosen) {
+            for answer in answers(&loaded, &prompts, stop) {
                 if answer.found == answer.prompt.greedy_ids {
                     equal += 1;
                     continue;
@@ -111,7 +131,7 @@ fn answers_on_this_chip() {
             "| {products:?} | {equal} of {} answers equal | widest margin of others {widest} |",
             chosen.len()
         );
-        let least = least_equal(products) / 10.0 * chosen.len() as f32;
-        assert!(equal as f32 >= least, "{products:?}: {equal} of {}", chosen.len());
+        let least = least_equal(products);
+        assert!(equal * 10 >= chosen.len() * least, "{products:?}: {equal} of {}", chosen.len());
     }
 }

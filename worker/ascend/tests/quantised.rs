@@ -85,7 +85,8 @@ impl Weight {
 }
 
 fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
-    let error: f64 = found.iter().zip(expected).map(|(found, expected)| (f64::from(*found) - expected).powi(2)).sum();
+    let error: f64 =
+        found.iter().zip(expected).map(|(found, expected)| (f64::from(*found) - expected).powi(2)).sum();
     (error / expected.iter().map(|value| value.powi(2)).sum::<f64>()).sqrt()
 }
 
@@ -129,7 +130,7 @@ fn products_of_every_format_on_this_chip() {
     // inputs that are no multiple of what shares a scale
     let shapes = [(96, 4096, 1), (96, 2048, 1), (128, 4096, 4), (64, 320, 1)];
     for products in chips::products(&device) {
-        let backend = AscendBackend::new(&device, AscendOptions { products, ..AscendOptions::default() }).unwrap();
+        let backend = chips::backend_of(&device, products);
         for precision in [Precision::Working, Precision::Expert, Precision::Half] {
             for format in [Format::Bf16, Format::Fp8, Format::Fp4] {
                 let mut worst = 0.0f64;

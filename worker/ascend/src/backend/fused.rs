@@ -143,9 +143,12 @@ fn agree(fused: &[f32], composed: &[f32]) -> Result<(), String> {
     if fused.len() != composed.len() {
         return Err(format!("{} results and not {}", fused.len(), composed.len()));
     }
-    let is_close = |(fused, composed): &(&f32, &f32)| (*fused - *composed).abs() <= 1e-5 * composed.abs().max(1.0);
+    let is_close =
+        |(fused, composed): &(&f32, &f32)| (*fused - *composed).abs() <= 1e-5 * composed.abs().max(1.0);
     match fused.iter().zip(composed).find(|pair| !is_close(pair)) {
-        Some((fused, composed)) => Err(format!("computes {fused} where the composed path computes {composed}")),
+        Some((fused, composed)) => {
+            Err(format!("computes {fused} where the composed path computes {composed}"))
+        }
         None => Ok(()),
     }
 }
@@ -170,7 +173,8 @@ fn sample_of_softplus(job: &mut Job<'_>, path: ComputePath) -> Result<Vec<f32>> 
 
 fn sample_of_swiglu(job: &mut Job<'_>, path: ComputePath) -> Result<Vec<f32>> {
     // beyond the limit on both sides, and not in the same order
-    let (gate, up) = (job.f32s(&[192], &between(-15.0, 15.0, 192))?, job.f32s(&[192], &between(12.0, -13.0, 192))?);
+    let (gate, up) =
+        (job.f32s(&[192], &between(-15.0, 15.0, 192))?, job.f32s(&[192], &between(12.0, -13.0, 192))?);
     activation::swiglu(job, path, &gate, &up, 10.0)?;
     read(job, &gate)
 }

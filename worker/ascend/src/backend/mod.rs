@@ -30,8 +30,8 @@ use belay_backend::{
 };
 
 pub use buffer::{AscendArena, AscendBuffer, AscendIndices};
-pub use fused::{Choice, ComputePath, FusedOperators};
 use fused::Paths;
+pub use fused::{Choice, ComputePath, FusedOperators};
 use job::{Job, Queue};
 pub use weight::AscendMatrix;
 

@@ -65,8 +65,10 @@ impl Launcher {
         let fits = matches!(dims, [[m, k], [e, k2, n], [e2], [m2, n2]]
             if m == m2 && k == k2 && n == n2 && e == e2)
             && counts.layout().dtype() == DataType::I64;
-        let views: Vec<&View> =
-            [Some(x), Some(weight), bias, scale, per_token, Some(counts), Some(out)].into_iter().flatten().collect();
+        let views: Vec<&View> = [Some(x), Some(weight), bias, scale, per_token, Some(counts), Some(out)]
+            .into_iter()
+            .flatten()
+            .collect();
         check("grouped matmul", fits, &views)?;
 
         let list = |view: &View| TensorList::new(runtime, vec![Tensor::new(runtime, view)?]);
