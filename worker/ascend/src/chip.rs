@@ -79,8 +79,6 @@ pub struct Chip {
     pub has_fp4: bool,
     /// Computes with INT4 weights.
     pub has_int4: bool,
-    /// Has an operator for softplus; else it is put together from others.
-    pub has_softplus: bool,
     /// The fused expert dispatch and combine; `None` where all-to-all has to be used.
     pub dispatch: Option<DispatchLimits>,
 }
@@ -96,7 +94,6 @@ static CHIPS: [Chip; 4] = [
         has_fp8: false,
         has_fp4: false,
         has_int4: true,
-        has_softplus: true,
         dispatch: Some(DispatchLimits {
             group_sizes: &[2..=8, 16..=16, 32..=32, 64..=64, 128..=128, 192..=192, 256..=256, 384..=384],
             hidden: 1024..=10240,
@@ -115,7 +112,6 @@ static CHIPS: [Chip; 4] = [
         has_fp8: false,
         has_fp4: false,
         has_int4: true,
-        has_softplus: true,
         dispatch: Some(DispatchLimits {
             group_sizes: &[2..=768],
             hidden: 1024..=8192,
@@ -134,7 +130,6 @@ static CHIPS: [Chip; 4] = [
         has_fp8: true,
         has_fp4: true,
         has_int4: false,
-        has_softplus: false,
         dispatch: None,
     },
     Chip {
@@ -146,7 +141,6 @@ static CHIPS: [Chip; 4] = [
         has_fp8: true,
         has_fp4: true,
         has_int4: false,
-        has_softplus: false,
         dispatch: Some(DispatchLimits {
             group_sizes: &[2..=1024],
             hidden: 1024..=8192,

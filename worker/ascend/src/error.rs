@@ -262,6 +262,16 @@ pub enum Error {
         /// What does not fit.
         cause: String,
     },
+    /// The chip cannot do what is asked for.
+    #[error("{soc} cannot compute {what}: {cause}")]
+    Unsupported {
+        /// Name that the runtime gave.
+        soc: String,
+        /// What was asked for.
+        what: &'static str,
+        /// What the chip lacks.
+        cause: &'static str,
+    },
     /// The stream was aborted before this was known to be done.
     #[error("the stream was aborted")]
     StreamAborted,

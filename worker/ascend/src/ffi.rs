@@ -133,6 +133,18 @@ pub(crate) mod cube_math {
     pub(crate) const KEEP_DTYPE: i8 = 0;
 }
 
+/// How a grouped product is done.
+pub(crate) mod grouped {
+    /// One tensor for the results of all groups.
+    pub(crate) const ONE_RESULT: i64 = 3;
+    /// Groups are rows of the left side.
+    pub(crate) const BY_ROWS: i64 = 0;
+    /// Groups are given by how many rows they have.
+    pub(crate) const COUNTS: i64 = 1;
+    /// Results as they are.
+    pub(crate) const NO_ACTIVATION: i64 = 0;
+}
+
 /// Which channels a rotation pairs.
 pub(crate) mod rotary {
     /// Neighbours: (0, 1), (2, 3) and so on.

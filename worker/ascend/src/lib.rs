@@ -24,7 +24,8 @@ mod stream;
 mod tensor;
 
 pub use backend::{
-    AscendArena, AscendBackend, AscendBuffer, AscendIndices, AscendMatrix, AscendOptions, Products,
+    AscendArena, AscendBackend, AscendBuffer, AscendIndices, AscendMatrix, AscendOptions, Choice,
+    ComputePath, FusedOperators, Products,
 };
 pub use chip::{Chip, DispatchAlgorithm, DispatchLimits, Generation};
 pub use context::{Context, Current};
@@ -36,7 +37,7 @@ pub use library::{
     Family, LIBRARY_VARIABLE, Library, LibraryError, Missing, Place, Report, Resolved, Search, Tried,
 };
 pub use memory::{ALIGNMENT, Arena, DeviceBuffer, HostBuffer, Mark, Pages, Pending, Region, Staging};
-pub use op::{Binary, Launcher, Plans, Unary};
+pub use op::{Binary, GroupedProduct, Launcher, Plans, Unary};
 pub use runtime::Runtime;
 pub use stream::Stream;
 pub use tensor::{DataType, IntArray, Layout, MAX_RANK, Scalar, Tensor, TensorList, View};

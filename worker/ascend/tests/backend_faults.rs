@@ -7,7 +7,7 @@ mod common;
 #[path = "../../model/tests/common/mod.rs"]
 mod model;
 
-use belay_ascend::AscendBackend;
+use belay_ascend::{AscendBackend, Device, Products};
 use belay_backend::{
     Attention, Backend, BackendError, Compress, Entries, Format, HyperShape, PagedRows, Precision, Rotary,
     RowFormat, RowLayout, Rows, Select, StoredMatrix,
@@ -42,7 +42,7 @@ fn scenario(backend: &AscendBackend) -> Result<Vec<f32>, BackendError> {
     };
     let all = Rows { first: 0, count: rows, width };
 
-    let table = backend.matrix(stored(20, width, 1), Precision::Working)?;
+    let table = backend.matrix(stored(20, width, 1), Precision::Half)?;
     let precise = backend.matrix(stored(width, width, 2), Precision::Full)?;
     let halves = backend.matrix(stored(width, width / 2, 3), Precision::Working)?;
     let mut x = backend.alloc(rows * width)?;
@@ -50,6 +50,9 @@ fn scenario(backend: &AscendBackend) -> Result<Vec<f32>, BackendError> {
     let mut y = backend.alloc(rows * width)?;
     backend.linear(&precise, &x, rows, &mut y)?;
     backend.linear_grouped(&halves, 2, &y, rows, &mut x)?;
+    let expert = backend.matrix(stored(width, width, 16), Precision::Expert)?;
+    backend.linear(&expert, &x, rows, &mut y)?;
+    take(&y, rows * width)?;
     backend.gather(&x, width, &[5, 4, 3, 2, 1, 0], &mut y)?;
     let (gamma, angles) = (buffer(width, 4)?, buffer(rows * 8, 5)?);
     backend.rms_norm(&y, all, &gamma, 1e-6, &mut x, 0)?;
@@ -169,55 +172,84 @@ fn every_call_of_an_operation_fails_once_on_this_chip() {
     let symbols = sim.symbols();
     let counts = || symbols.iter().map(|symbol| sim.calls(symbol)).collect::<Vec<_>>();
     let device = chips::device();
-    let expected = scenario(&backend_of(&device)).unwrap();
-    assert!(expected.iter().all(|value| value.is_finite()) && expected.iter().any(|value| *value != 0.0));
+    let counted = |backend: &AscendBackend| {
+        let before = counts();
+        let found = scenario(backend).unwrap();
+        assert!(found.iter().all(|value| value.is_finite()) && found.iter().any(|value| *value != 0.0));
+        (found, counts().iter().zip(before).map(|(after, before)| after - before).collect::<Vec<u64>>())
+    };
 
-    let new = || backend_of(&device);
-    let backend = new();
-    let before = counts();
-    scenario(&backend).unwrap();
-    let calls: Vec<u64> = counts().iter().zip(before).map(|(after, before)| after - before).collect();
+    let backend = backend_of(&device, Products::Bf16);
+    let (expected, calls) = counted(&backend);
     let planned = backend.plans();
     drop(backend);
     assert!(planned.made > 20 && planned.single == 0, "{planned:?}");
-
     let mut tried = 0;
-    for (symbol, calls) in symbols.iter().zip(calls).filter(|(symbol, _)| !is_release(symbol)) {
-        // the first, the last and some between: objects are made for every operator in the same way
-        let step = (calls / 12).max(1) as usize;
-        for nth in (1..=calls).step_by(step) {
-            let backend = new();
-            let live = sim.live_all();
-            sim.fail(symbol, nth, CODE);
-            let outcome = scenario(&backend);
-            sim.clear();
-            tried += 1;
-            match outcome {
-                Err(BackendError::Device { cause, .. }) => {
-                    assert!(
-                        cause.contains(symbol.as_str()) && cause.contains(&CODE.to_string())
-                            || cause.contains("gave no object"),
-                        "{symbol} {nth}: {cause}"
-                    );
-                }
-                Err(error) => panic!("{symbol} {nth}: {error}"),
-                // what cannot be repeated is planned anew each time
-                Ok(found) => assert!(
-                    symbol == "aclSetAclOpExecutorRepeatable" && found == expected,
-                    "{symbol} {nth} was not noticed"
-                ),
-            }
-            assert_eq!(scenario(&backend).unwrap(), expected, "after {symbol} {nth}");
-            drop(backend);
-            let context = KINDS.iter().position(|kind| *kind == "context").unwrap();
-            let after = sim.live_all();
-            assert!(after[context] < live[context], "the backend is gone");
-            let first_backend_gone = live.iter().zip(&after).all(|(before, after)| after <= before);
-            assert!(first_backend_gone, "{symbol} {nth}: {live:?} became {after:?}; kinds are {KINDS:?}");
-        }
+    let planned_by = |symbol: &&String, calls: &u64| *calls > 0 && !is_release(symbol);
+    for (symbol, calls) in symbols.iter().zip(&calls).filter(|(symbol, calls)| planned_by(symbol, calls)) {
+        tried += fail_in_turn(&sim, &device, Products::Bf16, (symbol, *calls), &expected);
     }
     println!("| {tried} failures of {} symbols |", symbols.len());
     assert!(tried > 200, "{tried}");
+
+    // the calls that quantised products alone make
+    let products = *chips::products(&device).last().unwrap();
+    let backend = backend_of(&device, products);
+    let (expected, quantised_calls) = counted(&backend);
+    assert!(backend.plans().single > 0, "lists are planned each time");
+    drop(backend);
+    let mut tried = 0;
+    for (symbol, (calls, others)) in symbols.iter().zip(quantised_calls.iter().zip(&calls)) {
+        if *others == 0 && planned_by(&symbol, calls) {
+            tried += fail_in_turn(&sim, &device, products, (symbol, *calls), &expected);
+        }
+    }
+    println!("| {products:?} | {tried} more failures |");
+    assert!(tried >= 5, "{tried}");
+}
+
+/// Lets calls of a symbol fail, each in a backend of its own, and gives how many. A scenario makes `calls` of it.
+fn fail_in_turn(
+    sim: &Sim,
+    device: &Device,
+    products: Products,
+    (symbol, calls): (&str, u64),
+    expected: &[f32],
+) -> usize {
+    // the first, the last and some between: objects are made for every operator in the same way
+    let step = (calls / 12).max(1) as usize;
+    let mut tried = 0;
+    for nth in (1..=calls).step_by(step) {
+        let backend = backend_of(device, products);
+        let live = sim.live_all();
+        sim.fail(symbol, nth, CODE);
+        let outcome = scenario(&backend);
+        sim.clear();
+        tried += 1;
+        match outcome {
+            Err(BackendError::Device { cause, .. }) => {
+                assert!(
+                    cause.contains(symbol) && cause.contains(&CODE.to_string())
+                        || cause.contains("gave no object"),
+                    "{symbol} {nth}: {cause}"
+                );
+            }
+            Err(error) => panic!("{symbol} {nth}: {error}"),
+            // what cannot be repeated is planned anew each time
+            Ok(found) => assert!(
+                symbol == "aclSetAclOpExecutorRepeatable" && found == expected,
+                "{symbol} {nth} was not noticed"
+            ),
+        }
+        assert_eq!(scenario(&backend).unwrap(), expected, "after {symbol} {nth}");
+        drop(backend);
+        let context = KINDS.iter().position(|kind| *kind == "context").unwrap();
+        let after = sim.live_all();
+        assert!(after[context] < live[context], "the backend is gone");
+        let first_backend_gone = live.iter().zip(&after).all(|(before, after)| after <= before);
+        assert!(first_backend_gone, "{symbol} {nth}: {live:?} became {after:?}; kinds are {KINDS:?}");
+    }
+    tried
 }
 
 /// Releases that fail are counted, not told: what has to be done about them has a test of its own.

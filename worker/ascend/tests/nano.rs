@@ -11,12 +11,30 @@ use belay_model::{Logits, Scratch, Segment, State};
 use chips::{backend, on_every_chip, small_cache};
 use model::*;
 
-/// Prompts that are answered together, as an engine does.
+/// Prompts that are answered together, as an engine does, and their tokens: what a small cache has room for. A larger one
+/// takes the simulator long, which reads all of it to look up a row.
 const BATCH: usize = 16;
+const BATCH_TOKENS: usize = 2000;
 /// Longest answer.
 const MOST_TOKENS: usize = 128;
-/// A token may be another where the reference's best two are closer than this: that is how much bf16 moves a logit.
-const MARGIN: f32 = 0.5;
+/// A token may be another where the reference's best two are closer than this: that is how much bf16 moves a logit. Nobody
+/// says how much quantised products move one.
+fn margin(products: Products) -> f32 {
+    match products {
+        Products::F32 | Products::Bf16 => 0.5,
+        Products::Int8 | Products::Int4Experts => f32::INFINITY,
+    }
+}
+
+/// Of ten answers, how many are equal at least; one that is wrong at random would pass the margins alone. Measured on a
+/// simulated A2, where the other chips compute the same: of the first 86 of the 220 prompts, 84 answers are equal in INT8,
+/// and 84 with experts in INT4.
+fn least_equal(products: Products) -> usize {
+    match products {
+        Products::F32 | Products::Bf16 => 9,
+        Products::Int8 | Products::Int4Experts => 8,
+    }
+}
 
 /// Set to answer every prompt and not a share of them.
 const ALL: &str = "BELAY_ASCEND_ALL";
@@ -64,6 +82,23 @@ fn answers<'a>(
     }
 }
 
+/// Prompts in groups that are answered together.
+fn batches<'a>(prompts: &[&'a Prompt]) -> Vec<Vec<&'a Prompt>> {
+    let mut batches: Vec<Vec<&'a Prompt>> = Vec::new();
+    let mut tokens = 0;
+    for &prompt in prompts {
+        tokens += prompt.prompt_ids.len();
+        match batches.last_mut() {
+            Some(batch) if batch.len() < BATCH && tokens <= BATCH_TOKENS => batch.push(prompt),
+            _ => {
+                batches.push(vec![prompt]);
+                tokens = prompt.prompt_ids.len();
+            }
+        }
+    }
+    batches
+}
+
 #[test]
 fn answers_of_the_trained_model() {
     on_every_chip("answers_on_this_chip");
@@ -75,19 +110,19 @@ fn answers_on_this_chip() {
     let every = if std::env::var_os(ALL).is_some() { 1 } else { 22 };
     let all = prompts();
     let chosen: Vec<&Prompt> = all.iter().step_by(every).collect();
-    for products in [Products::Bf16] {
+    for products in chips::products(&chips::device()) {
         let loaded = small_cache(&nano_dir("fp4"), backend(products));
         let stop = loaded.model.config().eos_token;
         let (mut equal, mut close) = (0, Vec::new());
-        for prompts in chosen.chunks(BATCH) {
-            for answer in answers(&loaded, prompts, stop) {
+        for prompts in batches(&chosen) {
+            for answer in answers(&loaded, &prompts, stop) {
                 if answer.found == answer.prompt.greedy_ids {
                     equal += 1;
                     continue;
                 }
                 let margin = answer.prompt.min_margin;
                 println!("| {} differs, least margin {margin}", answer.prompt.id);
-                assert!(margin < MARGIN, "{}: {margin}", answer.prompt.id);
+                assert!(margin < self::margin(products), "{}: {margin}", answer.prompt.id);
                 close.push(margin);
             }
         }
@@ -96,7 +131,7 @@ fn answers_on_this_chip() {
             "| {products:?} | {equal} of {} answers equal | widest margin of others {widest} |",
             chosen.len()
         );
-        // a model that answers at random would pass the margins alone
-        assert!(equal * 10 >= chosen.len() * 9, "{equal} of {}", chosen.len());
+        let least = least_equal(products);
+        assert!(equal * 10 >= chosen.len() * least, "{products:?}: {equal} of {}", chosen.len());
     }
 }

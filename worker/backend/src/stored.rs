@@ -90,8 +90,13 @@ impl fmt::Display for Format {
 /// How exact products with a weight have to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// That in which the device multiplies fastest, bf16 at least.
+    /// That in which the device multiplies fastest: bf16, or 8 bits where the backend was told to quantise.
     Working,
+    /// As [`Self::Working`] for the weights of routed experts. They are most of a model and each token meets few of them,
+    /// so a backend may be told to take fewer bits for them than for the rest.
+    Expert,
+    /// bf16 at least: a table whose rows are looked up, or what chooses what is attended to.
+    Half,
     /// f32: what chooses, or is summed up over many tokens.
     Full,
 }

@@ -44,7 +44,7 @@ impl<B: Backend> Expert<B> {
         let [w1, w3, w2] = loader.checkpoint.expert(layer, expert)?;
         let (inner, limit) = (config.expert_width, config.swiglu_limit);
         let mut place =
-            |name: &str, stored| loader.place(&format!("{prefix}.{name}.weight"), stored, Precision::Working);
+            |name: &str, stored| loader.place(&format!("{prefix}.{name}.weight"), stored, Precision::Expert);
         Ok(Self { w1: place("w1", w1)?, w3: place("w3", w3)?, w2: place("w2", w2)?, inner, limit })
     }
 

@@ -63,7 +63,7 @@ impl<B: Backend> Model<B> {
         let total = checkpoint.card().dense_bytes;
         let mut loader = Loader { backend: &*backend, checkpoint, total, done: 0, progress };
         let (vocab, width) = (config.vocab_size, config.hidden_size);
-        let embed = loader.linear("embed", vocab, width)?;
+        let embed = loader.half_linear("embed", vocab, width)?;
         let layers = (0..config.depth())
             .map(|index| Layer::load(&mut loader, &config, index))
             .collect::<Result<_, _>>()?;

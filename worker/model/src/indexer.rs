@@ -29,7 +29,7 @@ impl<B: Backend> Indexer<B> {
         let width = indexer.heads * indexer.head_dim;
         let compressor = format!("{name}.compressor");
         Ok(Self {
-            wq_b: loader.linear(&format!("{name}.wq_b"), width, config.q_lora_rank)?,
+            wq_b: loader.half_linear(&format!("{name}.wq_b"), width, config.q_lora_rank)?,
             weights_proj: loader.precise_linear(
                 &format!("{name}.weights_proj"),
                 indexer.heads,

@@ -30,6 +30,17 @@ impl<B: Backend> Loader<'_, B> {
         self.place(&format!("{name}.weight"), stored, Precision::Working)
     }
 
+    /// A linear that is not to be quantised any further: one whose rows are looked up, or that chooses.
+    pub(crate) fn half_linear(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Linear<B>, CheckpointError> {
+        let stored = self.checkpoint.linear(name, rows, cols)?;
+        self.place(&format!("{name}.weight"), stored, Precision::Half)
+    }
+
     /// A linear that the published code computes in f32, since it chooses or is summed up over many tokens.
     pub(crate) fn precise_linear(
         &mut self,

@@ -1,5 +1,6 @@
 //! Functions of each element.
 
+use super::fused::ComputePath;
 use super::job::Job;
 use crate::Result;
 use crate::op::Unary;
@@ -8,12 +9,15 @@ use crate::tensor::View;
 /// From here on softplus is the identity in f32.
 const THRESHOLD: f32 = 20.0;
 
+/// Elements of a row that the fused SwiGLU gets, at most: it shares its work out by rows.
+const WIDEST_ROW: usize = 1024;
+
 /// `x = sqrt(ln(1 + e^x))`.
-pub(super) fn sqrt_softplus(job: &mut Job<'_>, x: &View) -> Result<()> {
+pub(super) fn sqrt_softplus(job: &mut Job<'_>, path: ComputePath, x: &View) -> Result<()> {
     if x.layout().elements() == 0 {
         return Ok(());
     }
-    if job.has_softplus() {
+    if path == ComputePath::Fused {
         let out = job.floats(&[x.layout().elements()])?;
         job.softplus(x, THRESHOLD, &out)?;
         return job.unary(Unary::Sqrt, &out, x);
@@ -38,9 +42,22 @@ pub(super) fn sqrt_softplus(job: &mut Job<'_>, x: &View) -> Result<()> {
 }
 
 /// `gate = silu(min(gate, limit)) · clamp(up, ±limit)`.
-pub(super) fn swiglu(job: &mut Job<'_>, gate: &View, up: &View, limit: f32) -> Result<()> {
-    if gate.layout().elements() == 0 {
+pub(super) fn swiglu(job: &mut Job<'_>, path: ComputePath, gate: &View, up: &View, limit: f32) -> Result<()> {
+    let elements = gate.layout().elements();
+    if elements == 0 {
         return Ok(());
+    }
+    if path == ComputePath::Fused {
+        // it wants the two side by side in each row. The widths of real experts are multiples of many powers of two; where
+        // a row ends means nothing to a function of each element
+        let width = (1 << elements.trailing_zeros()).min(WIDEST_ROW);
+        let rows = elements / width;
+        let both = job.floats(&[rows, 2 * width])?;
+        let half = both.restrided(&[(rows, 2 * width), (width, 1)])?;
+        let gate = gate.reshaped(&[rows, width])?;
+        job.copy(&gate, &half)?;
+        job.copy(&up.reshaped(&[rows, width])?, &half.moved(width)?)?;
+        return job.clipped_swiglu(&both, limit, &gate);
     }
     let bounded = job.floats(&[up.layout().elements()])?;
     job.clamp(gate, None, Some(limit), gate)?;

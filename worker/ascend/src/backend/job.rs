@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::uploads::Uploads;
 use crate::memory::{Arena, Mark, Pages, Region, Staging};
-use crate::op::{Binary, Launcher, Plans, Unary};
+use crate::op::{Binary, GroupedProduct, Launcher, Plans, Unary};
 use crate::tensor::{DataType, Layout, View};
 use crate::{Current, DeviceBuffer, Error, Result, Stream};
 
@@ -278,13 +278,20 @@ impl<'a> Job<'a> {
         self.queue.launcher.batch_matmul(self.current, left, right, out)
     }
 
+    pub(super) fn dynamic_quant(&mut self, x: &View, y: &View, scale: &View) -> Result<()> {
+        self.queue.launcher.dynamic_quant(self.current, x, y, scale)
+    }
+
+    pub(super) fn grouped_matmul(&mut self, product: GroupedProduct<'_>) -> Result<()> {
+        self.queue.launcher.grouped_matmul(self.current, product)
+    }
+
     pub(super) fn rotate_pairs(&mut self, x: &View, cos: &View, sin: &View, out: &View) -> Result<()> {
         self.queue.launcher.rotate_pairs(self.current, x, cos, sin, out)
     }
 
-    pub(super) fn has_softplus(&self) -> bool {
-        let symbols = self.current.runtime().symbols();
-        self.current.context().device().chip().has_softplus && symbols.operators.Softplus.is_some()
+    pub(super) fn clipped_swiglu(&mut self, x: &View, limit: f32, out: &View) -> Result<()> {
+        self.queue.launcher.clipped_swiglu(self.current, x, f64::from(limit), out)
     }
 }
 

@@ -1,18 +1,20 @@
 //! The model's operations on an NPU, put together from operators that every supported chip and CANN has.
 //!
 //! Numbers: activations, attention, routing and caches are f32 in between; products with weights in the working precision
-//! are bf16 with what the chip accumulates in, their inputs and results rounded to bf16. Published FP8 and MXFP4 weights
-//! are exact in bf16. Everything of one backend is queued on one stream, in the order of the calls, so memory that an
+//! are bf16 with what the chip accumulates in, their inputs and results rounded to bf16, or INT8 ([`Products`]). Published
+//! FP8 and MXFP4 weights are exact in bf16. Everything of one backend is queued on one stream, in the order of the calls, so memory that an
 //! operation gives back may be used by the next one at once.
 
 mod activation;
 mod attention;
 mod buffer;
 mod compress;
+mod fused;
 mod hyper;
 mod job;
 mod norm;
 mod product;
+mod quantise;
 mod rows;
 mod select;
 mod uploads;
@@ -28,6 +30,8 @@ use belay_backend::{
 };
 
 pub use buffer::{AscendArena, AscendBuffer, AscendIndices};
+use fused::Paths;
+pub use fused::{Choice, ComputePath, FusedOperators};
 use job::{Job, Queue};
 pub use weight::AscendMatrix;
 
@@ -39,11 +43,43 @@ const FIRST_TEMPORARIES: usize = 64 << 20;
 /// What products with weights are computed in, but for those that have to be precise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
-    /// bf16: as fast as the chip is without quantisation.
+    /// bf16: as fast as the chip is without quantisation. Published FP8 and MXFP4 weights lose nothing.
     #[default]
     Bf16,
+    /// W8A8. Weights become INT8 with a scale for each output channel, activations INT8 with a scale for each token as
+    /// they come. A weight takes half the memory of bf16. What chooses (router, indexer, compressor), the head and the
+    /// embeddings stay as they are.
+    Int8,
+    /// W4A8. As [`Self::Int8`], but routed experts have INT4 weights with a scale for each 256 inputs of an output channel:
+    /// a quarter of the memory of bf16. On A2 and A3.
+    Int4Experts,
     /// f32: to compare with other engines. Weights take twice the memory, products many times as long.
     F32,
+}
+
+impl Products {
+    /// Whether a device can do them.
+    fn check(self, device: &Device) -> crate::Result<()> {
+        if self == Self::Int4Experts && !device.chip().has_int4 {
+            return Err(Error::Unsupported {
+                soc: device.soc().to_owned(),
+                what: "products with INT4 experts",
+                cause: "its cores have no INT4; take INT8 or bf16",
+            });
+        }
+        if matches!(self, Self::Bf16 | Self::F32) {
+            return Ok(());
+        }
+        let operators = &device.runtime().symbols().operators;
+        let found = [
+            ("aclnnDynamicQuant", operators.DynamicQuant.is_some()),
+            ("aclnnGroupedMatmulV5", operators.GroupedMatmulV5.is_some()),
+        ];
+        match found.iter().find(|(_, is_there)| !is_there) {
+            Some((symbol, _)) => Err(Error::Absent { symbol }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How a backend computes.
@@ -51,14 +87,20 @@ pub enum Products {
 pub struct AscendOptions {
     /// Products with weights.
     pub products: Products,
+    /// Fused operators.
+    pub fused: FusedOperators,
     /// No wait for the device is longer.
     pub limit: Duration,
 }
 
 impl Default for AscendOptions {
-    /// bf16, a minute.
+    /// bf16, fused operators that do right, a minute.
     fn default() -> Self {
-        Self { products: Products::default(), limit: Duration::from_secs(60) }
+        Self {
+            products: Products::default(),
+            fused: FusedOperators::default(),
+            limit: Duration::from_secs(60),
+        }
     }
 }
 
@@ -67,6 +109,8 @@ pub struct AscendBackend {
     context: Context,
     queue: Mutex<Queue>,
     options: AscendOptions,
+    paths: Paths,
+    choices: Vec<Choice>,
     lost: OnceLock<String>,
 }
 
@@ -74,19 +118,27 @@ impl AscendBackend {
     /// A backend with a context and a stream of its own on `device`.
     ///
     /// # Errors
-    /// [`Error::OutOfDeviceMemory`], [`Error::Call`].
+    /// [`Error::Unsupported`] for products that the chip does not know, [`Error::Absent`] for some that this CANN does
+    /// not; [`Error::OutOfDeviceMemory`], [`Error::Call`].
     pub fn new(device: &Device, options: AscendOptions) -> crate::Result<Self> {
+        options.products.check(device)?;
         let context = Context::new(device)?;
         let current = context.bind()?;
         let stream = Stream::new(&current)?;
-        let queue = Mutex::new(Queue::new(&current, stream, FIRST_TEMPORARIES)?);
+        let mut queue = Queue::new(&current, stream, FIRST_TEMPORARIES)?;
+        let (paths, choices) = fused::choose(&current, &mut queue, options.limit, options.fused);
         drop(current);
-        Ok(Self { context, queue, options, lost: OnceLock::new() })
+        Ok(Self { context, queue: Mutex::new(queue), options, paths, choices, lost: OnceLock::new() })
     }
 
     /// What the chip can do.
     pub fn chip(&self) -> &'static Chip {
         self.context.device().chip()
+    }
+
+    /// Which operations are done by a fused operator and which are not, and why; decided at start.
+    pub fn choices(&self) -> &[Choice] {
+        &self.choices
     }
 
     /// How often operators were planned so far.
@@ -210,8 +262,8 @@ impl Backend for AscendBackend {
 
     fn matrix(&self, stored: StoredMatrix, precision: Precision) -> Result<AscendMatrix> {
         stored.check_codes()?;
-        let precision = if self.options.products == Products::F32 { Precision::Full } else { precision };
-        self.run("weight", |job| weight::place(job, &stored, precision))
+        let products = self.options.products;
+        self.run("weight", |job| weight::place(job, &stored, precision, products))
     }
 
     fn embed(&self, table: &AscendMatrix, ids: &[u32], copies: usize, out: &mut AscendBuffer) -> Result<()> {
@@ -306,11 +358,12 @@ impl Backend for AscendBackend {
     }
 
     fn sqrt_softplus(&self, x: &mut AscendBuffer, len: usize) -> Result<()> {
-        self.run("softplus", |job| activation::sqrt_softplus(job, &x.view(&[len])?))
+        self.run("softplus", |job| activation::sqrt_softplus(job, self.paths.sqrt_softplus, &x.view(&[len])?))
     }
 
     fn swiglu(&self, gate: &mut AscendBuffer, up: &AscendBuffer, len: usize, limit: f32) -> Result<()> {
-        self.run("swiglu", |job| activation::swiglu(job, &gate.view(&[len])?, &up.view(&[len])?, limit))
+        let path = self.paths.swiglu;
+        self.run("swiglu", |job| activation::swiglu(job, path, &gate.view(&[len])?, &up.view(&[len])?, limit))
     }
 
     fn scale_rows(&self, x: &mut AscendBuffer, width: usize, factors: &[f32]) -> Result<()> {

@@ -282,7 +282,7 @@ fn hccl_type_of(dtype: DataType) -> Result<i32> {
         DataType::U8 | DataType::Bool => hccl_type::UINT8,
         DataType::I32 => hccl_type::INT32,
         DataType::I64 => hccl_type::INT64,
-        DataType::F8E4m3 | DataType::F8E8m0 => {
+        DataType::F8E4m3 | DataType::F8E8m0 | DataType::I4 | DataType::U64 => {
             let cause = format!("{dtype:?} is not exchanged; give its bytes as U8");
             return Err(Error::Shape { operation: "collective", cause });
         }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub use error::{LibraryError, Missing, Tried};
 pub(crate) use finder::Finder;
-pub(crate) use operators::{Operator, Queue};
+pub(crate) use operators::{Operator, Operators, Queue};
 pub use report::{Report, Resolved};
 pub use search::{Family, LIBRARY_VARIABLE, Place, Search};
 pub(crate) use table::Symbols;

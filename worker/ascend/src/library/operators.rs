@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::table::{found, is_required, pointer};
 use super::{Family, Finder};
-use crate::ffi::{RawExecutor, RawIntArray, RawScalar, RawStream, RawTensor, Status};
+use crate::ffi::{RawExecutor, RawIntArray, RawScalar, RawStream, RawTensor, RawTensorList, Status};
 
 /// The phase that queues; the same for every operator.
 pub(crate) type Queue = unsafe extern "C" fn(*mut c_void, u64, *mut RawExecutor, RawStream) -> Status;
@@ -26,6 +26,10 @@ type In = *const RawTensor;
 type Out = *mut RawTensor;
 type Number = *const RawScalar;
 type Ints = *const RawIntArray;
+/// A list of tensors that are read; may be null where the documentation says so.
+type Ins = *const RawTensorList;
+/// A list of tensors that are written.
+type Outs = *mut RawTensorList;
 
 macro_rules! operators {
     ($($family:ident $need:ident $name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
@@ -105,6 +109,31 @@ operators! {
     // products
     Nn required Matmul(left: In, right: In, out: Out, math: i8);
     Nn required BatchMatMul(left: In, right: In, out: Out, math: i8);
+
+    // quantised products
+    Nn optional DynamicQuant(x: In, smooth: In, y: Out, scale: Out);
+    Transformer optional GroupedMatmulV5(
+        x: Ins,
+        weight: Ins,
+        bias: Ins,
+        scale: Ins,
+        offset: Ins,
+        antiquant_scale: Ins,
+        antiquant_offset: Ins,
+        per_token_scale: Ins,
+        group_list: In,
+        activation_input: Ins,
+        activation_scale: Ins,
+        activation_offset: Ins,
+        split_item: i64,
+        group_type: i64,
+        group_list_type: i64,
+        activation: i64,
+        tuning: *mut RawIntArray,
+        out: Outs,
+        activation_out: Outs,
+        dynamic_scale_out: Outs,
+    );
 
     // rotary positions
     Transformer required RotaryPositionEmbedding(x: In, cos: In, sin: In, mode: i64, out: Out);

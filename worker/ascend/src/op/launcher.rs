@@ -33,7 +33,7 @@ pub struct Plans {
     pub made: u64,
     /// Queued with a plan that was there.
     pub reused: u64,
-    /// Planned for one use, since the library cannot repeat them.
+    /// Of those, planned for one use: the library cannot repeat them, or they have lists of tensors.
     pub single: u64,
 }
 
@@ -171,6 +171,29 @@ impl Launcher {
             self.plans.insert(key, planned);
         }
         Ok(())
+    }
+
+    /// Plans an operator, queues it once and keeps no plan. `views` are all tensors that it uses; what `plan` is given
+    /// besides has to stay alive until this returns.
+    pub(super) fn launch_once<F: Copy>(
+        &mut self,
+        current: &Current,
+        operator: Operator<F>,
+        views: &[&View],
+        plan: impl FnOnce(F, *mut u64, *mut *mut RawExecutor) -> Status,
+    ) -> Result<()> {
+        for region in views.iter().map(|view| view.region()).chain([&self.workspace]) {
+            current.require(region.context(), operator.name)?;
+        }
+        let mut executor = Executor::plan(current.runtime(), operator.planning, |workspace, executor| {
+            plan(operator.plan, workspace, executor)
+        })?;
+        self.counts.made += 1;
+        self.counts.single += 1;
+        self.reserve(current, executor.workspace())?;
+        let kept: Vec<&Kept> =
+            views.iter().map(|view| view.region()).chain([&self.workspace]).map(Region::kept).collect();
+        executor.launch(current, &self.stream, &self.workspace, &kept, (operator.name, operator.queue))
     }
 
     fn plan<F>(

@@ -7,11 +7,13 @@
 mod axis;
 mod elementwise;
 mod executor;
+mod grouped;
 mod launcher;
 mod movement;
 mod product;
 
 pub use elementwise::{Binary, Unary};
+pub use grouped::GroupedProduct;
 pub use launcher::{Launcher, Plans};
 
 use crate::tensor::View;

@@ -23,10 +23,14 @@ pub enum DataType {
     U8 = 4,
     /// Signed 64 bits.
     I64 = 9,
+    /// Unsigned 64 bits.
+    U64 = 10,
     /// One byte, 0 or 1.
     Bool = 12,
     /// bfloat16.
     Bf16 = 27,
+    /// Signed 4 bits, two to a byte, the first in the lower half.
+    I4 = 29,
     /// e4m3 without infinities.
     F8E4m3 = 36,
     /// e8m0: a power of two.
@@ -34,13 +38,21 @@ pub enum DataType {
 }
 
 impl DataType {
-    /// Bytes of an element.
+    /// Bytes of an element; for [`Self::I4`], of the byte that it shares with another one.
     pub fn bytes(self) -> usize {
         match self {
-            Self::I64 => 8,
+            Self::I64 | Self::U64 => 8,
             Self::F32 | Self::I32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::I8 | Self::U8 | Self::Bool | Self::F8E4m3 | Self::F8E8m0 => 1,
+            Self::I8 | Self::U8 | Self::Bool | Self::F8E4m3 | Self::F8E8m0 | Self::I4 => 1,
+        }
+    }
+
+    /// Bytes of `elements` that lie one after the other; the largest number where they are too many to count.
+    pub fn bytes_of(self, elements: usize) -> usize {
+        match self {
+            Self::I4 => elements.div_ceil(2),
+            _ => elements.saturating_mul(self.bytes()),
         }
     }
 }
@@ -177,7 +189,7 @@ impl Layout {
     /// Bytes of memory that it needs: those before it and those that it covers.
     pub fn bytes(&self) -> usize {
         let before = if self.elements() == 0 { 0 } else { self.offset as usize };
-        before.saturating_add(self.span()).saturating_mul(self.dtype.bytes())
+        self.dtype.bytes_of(before.saturating_add(self.span()))
     }
 }
 
@@ -308,6 +320,13 @@ mod tests {
         }
         assert!(Layout::contiguous(DataType::I64, &[1 << 31, 1 << 30]).is_err(), "2^64 bytes");
         assert_eq!(Layout::contiguous(DataType::F32, &[0, 3]).unwrap().bytes(), 0);
+    }
+
+    #[test]
+    fn two_elements_of_4_bits_share_a_byte() {
+        for (dims, bytes) in [([3, 8], 12), ([3, 3], 5), ([0, 3], 0)] {
+            assert_eq!(Layout::contiguous(DataType::I4, &dims).unwrap().bytes(), bytes, "{dims:?}");
+        }
     }
 
     proptest! {

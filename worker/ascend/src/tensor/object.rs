@@ -103,6 +103,12 @@ impl TensorList {
     }
 }
 
+impl TensorList {
+    pub(crate) fn raw(&self) -> *mut RawTensorList {
+        self.raw.as_ptr()
+    }
+}
+
 impl Drop for TensorList {
     fn drop(&mut self) {
         // SAFETY: created by `new`; this releases the members as well.

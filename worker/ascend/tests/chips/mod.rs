@@ -24,13 +24,20 @@ pub fn device() -> Device {
 }
 
 /// A backend on a device.
-pub fn backend_of(device: &Device) -> AscendBackend {
-    AscendBackend::new(device, AscendOptions::default()).unwrap()
+pub fn backend_of(device: &Device, products: Products) -> AscendBackend {
+    AscendBackend::new(device, AscendOptions { products, ..AscendOptions::default() }).unwrap()
 }
 
 /// A backend on the first device.
 pub fn backend(products: Products) -> AscendBackend {
-    AscendBackend::new(&device(), AscendOptions { products, ..AscendOptions::default() }).unwrap()
+    backend_of(&device(), products)
+}
+
+/// Products that this chip knows, quantised ones included.
+pub fn products(device: &Device) -> Vec<Products> {
+    let mut known = vec![Products::Bf16, Products::Int8];
+    known.extend(device.chip().has_int4.then_some(Products::Int4Experts));
+    known
 }
 
 /// A model with its experts on one device, and room for a few sequences.
@@ -39,17 +46,22 @@ pub fn small_cache(dir: &std::path::Path, backend: AscendBackend) -> Loaded<Asce
     load_cached(dir, backend, Numerics::EXACT, 0, cache)
 }
 
-/// Runs a test of this program by name on each chip.
+/// Runs a test of this program by name on each chip, two at a time.
 pub fn on_every_chip(test: &str) {
-    let program = std::env::current_exe().unwrap();
-    for soc in SOCS {
-        let mut child = Command::new(&program);
-        child.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
-        child.env(SOC, soc).env("BELAY_ASCEND_SIM", format!(r#"{{"soc":"{soc}"}}"#));
-        let output = child.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let complained = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("1 passed"), "{soc}:\n{said}\n{complained}");
-        said.lines().filter(|line| line.contains('|')).for_each(|line| println!("{soc}: {line}"));
-    }
+    SOCS.chunks(2).for_each(|socs| {
+        std::thread::scope(|scope| {
+            socs.iter().for_each(|soc| drop(scope.spawn(|| on_one_chip(test, soc))));
+        });
+    });
+}
+
+fn on_one_chip(test: &str, soc: &str) {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+    child.env(SOC, soc).env("BELAY_ASCEND_SIM", format!(r#"{{"soc":"{soc}"}}"#));
+    let output = child.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{soc}:\n{said}\n{complained}");
+    said.lines().filter(|line| line.contains('|')).for_each(|line| println!("{soc}: {line}"));
 }
