@@ -190,7 +190,7 @@ fn every_call_of_an_operation_fails_once_on_this_chip() {
         tried += fail_in_turn(&sim, &device, Products::Bf16, (symbol, *calls), &expected);
     }
     println!("| {tried} failures of {} symbols |", symbols.len());
-    assert!(tried > 200, "{tried}");
+    assert!(tried > 100, "{tried}");
 
     // the calls that quantised products alone make
     let products = *chips::products(&device).last().unwrap();
@@ -217,7 +217,7 @@ fn fail_in_turn(
     expected: &[f32],
 ) -> usize {
     // the first, the last and some between: objects are made for every operator in the same way
-    let step = (calls / 12).max(1) as usize;
+    let step = (calls / 6).max(1) as usize;
     let mut tried = 0;
     for nth in (1..=calls).step_by(step) {
         let backend = backend_of(device, products);

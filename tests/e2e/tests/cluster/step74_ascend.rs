@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use belay_e2e::{
     coverage::Sampler,
     fixture::{Fixture, SOON, fixture, uids},
-    kubectl::Kubectl,
+    kubectl::{Kubectl, condition},
     ledger::Ledger,
     node::{self, Process, docker},
     oracle::{Expected, LoneWorker},
@@ -212,17 +212,15 @@ async fn t2_what_a_device_plugin_reports_moves_the_worker_off_the_device() -> Re
     }]);
     report(&scene.fixture, &node, &fault)?;
     let fixture = scene.fixture.clone();
+    wait::until("device, code and level are told", SOON, || {
+        let object = fixture.models.deployment(NAME)?;
+        let told = condition(&object, "Degraded").context("no condition Degraded")?;
+        let words = ["DeviceFault", "80E01801", "PreSeparateNPU", "Ascend910-5"];
+        let is_told = words.iter().all(|word| format!("{told:?}").contains(word));
+        if is_told { Ok(Some(())) } else { bail!("{told:?}") }
+    })
+    .await?;
     scene.end(since, &before).await?;
-    let told = fixture.models.run(&["get", "events", "-o", "json"])?;
-    let events: Value = serde_json::from_str(&told)?;
-    let events = events["items"].as_array().context("events")?;
-    let names_it = |event: &&Value| {
-        event["reason"] == "DeviceFault"
-            && ["80E01801", "PreSeparateNPU", "Ascend910-5"]
-                .iter()
-                .all(|word| event["message"].as_str().is_some_and(|message| message.contains(word)))
-    };
-    ensure!(events.iter().any(|event| names_it(&event)), "no event names device, code and level");
     report(&fixture, &node, &json!([]))?;
     fixture.remove(NAME).await?;
     fixture.system.run(&["delete", "namespace", NAMESPACE]).map(|_| ())

@@ -37,7 +37,7 @@ pub use weight::AscendMatrix;
 
 use crate::{Broken, Chip, Context, Current, Device, DeviceBuffer, Error, Kind, Pages, Plans, Stream};
 
-/// Bytes of device memory for temporaries at first; they grow with what operations need.
+/// Bytes of temporaries at first, unless options say otherwise.
 const FIRST_TEMPORARIES: usize = 64 << 20;
 
 /// What products with weights are computed in, but for those that have to be precise.
@@ -89,6 +89,8 @@ pub struct AscendOptions {
     pub products: Products,
     /// Fused operators.
     pub fused: FusedOperators,
+    /// Bytes of device memory for temporaries at first; they grow with what operations need.
+    pub temporaries: usize,
     /// No wait for the device is longer.
     pub limit: Duration,
 }
@@ -99,6 +101,7 @@ impl Default for AscendOptions {
         Self {
             products: Products::default(),
             fused: FusedOperators::default(),
+            temporaries: FIRST_TEMPORARIES,
             limit: Duration::from_secs(60),
         }
     }
@@ -125,7 +128,7 @@ impl AscendBackend {
         let context = Context::new(device)?;
         let current = context.bind()?;
         let stream = Stream::new(&current)?;
-        let mut queue = Queue::new(&current, stream, FIRST_TEMPORARIES)?;
+        let mut queue = Queue::new(&current, stream, options.temporaries)?;
         let (paths, choices) = fused::choose(&current, &mut queue, options.limit, options.fused);
         drop(current);
         Ok(Self { context, queue: Mutex::new(queue), options, paths, choices, lost: OnceLock::new() })

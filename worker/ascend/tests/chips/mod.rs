@@ -25,7 +25,9 @@ pub fn device() -> Device {
 
 /// A backend on a device.
 pub fn backend_of(device: &Device, products: Products) -> AscendBackend {
-    AscendBackend::new(device, AscendOptions { products, ..AscendOptions::default() }).unwrap()
+    // small, since the simulator writes to all of it
+    let options = AscendOptions { products, temporaries: 1 << 20, ..AscendOptions::default() };
+    AscendBackend::new(device, options).unwrap()
 }
 
 /// A backend on the first device.
