@@ -1,6 +1,6 @@
 //! Pools every `ratio` tokens into one entry: of the main keys, or of the indexer's.
 
-use belay_backend::{Backend, Compress, KEY_BLOCK, Result, Rotary, Rows};
+use belay_backend::{Backend, Compress, KEY_BLOCK, Precision, Result, Rotary, Rows};
 
 use crate::cache::{CacheLayout, CompressorParts};
 use crate::checkpoint::CheckpointError;
@@ -44,8 +44,13 @@ impl<B: Backend> Compressor<B> {
     ) -> Result<Self, CheckpointError> {
         let gate_width = if kind.overlaps() { 2 * width } else { width };
         Ok(Self {
-            wkv: loader.precise_linear(&format!("{name}.wkv"), gate_width, config.hidden_size)?,
-            wgate: loader.precise_linear(&format!("{name}.wgate"), gate_width, config.hidden_size)?,
+            wkv: loader.linear_in(Precision::Full, &format!("{name}.wkv"), gate_width, config.hidden_size)?,
+            wgate: loader.linear_in(
+                Precision::Full,
+                &format!("{name}.wgate"),
+                gate_width,
+                config.hidden_size,
+            )?,
             bias: loader.values(&format!("{name}.ape"), kind.ratio(), gate_width)?,
             norm: loader.vector(&format!("{name}.norm.weight"), width)?,
             ratio: kind.ratio(),

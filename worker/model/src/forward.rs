@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use belay_backend::{Backend, Fabric};
+use belay_backend::{Backend, Fabric, Precision};
 use sha2::{Digest, Sha256};
 
 use crate::cache::{CacheError, CacheLayout, CacheOptions, KvFormat, Memory, NoRoom, Pool};
@@ -63,12 +63,12 @@ impl<B: Backend> Model<B> {
         let total = checkpoint.card().dense_bytes;
         let mut loader = Loader { backend: &*backend, checkpoint, total, done: 0, progress };
         let (vocab, width) = (config.vocab_size, config.hidden_size);
-        let embed = loader.half_linear("embed", vocab, width)?;
+        let embed = loader.linear_in(Precision::Half, "embed", vocab, width)?;
         let layers = (0..config.depth())
             .map(|index| Layer::load(&mut loader, &config, index))
             .collect::<Result<_, _>>()?;
         let hyper_head = HyperHead::load(&mut loader, &config, "")?;
-        let head = loader.precise_linear("head", vocab, width)?;
+        let head = loader.linear_in(Precision::Full, "head", vocab, width)?;
         let mtp = if config.draft_tokens > 0 { Some(Mtp::load(&mut loader, &config)?) } else { None };
         (loader.progress)(total, total);
         Ok(Self {

@@ -1,6 +1,6 @@
 //! Selects the compressed entries that a query attends to, in layers of ratio 4.
 
-use belay_backend::{Backend, Result, Rotary, Rows, Select};
+use belay_backend::{Backend, Precision, Result, Rotary, Rows, Select};
 
 use crate::checkpoint::CheckpointError;
 use crate::compressor::{Compressor, Role};
@@ -29,8 +29,9 @@ impl<B: Backend> Indexer<B> {
         let width = indexer.heads * indexer.head_dim;
         let compressor = format!("{name}.compressor");
         Ok(Self {
-            wq_b: loader.half_linear(&format!("{name}.wq_b"), width, config.q_lora_rank)?,
-            weights_proj: loader.precise_linear(
+            wq_b: loader.linear_in(Precision::Half, &format!("{name}.wq_b"), width, config.q_lora_rank)?,
+            weights_proj: loader.linear_in(
+                Precision::Full,
                 &format!("{name}.weights_proj"),
                 indexer.heads,
                 config.hidden_size,

@@ -26,30 +26,19 @@ impl<B: Backend> Loader<'_, B> {
         rows: usize,
         cols: usize,
     ) -> Result<Linear<B>, CheckpointError> {
-        let stored = self.checkpoint.linear(name, rows, cols)?;
-        self.place(&format!("{name}.weight"), stored, Precision::Working)
+        self.linear_in(Precision::Working, name, rows, cols)
     }
 
-    /// A linear that is not to be quantised any further: one whose rows are looked up, or that chooses.
-    pub(crate) fn half_linear(
+    /// A linear that has to be more precise than most.
+    pub(crate) fn linear_in(
         &mut self,
+        precision: Precision,
         name: &str,
         rows: usize,
         cols: usize,
     ) -> Result<Linear<B>, CheckpointError> {
         let stored = self.checkpoint.linear(name, rows, cols)?;
-        self.place(&format!("{name}.weight"), stored, Precision::Half)
-    }
-
-    /// A linear that the published code computes in f32, since it chooses or is summed up over many tokens.
-    pub(crate) fn precise_linear(
-        &mut self,
-        name: &str,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Linear<B>, CheckpointError> {
-        let stored = self.checkpoint.linear(name, rows, cols)?;
-        self.place(&format!("{name}.weight"), stored, Precision::Full)
+        self.place(&format!("{name}.weight"), stored, precision)
     }
 
     /// A linear whose name has no suffix and that is f32.

@@ -1,6 +1,6 @@
 //! Which experts a token goes to, and with what weight.
 
-use belay_backend::{Backend, Route};
+use belay_backend::{Backend, Precision, Route};
 
 use crate::checkpoint::CheckpointError;
 use crate::config::{Config, RouterKind};
@@ -45,7 +45,7 @@ impl<B: Backend> Router<B> {
             RouterKind::Learned => By::Score(loader.checkpoint.vector(&format!("{name}.bias"), experts)?),
         };
         Ok(Self {
-            gate: loader.precise_linear(name, experts, config.hidden_size)?,
+            gate: loader.linear_in(Precision::Full, name, experts, config.hidden_size)?,
             choice: Choice { by, experts, k, scaling: config.routed_scaling },
         })
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::uploads::Uploads;
+use super::uploads::{self, Uploads};
 use crate::memory::{Arena, Mark, Pages, Region, Staging};
 use crate::op::{Binary, GroupedProduct, Launcher, Plans, Unary};
 use crate::tensor::{DataType, Layout, View};
@@ -147,7 +147,7 @@ impl<'a> Job<'a> {
             return Ok(());
         }
         let stream = self.queue.launcher.stream().clone();
-        if bytes.len() > STAGING {
+        if bytes.len() > uploads::LARGEST {
             return self.queue.staging.write(self.current, &stream, bytes, to, self.limit);
         }
         self.queue.uploads.write(self.current, &stream, bytes, to, self.limit)

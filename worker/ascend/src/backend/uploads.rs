@@ -6,6 +6,9 @@ use crate::{Current, Region, Result, Stream};
 
 /// Bytes of a pinned buffer at least.
 const LEAST: usize = 4096;
+/// Bytes of a copy at most; larger ones, such as weights, are waited for. Pinned buffers are kept, so this and the next bound
+/// what is pinned.
+pub(super) const LARGEST: usize = 256 << 10;
 /// Copies that may be under way before one is waited for.
 const MOST_PENDING: usize = 256;
 
