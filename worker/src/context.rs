@@ -305,6 +305,7 @@ impl Source for Context {
             engine: self.engine_stats(),
             fabric: self.fabric_stats.load().as_ref().map(|stats| stats.snapshot()),
             peers: group.as_ref().map_or_else(Vec::new, |group| group.peers()),
+            circle: group.as_ref().and_then(|group| group.circle()),
             coverage: group.as_ref().map(|group| group.coverage()),
         }
     }

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use belay_proto::admin::Phase;
 use belay_proto::inference::inference_client::InferenceClient;
 use belay_proto::inference::{GenerateRequest, Sampling};
@@ -45,9 +47,33 @@ async fn a_group_answers_with_its_experts_on_all_npus() {
     let library = library();
     let environment = [("BELAY_CANN_LIBRARY", library.as_str())];
     let members = group_with(&environment, &["a", "b"], 1, &SMALL).await;
+    for member in &members {
+        in_circle(member, 2).await;
+    }
     for (member, case) in members.iter().zip(cases("fact", 2)) {
         let answer = generate(&mut member.inference().await, ask(ids(&case.prompt_ids))).await.unwrap();
         assert_eq!(answer.ids, case.greedy_ids, "{}", case.id);
+        // five layers of each token, and of each piece of the prompt
+        let rounds = metric(member, "belay_fabric_rounds_total").await;
+        assert!(rounds as usize >= 5 * answer.ids.len(), "{rounds} rounds");
+        assert_eq!(metric(member, "belay_fabric_rounds_failed_total").await, 0.0);
+        assert_eq!(metric(member, "belay_fabric_rows_sent_total").await, 0.0, "none over TCP");
+    }
+}
+
+/// A metric without labels; `NaN` if there is none.
+async fn metric(member: &Member, name: &str) -> f64 {
+    let (_, text) = http_get(&member.process.http, "/metrics").await;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(f64::NAN, |value| value.parse().unwrap())
+}
+
+/// Waits until the NPUs of so many workers exchange rows by themselves.
+async fn in_circle(member: &Member, workers: u32) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while metric(member, "belay_fabric_circle_workers").await != f64::from(workers) {
+        assert!(Instant::now() < deadline, "no circle of {workers}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
