@@ -53,9 +53,9 @@ async fn a_group_answers_with_its_experts_on_all_npus() {
     for (member, case) in members.iter().zip(cases("fact", 2)) {
         let answer = generate(&mut member.inference().await, ask(ids(&case.prompt_ids))).await.unwrap();
         assert_eq!(answer.ids, case.greedy_ids, "{}", case.id);
-        // five layers of each token, and of each piece of the prompt
+        // now and then the first rank has all experts that a layer's rows need, and nobody is asked
         let rounds = metric(member, "belay_fabric_rounds_total").await;
-        assert!(rounds as usize >= 5 * answer.ids.len(), "{rounds} rounds");
+        assert!(rounds as usize >= 2 * answer.ids.len(), "{rounds} rounds for {} tokens", answer.ids.len());
         assert_eq!(metric(member, "belay_fabric_rounds_failed_total").await, 0.0);
         assert_eq!(metric(member, "belay_fabric_rows_sent_total").await, 0.0, "none over TCP");
     }
@@ -134,6 +134,9 @@ async fn a_worker_that_loses_an_npu_leaves_and_the_other_goes_on() {
     for member in &mut members {
         member.ready_in(1).await;
     }
+    for member in &members {
+        in_circle(member, 2).await;
+    }
     let long = |prompt: &[u32]| {
         let sampling = Sampling { ignore_eos: true, ..greedy(60) };
         GenerateRequest { sampling: Some(sampling), ..ask(ids(prompt)) }
@@ -148,6 +151,7 @@ async fn a_worker_that_loses_an_npu_leaves_and_the_other_goes_on() {
     std::fs::write(control(1), "lose 1 507901\n").unwrap();
     tokens.extend(collect(here).await.expect("the stream goes on").ids);
     assert_eq!(tokens, expected, "not a token differs");
+    assert!(metric(&members[0], "belay_fabric_rounds_failed_total").await > 0.0, "it was lost in a round");
     let failed = wait_phase(&mut members[1].admin, Phase::Failed).await;
     assert_eq!(failed.reason, "DeviceLost", "{}", failed.message);
     assert!(failed.message.contains("507901"), "{}", failed.message);
@@ -157,6 +161,50 @@ async fn a_worker_that_loses_an_npu_leaves_and_the_other_goes_on() {
     }
     let left = members[1].inference().await.generate(long(&prompt)).await.unwrap_err();
     assert_eq!(left.code(), tonic::Code::Unavailable, "{left:?}");
+
+    // a new pod in its place: with the next epoch their devices exchange rows again
+    let lost = members.pop().unwrap();
+    drop(lost);
+    let environment = [("BELAY_CANN_LIBRARY", library.as_str())];
+    members.push(Member::start_with(&environment, 1, "c", &SMALL).await);
+    let placement = placement_with(2, 2, &members.iter().collect::<Vec<_>>());
+    wait_phase(&mut members[1].admin, Phase::WaitingForPlacement).await;
+    for member in &mut members {
+        member.place(&placement).await.unwrap();
+    }
+    for member in &mut members {
+        member.ready_in(2).await;
+    }
+    for member in &members {
+        in_circle(member, 2).await;
+        let again = generate(&mut member.inference().await, long(&prompt)).await.unwrap().ids;
+        assert_eq!(again, expected);
+    }
+    assert!(metric(&members[1], "belay_fabric_rounds_total").await > 0.0);
+}
+
+/// Rows that travel as bf16 give the same tokens whichever way they go.
+#[tokio::test]
+async fn rows_in_bf16_give_the_same_tokens_by_hccl_and_over_tcp() {
+    let library = library();
+    let mut found = Vec::new();
+    for rows in ["hccl", "tcp"] {
+        let environment = [("BELAY_CANN_LIBRARY", library.as_str()), ("BELAY_ASCEND_ROWS", rows)];
+        let options = [&SMALL[..], &["--fabric-format", "bf16"]].concat();
+        let members = group_with(&environment, &["a", "b"], 1, &options).await;
+        let workers = if rows == "hccl" { 2 } else { 0 };
+        in_circle(&members[0], workers).await;
+        in_circle(&members[1], workers).await;
+        let mut client = members[0].inference().await;
+        let mut answers = Vec::new();
+        for case in cases("fact", 3) {
+            answers.push(generate(&mut client, ask(ids(&case.prompt_ids))).await.unwrap().ids);
+        }
+        let sent = metric(&members[0], "belay_fabric_rows_sent_total").await;
+        assert_eq!(sent > 0.0, rows == "tcp", "{sent} rows over TCP");
+        found.push(answers);
+    }
+    assert_eq!(found[0], found[1]);
 }
 
 /// What is run first on a real NPU: the golden cases, by the command line.
