@@ -182,10 +182,10 @@ impl Convener<'_> {
             }
         }
         // a worker with a new pod is another one than the one that sat there
-        view.known.retain(|worker| match (self.lines.get(worker), placements.peer(*worker)) {
-            (Some(line), Some(peer)) => line.uid == peer.uid,
-            _ => true,
-        });
+        let circle = self.shared.rounds.circle.load_full();
+        if let Some(circle) = circle.filter(|circle| Some(circle.number) == seated) {
+            view.known.retain(|worker| circle.sat(*worker, placements.peer(*worker).map(|peer| &*peer.uid)));
+        }
         view
     }
 

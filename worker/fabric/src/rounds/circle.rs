@@ -95,6 +95,12 @@ impl Circle {
         Some(position as u32 * self.ranks_per_worker)
     }
 
+    /// Whether a worker with this uid may be the one that sits here; those that don't sit here may.
+    pub(super) fn sat(&self, worker: u32, uid: Option<&str>) -> bool {
+        let line = self.lines.iter().find(|line| line.worker == worker);
+        line.is_none_or(|line| Some(&*line.uid) == uid)
+    }
+
     pub(crate) fn ranks(&self) -> u32 {
         self.members.len() as u32 * self.ranks_per_worker
     }
