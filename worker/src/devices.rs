@@ -71,6 +71,12 @@ impl<B: Backend> Devices<B> {
         self.all.iter().find_map(|device| device.lost())
     }
 
+    /// Fused operators, and whether the first device uses them; the others are of the same chip.
+    #[must_use]
+    pub fn fused(&self) -> Vec<(&'static str, bool)> {
+        self.dense().fused()
+    }
+
     /// What they are, for the log.
     pub fn describe(&self) -> impl Iterator<Item = String> {
         self.all.iter().map(|device| device.describe())

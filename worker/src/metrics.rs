@@ -173,6 +173,8 @@ pub struct Reading {
     pub in_flight: usize,
     /// Bytes done and to do.
     pub loaded: (u64, u64),
+    /// Fused operators of the devices, and whether they are used.
+    pub fused: Vec<(&'static str, bool)>,
     /// Counters of the engine, once there is one.
     pub engine: Option<EngineStats>,
     /// Counters of the fabric, once there is one.
@@ -281,6 +283,11 @@ impl Writer<'_> {
         self.gauges("expert_bytes", "Bytes of the experts that a rank holds", &["rank"], bytes)?;
         let experts = by_rank(|rank| f64::from(rank.experts));
         self.gauges("experts", "Copies of (layer, expert) that a rank holds", &["rank"], experts)?;
+        if !reading.fused.is_empty() {
+            let fused = reading.fused.iter().map(|(name, used)| ((*name).to_owned(), f64::from(*used)));
+            let help = "1 for a fused operator of the devices that is used, 0 for one that is not";
+            self.gauges("fused_operator", help, &["operator"], fused)?;
+        }
         self.gauge("load_bytes", "Bytes loaded so far", reading.loaded.0 as f64)?;
         self.gauge("load_bytes_expected", "Bytes to load", reading.loaded.1 as f64)
     }

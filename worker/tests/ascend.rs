@@ -40,6 +40,11 @@ async fn a_worker_answers_with_its_experts_on_four_npus() {
         assert_eq!(answer.ids, case.greedy_ids, "{}", case.id);
     }
     assert_eq!(http_get(&worker.http, "/healthz").await.0, 200);
+    let (_, metrics) = http_get(&worker.http, "/metrics").await;
+    for operator in ["aclnnSoftplus", "aclnnClippedSwiglu"] {
+        let used = format!("belay_fused_operator{{operator=\"{operator}\"}} 1");
+        assert!(metrics.contains(&used), "{used} is not in\n{metrics}");
+    }
 }
 
 #[tokio::test]

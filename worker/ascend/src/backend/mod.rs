@@ -254,6 +254,11 @@ impl Backend for AscendBackend {
         format!("ascend, device {}, {}, cann {version}", device.index(), device.soc())
     }
 
+    fn fused(&self) -> Vec<(&'static str, bool)> {
+        let is_used = |choice: &Choice| (choice.operator, choice.path == ComputePath::Fused);
+        self.choices.iter().map(is_used).collect()
+    }
+
     fn lost(&self) -> Option<String> {
         self.lost.get().cloned()
     }
