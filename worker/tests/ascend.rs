@@ -66,6 +66,18 @@ async fn a_group_answers_with_its_experts_on_all_npus() {
     }
 }
 
+#[tokio::test]
+async fn the_npus_of_one_worker_exchange_rows_as_those_of_several_do() {
+    let library = library();
+    let environment = [("BELAY_CANN_LIBRARY", library.as_str())];
+    let members = group_with(&environment, &["a"], 1, &SMALL).await;
+    in_circle(&members[0], 1).await;
+    let case = &cases("fact", 1)[0];
+    let answer = generate(&mut members[0].inference().await, ask(ids(&case.prompt_ids))).await.unwrap();
+    assert_eq!(answer.ids, case.greedy_ids);
+    assert!(metric(&members[0], "belay_fabric_rounds_total").await > 0.0);
+}
+
 /// A metric without labels; `NaN` if there is none.
 async fn metric(member: &Member, name: &str) -> f64 {
     let (_, text) = http_get(&member.process.http, "/metrics").await;

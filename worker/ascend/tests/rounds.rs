@@ -287,14 +287,19 @@ fn every_call_of_a_round_fails_once() {
     let mut tried = 0;
     for (symbol, calls) in symbols.iter().zip(calls) {
         let releases = ["Destroy", "Free", "Reset", "Abort", "SetCurrentContext"];
-        if releases.iter().any(|part| symbol.contains(part)) || symbol == "HcclGetErrorString" {
+        if releases.iter().any(|part| symbol.contains(part))
+            || ["HcclGetErrorString", "aclGetRecentErrMsg"].contains(&symbol.as_str())
+        {
             continue;
         }
         for nth in (1..=calls).step_by((calls / 4).max(1) as usize) {
             let worker = new();
             let live = sim.live_all();
+            let before = sim.calls(symbol);
             sim.fail(symbol, nth, 500_999);
             let outcome = run(&worker);
+            // how often a wait looks around depends on how long it takes
+            let came = sim.calls(symbol) - before >= nth;
             sim.clear();
             tried += 1;
             match outcome {
@@ -304,7 +309,7 @@ fn every_call_of_a_round_fails_once() {
                 }
                 Err(error) => panic!("{symbol} {nth}: {error}"),
                 Ok(found) => assert!(
-                    symbol == "aclSetAclOpExecutorRepeatable" && found == expected,
+                    (symbol == "aclSetAclOpExecutorRepeatable" || !came) && found == expected,
                     "{symbol} {nth} was not noticed"
                 ),
             }
