@@ -81,6 +81,10 @@ bench-scaling: ## the autoscaler against a fixed size and HPAs, in simulated tim
 scale: ## the operator with 1,000 deployments and 4,000 pods on a real API server with kwok: docs/performance.md (half an hour)
 	@tests/run.sh scale
 
+.PHONY: asan
+asan: ## the wrapper of CANN and the simulator with AddressSanitizer: docs/ascend.md (a quarter of an hour)
+	@tests/asan.sh
+
 .PHONY: soak
 soak: ## 10,000 requests, good, bad and abandoned, and what they leave behind
 	@tests/bench/run.sh soak

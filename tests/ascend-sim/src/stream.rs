@@ -203,9 +203,9 @@ impl Stream {
             let mut state = lock(&self.state);
             state.done += 1;
             if let Err(failure) = outcome {
-                self.context.note_failure(&failure);
-                // what was aborted is not an error of the work that comes after
+                // what was aborted is not an error of the work that comes after, nor one that stops the context
                 if self.epoch.load(Ordering::Acquire) == running.epoch {
+                    self.context.note_failure(&failure);
                     state.failure.get_or_insert(failure);
                 }
             }

@@ -154,6 +154,14 @@ impl Current {
         self.hold()
     }
 
+    /// Refuses memory of another device. Contexts of a device share its memory; streams and events they do not.
+    pub(crate) fn require_memory(&self, context: &Context, call: &'static str) -> Result<()> {
+        if !self.context.is(context) && self.context.device().index() != context.device().index() {
+            return Err(Error::WrongContext { call });
+        }
+        self.hold()
+    }
+
     /// Makes the context current again if it was lost to a release of another one.
     pub(crate) fn hold(&self) -> Result<()> {
         BOUND.with(|bound| match bound.borrow_mut().as_mut() {

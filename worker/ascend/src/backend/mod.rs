@@ -36,8 +36,8 @@ use job::{Job, Queue};
 pub use weight::AscendMatrix;
 
 use crate::{
-    Broken, Chip, Context, Current, DataType, Device, DeviceBuffer, Error, Event, Kind, Layout, Pages, Plans,
-    Region, Stream, View,
+    Broken, Chip, Context, Current, DataType, Device, DeviceBuffer, Error, Event, EventUse, Kind, Layout,
+    Pages, Plans, Region, Stream, View,
 };
 
 /// Bytes of temporaries at first, unless options say otherwise.
@@ -107,6 +107,16 @@ impl Default for AscendOptions {
             temporaries: FIRST_TEMPORARIES,
             limit: Duration::from_secs(60),
         }
+    }
+}
+
+/// A point in the work of a backend.
+pub(crate) struct Fence(Event);
+
+impl Fence {
+    /// Waits until the work before it is done.
+    pub(crate) fn wait(&self, limit: Duration) -> crate::Result<()> {
+        self.0.synchronize(&self.0.context().bind()?, limit)
     }
 }
 
@@ -199,10 +209,12 @@ impl AscendBackend {
         self.options.limit
     }
 
-    /// Moves the event to behind all that was queued so far.
-    pub(crate) fn record(&self, current: &Current, event: &Event) -> crate::Result<()> {
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        event.record(current, queue.stream())
+    /// A point behind all that was queued so far, to be waited for.
+    pub(crate) fn fence(&self) -> crate::Result<Fence> {
+        let current = self.context.bind()?;
+        let event = Event::new(&current, EventUse::Order)?;
+        event.record(&current, self.queue.lock().unwrap_or_else(PoisonError::into_inner).stream())?;
+        Ok(Fence(event))
     }
 
     /// Takes note of an error of the device that did not come of an operation here.
@@ -229,7 +241,7 @@ impl AscendBackend {
     }
 
     /// Zeroed device memory.
-    fn zeros(&self, bytes: usize) -> Result<Region> {
+    pub(crate) fn zeros(&self, bytes: usize) -> Result<Region> {
         self.run("allocation", |job| {
             let buffer = DeviceBuffer::new(job.current(), bytes, Pages::default())?;
             let region = buffer.region().clone();

@@ -212,7 +212,7 @@ impl Communicator {
     ) -> Result<()> {
         current.require(&self.inner.context, call)?;
         for region in regions {
-            current.require(region.context(), call)?;
+            current.require_memory(region.context(), call)?;
         }
         let mut code = 0;
         let kept = [&self.kept, regions[0].kept(), regions[1].kept()];

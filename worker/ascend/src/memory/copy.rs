@@ -79,8 +79,8 @@ impl Stream {
     /// [`Error::TooSmall`], [`Error::WrongContext`], [`Error::Call`].
     pub fn copy(&self, current: &Current, from: &Region, to: &Region) -> Result<()> {
         enough("the target of a copy", from.len(), to.len())?;
-        current.require(from.context(), "aclrtMemcpyAsync")?;
-        current.require(to.context(), "aclrtMemcpyAsync")?;
+        current.require_memory(from.context(), "aclrtMemcpyAsync")?;
+        current.require_memory(to.context(), "aclrtMemcpyAsync")?;
         let call = current.runtime().symbols().aclrtMemcpyAsync;
         // SAFETY: both regions are allocated with these sizes, and the stream holds on to them until it was waited for.
         self.submit(current, "aclrtMemcpyAsync", &[from.kept(), to.kept()], |stream| unsafe {
@@ -105,7 +105,7 @@ impl Stream {
 
     fn copy_host(&self, current: &Current, host: &HostBuffer, device: &Region, kind: i32) -> Result<Ticket> {
         current.require(host.context(), "aclrtMemcpyAsync")?;
-        current.require(device.context(), "aclrtMemcpyAsync")?;
+        current.require_memory(device.context(), "aclrtMemcpyAsync")?;
         let call = current.runtime().symbols().aclrtMemcpyAsync;
         let bytes = device.len();
         let (to, room, from) = if kind == copy_kind::HOST_TO_DEVICE {

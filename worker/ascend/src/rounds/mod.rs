@@ -2,8 +2,9 @@
 //!
 //! A round is four collectives. Everybody tells everybody how many routes and rows come (all-to-all), sends routes and rows
 //! (all-to-all-v, twice), computes what has come, and sends the results back the same way (all-to-all-v, with an all-to-all
-//! of what was missing). They are queued on a stream of their own, so that the model's work on a device does not wait for
-//! those of others; events order the two.
+//! of what was missing). They are queued in a context of their
+//! own: the model's work on a device neither waits for others nor stops when a collective fails, which stops everything in
+//! its context. Streams of two contexts cannot wait for each other, so the host does.
 
 mod parcel;
 mod port;

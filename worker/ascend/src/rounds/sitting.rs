@@ -8,12 +8,11 @@ use belay_backend::{
 use super::parcel::{HEADER, Incoming, Outgoing, ROUTE};
 use super::port::Port;
 use super::told;
-use crate::event::EventUse;
 use crate::memory::Staging;
 use crate::tensor::DataType;
 use crate::{
-    AscendBackend, AscendBuffer, Communicator, CommunicatorOptions, Current, DeviceBuffer, Error, Event,
-    Kind, Pages, Region, Result, RootInfo, Stream,
+    AscendBackend, AscendBuffer, Communicator, CommunicatorOptions, Context, Current, Error, Kind, Region,
+    Result, RootInfo, Stream,
 };
 
 /// After each of these a wait looks whether it makes sense to go on.
@@ -23,16 +22,15 @@ const STAGING: usize = 1 << 20;
 
 /// A rank in a circle: its device, and what its rounds need there.
 pub(super) struct Rank {
-    backend: Arc<AscendBackend>,
+    work: Work,
     experts: Arc<dyn DeviceExperts<AscendBackend>>,
     hidden: usize,
     rows: DataType,
     limit: Duration,
-    /// Declared before the context's guard: dropped while it is current.
+    /// A context of its own: a collective that fails stops all work of its context.
+    context: Context,
     communicator: Communicator,
     stream: Stream,
-    /// What the backend has queued so far.
-    ready: Event,
     headers: [Port; 2],
     routes: [Port; 2],
     missing: [Port; 2],
@@ -45,14 +43,19 @@ pub(super) struct Rank {
     /// The asker's rows.
     x: Option<AscendBuffer>,
     staging: Staging,
-    current: Current,
 }
 
 /// Rows on the device: as the model computes with them, and, if that is something else, as they travel.
 #[derive(Default)]
 struct Channel {
     floats: Option<AscendBuffer>,
-    packed: Option<DeviceBuffer>,
+    packed: Option<Region>,
+}
+
+/// The backend of the rank, and whether it was given something that is not known to be done.
+struct Work {
+    backend: Arc<AscendBackend>,
+    is_open: bool,
 }
 
 /// Why a round could not be done.
@@ -87,22 +90,23 @@ impl Rank {
         hidden: usize,
         rows: DataType,
     ) -> Result<Self> {
-        let current = backend.context().bind()?;
+        let context = Context::new(backend.context().device())?;
+        let current = context.bind()?;
         let stream = Stream::new(&current)?;
-        let ready = Event::new(&current, EventUse::Order)?;
         let staging = Staging::new(&current, STAGING)?;
         let root = RootInfo::from_bytes(&seat.root)?;
         let options = CommunicatorOptions::default();
         let communicator = Communicator::join(&current, &root, seat.ranks, seat.rank, &options)?;
+        drop(current);
         Ok(Self {
-            backend: Arc::clone(backend),
+            work: Work { backend: Arc::clone(backend), is_open: false },
             experts: Arc::clone(experts),
             hidden,
             rows,
             limit: backend.limit(),
+            context,
             communicator,
             stream,
-            ready,
             headers: Default::default(),
             routes: Default::default(),
             missing: Default::default(),
@@ -112,7 +116,6 @@ impl Rank {
             back: Channel::default(),
             x: None,
             staging,
-            current,
         })
     }
 
@@ -133,13 +136,14 @@ impl Rank {
 
     /// Tells everybody what will come, and hears it of everybody.
     fn announce(&mut self, outgoing: &Outgoing, goes_on: &dyn Fn() -> bool) -> Result<Incoming, Failure> {
-        let Self { current, stream, communicator, headers: [to, from], .. } = self;
+        let current = &self.context.bind()?;
+        let Self { stream, communicator, headers: [to, from], .. } = self;
         let count = outgoing.headers.len();
         let send = to.put(current, stream, &outgoing.headers)?;
         let receive = from.room(current, count)?;
         communicator.all_to_all(current, stream, DataType::I32, &send, &receive)?;
         from.fetch(current, stream, &receive)?;
-        self.wait(goes_on)?;
+        self.wait(current, goes_on)?;
         let headers = self.headers[1].numbers(count)?;
         Ok(Incoming::of(&headers[..headers.len() / HEADER * HEADER])?)
     }
@@ -153,19 +157,21 @@ impl Rank {
         goes_on: &dyn Fn() -> bool,
     ) -> Result<Vec<i32>, Failure> {
         let (hidden, dtype) = (self.hidden, self.rows);
-        let backend = Arc::clone(&self.backend);
         let (sent, come) = (outgoing.rows.len(), incoming.rows());
-        let send = self.sent.room(&backend, &self.current, dtype, sent * hidden)?;
-        let receive = self.come.room(&backend, &self.current, dtype, come * hidden)?;
+        let send = self.sent.room(&mut self.work, dtype, sent * hidden)?;
+        let receive = self.come.room(&mut self.work, dtype, come * hidden)?;
         if let (Some(ask), true) = (ask, sent > 0) {
-            let x = room(&backend, &mut self.x, ask.x.len())?;
-            backend.write(x, 0, &ask.x)?;
-            let rows = room(&backend, &mut self.sent.floats, sent * hidden)?;
-            backend.gather(x, hidden, &outgoing.rows, rows)?;
-            self.sent.pack(&backend, sent * hidden)?;
+            self.work.room(&mut self.x, ask.x.len())?;
+            let backend = self.work.open();
+            if let (Some(x), Some(rows)) = (&mut self.x, &mut self.sent.floats) {
+                backend.write(x, 0, &ask.x)?;
+                backend.gather(x, hidden, &outgoing.rows, rows)?;
+            }
+            self.sent.pack(backend, sent * hidden)?;
         }
-        self.follow_backend()?;
-        let Self { current, stream, communicator, routes: [to, from], .. } = self;
+        self.work.finish(self.limit)?;
+        let current = &self.context.bind()?;
+        let Self { stream, communicator, routes: [to, from], .. } = self;
         let numbers = incoming.routes() * ROUTE;
         let times = |counts: &[u64], by: usize| -> Vec<u64> {
             counts.iter().map(|count| count * by as u64).collect()
@@ -187,23 +193,23 @@ impl Rank {
             (&receive, &incoming.counts(|parcel| parcel.rows, hidden)),
         )?;
         from.fetch(current, stream, &arrived)?;
-        self.wait(goes_on)?;
+        self.wait(current, goes_on)?;
         Ok(self.routes[1].numbers(numbers)?)
     }
 
     /// Queues what has come; gives the first expert that each sender wants and that is not here.
     fn compute(&mut self, incoming: &Incoming, numbers: &[i32]) -> Result<Vec<Option<u32>>, Failure> {
         let (hidden, dtype) = (self.hidden, self.rows);
-        let backend = Arc::clone(&self.backend);
         let (layers, missing) = incoming.work(numbers, |layer, expert| self.experts.holds(layer, expert))?;
-        self.made.room(&backend, &self.current, dtype, incoming.routes() * hidden)?;
+        self.made.room(&mut self.work, dtype, incoming.routes() * hidden)?;
         if !layers.is_empty() {
-            self.come.unpack(&backend, incoming.rows() * hidden)?;
+            let backend = self.work.open();
+            self.come.unpack(backend, incoming.rows() * hidden)?;
             let (Some(x), Some(y)) = (&self.come.floats, &mut self.made.floats) else { return Ok(missing) };
             for (layer, routes) in &layers {
                 self.experts.compute_on_device(*layer, x, routes, y)?;
             }
-            self.made.pack(&backend, incoming.routes() * hidden)?;
+            self.made.pack(backend, incoming.routes() * hidden)?;
         }
         Ok(missing)
     }
@@ -218,13 +224,13 @@ impl Rank {
         goes_on: &dyn Fn() -> bool,
     ) -> Result<Option<RoundAnswer>, Failure> {
         let (hidden, dtype) = (self.hidden, self.rows);
-        let backend = Arc::clone(&self.backend);
         let asked: u64 = outgoing.route_counts.iter().sum();
         let count = asked as usize * hidden;
-        let send = self.made.room(&backend, &self.current, dtype, incoming.routes() * hidden)?;
-        let receive = self.back.room(&backend, &self.current, dtype, count)?;
-        self.follow_backend()?;
-        let Self { current, stream, communicator, missing: [to, from], .. } = self;
+        let send = self.made.room(&mut self.work, dtype, incoming.routes() * hidden)?;
+        let receive = self.back.room(&mut self.work, dtype, count)?;
+        self.work.finish(self.limit)?;
+        let current = &self.context.bind()?;
+        let Self { stream, communicator, missing: [to, from], .. } = self;
         let lacks: Vec<i32> =
             missing.iter().map(|expert| expert.map_or(-1, |expert| expert as i32)).collect();
         let told = to.put(current, stream, &lacks)?;
@@ -239,18 +245,18 @@ impl Rank {
             (&receive, &wanted),
         )?;
         from.fetch(current, stream, &heard)?;
-        self.wait(goes_on)?;
+        self.wait(current, goes_on)?;
         let heard = self.missing[1].numbers(lacks.len())?;
         if ask.is_none() {
             return Ok(None);
         }
-        let y = self.read(&receive, count)?;
+        let y = self.read(current, &receive, count)?;
         let missing = heard.iter().map(|expert| u32::try_from(*expert).ok()).collect();
         Ok(Some(RoundAnswer { y, missing }))
     }
 
-    fn read(&mut self, from: &Region, count: usize) -> Result<Vec<f32>> {
-        let Self { current, stream, staging, limit, .. } = self;
+    fn read(&mut self, current: &Current, from: &Region, count: usize) -> Result<Vec<f32>> {
+        let Self { stream, staging, limit, .. } = self;
         let mut y = vec![0f32; count];
         if self.rows == DataType::F32 {
             staging.read(current, stream, from, bytemuck::cast_slice_mut(&mut y), *limit)?;
@@ -264,17 +270,11 @@ impl Rank {
         Ok(y)
     }
 
-    /// What is queued here from now on begins when the backend has done what it was given so far.
-    fn follow_backend(&self) -> Result<()> {
-        self.backend.record(&self.current, &self.ready)?;
-        self.stream.wait_event(&self.current, &self.ready)
-    }
-
     /// Waits for the stream as long as it makes sense.
-    fn wait(&self, goes_on: &dyn Fn() -> bool) -> Result<()> {
+    fn wait(&self, current: &Current, goes_on: &dyn Fn() -> bool) -> Result<()> {
         let started = Instant::now();
         loop {
-            match self.stream.synchronize(&self.current, SLICE) {
+            match self.stream.synchronize(current, SLICE) {
                 Err(error) if error.kind() == Some(Kind::Timeout) && started.elapsed() < self.limit => {
                     if !goes_on() {
                         return Err(Error::StreamAborted);
@@ -294,43 +294,61 @@ impl Sitting for Rank {
     ) -> Result<Option<RoundAnswer>, FabricError> {
         self.try_round(ask, goes_on).map_err(|failure| {
             // what is left of the round waits for ranks that will not come
-            if let Err(error) = self.stream.abort(&self.current) {
-                self.backend.note(&error);
+            let abort = || self.stream.abort(&self.context.bind()?);
+            if let Err(error) = abort() {
+                self.work.backend.note(&error);
             }
             match failure {
-                Failure::Device(error) => told(&self.backend, &error),
+                Failure::Device(error) => told(&self.work.backend, &error),
                 Failure::Other(error) => error,
             }
         })
     }
 }
 
+impl Work {
+    /// The backend, about to be given something to do.
+    fn open(&mut self) -> &AscendBackend {
+        self.is_open = true;
+        &self.backend
+    }
+
+    /// Waits until what it was given is done: a stream of another context cannot wait for it. What the model has queued since
+    /// is not waited for.
+    fn finish(&mut self, limit: Duration) -> Result<()> {
+        if std::mem::take(&mut self.is_open) {
+            self.backend.fence()?.wait(limit)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a buffer hold at least `count` numbers.
+    fn room(&mut self, buffer: &mut Option<AscendBuffer>, count: usize) -> Result<(), BackendError> {
+        if buffer.as_ref().is_none_or(|buffer| buffer.len() < count) {
+            *buffer = None;
+            *buffer = Some(self.open().alloc(count.max(64).next_power_of_two())?);
+        }
+        Ok(())
+    }
+}
+
 impl Channel {
     /// Room for `count` numbers; gives the region that travels.
-    fn room(
-        &mut self,
-        backend: &AscendBackend,
-        current: &Current,
-        dtype: DataType,
-        count: usize,
-    ) -> Result<Region, Failure> {
-        let floats = room(backend, &mut self.floats, count)?;
-        if dtype == DataType::F32 {
-            return Ok(floats.region().part(0..count * size_of::<f32>())?);
-        }
+    fn room(&mut self, work: &mut Work, dtype: DataType, count: usize) -> Result<Region, Failure> {
+        work.room(&mut self.floats, count)?;
         let bytes = count * dtype.bytes();
-        if self.packed.as_ref().is_none_or(|packed| packed.region().len() < bytes) {
-            let bytes = bytes.max(64).next_power_of_two();
-            self.packed = Some(DeviceBuffer::new(current, bytes, Pages::default())?);
+        if dtype != DataType::F32 && self.packed.as_ref().is_none_or(|packed| packed.len() < bytes) {
+            self.packed = None;
+            self.packed = Some(work.open().zeros(bytes.max(64).next_power_of_two())?);
         }
-        let packed = self.packed.as_ref().ok_or(Error::StreamAborted)?;
-        Ok(packed.region().part(0..bytes)?)
+        let region = self.packed.as_ref().or(self.floats.as_ref().map(AscendBuffer::region));
+        Ok(region.ok_or(Error::StreamAborted)?.part(0..bytes)?)
     }
 
     /// Queues making what travels of what is computed with.
     fn pack(&self, backend: &AscendBackend, count: usize) -> Result<(), Failure> {
         match (&self.floats, &self.packed) {
-            (Some(floats), Some(packed)) => Ok(backend.pack(floats, count, packed.region())?),
+            (Some(floats), Some(packed)) => Ok(backend.pack(floats, count, packed)?),
             _ => Ok(()),
         }
     }
@@ -338,23 +356,8 @@ impl Channel {
     /// The reverse.
     fn unpack(&self, backend: &AscendBackend, count: usize) -> Result<(), Failure> {
         match (&self.floats, &self.packed) {
-            (Some(floats), Some(packed)) => Ok(backend.unpack(packed.region(), floats, count)?),
+            (Some(floats), Some(packed)) => Ok(backend.unpack(packed, floats, count)?),
             _ => Ok(()),
         }
-    }
-}
-
-/// A buffer of at least `count` numbers.
-fn room<'a>(
-    backend: &AscendBackend,
-    buffer: &'a mut Option<AscendBuffer>,
-    count: usize,
-) -> Result<&'a mut AscendBuffer, BackendError> {
-    if buffer.as_ref().is_none_or(|buffer| buffer.len() < count) {
-        *buffer = None;
-    }
-    match buffer {
-        Some(buffer) => Ok(buffer),
-        None => Ok(buffer.insert(backend.alloc(count.max(64).next_power_of_two())?)),
     }
 }
