@@ -47,7 +47,7 @@ pub struct CircleState {
 enum Happening {
     Heard(u32, Word),
     Joined(u64),
-    Ended(u64),
+    Ended,
 }
 
 /// What all threads see of circles.
@@ -78,7 +78,7 @@ impl Rounds {
     /// Ends a circle that an exchange has waited for in vain.
     pub(crate) fn give_up(&self, circle: &Circle, reason: &str) {
         if circle.close(reason) {
-            self.tell(Happening::Ended(circle.number));
+            self.tell(Happening::Ended);
         }
     }
 
@@ -144,13 +144,15 @@ impl Convener<'_> {
                 }
                 Vec::new()
             }
-            Some(Happening::Ended(number)) => {
-                let circle = self.shared.rounds.circle.load_full();
-                let reason = circle.filter(|circle| circle.number == number).map(|circle| circle.reason());
-                self.assembly.ended(now, me, number, &reason.unwrap_or_default())
-            }
+            // looked at below, whatever woke this thread
+            Some(Happening::Ended) => Vec::new(),
         };
         self.perform(acts);
+        let closed = self.shared.rounds.circle.load_full().filter(|circle| circle.is_closed());
+        if let Some(circle) = closed {
+            let acts = self.assembly.ended(now, me, circle.number, &circle.reason());
+            self.perform(acts);
+        }
         self.threads.retain(|(_, thread)| !thread.is_finished());
         let view = self.look();
         let fresh = u64::from_le_bytes(std::array::from_fn(|at| nonce()[at]));
@@ -297,7 +299,7 @@ fn sit(shared: &Shared, circle: &Circle, collective: &dyn Collective, rank: u32,
     impl Drop for Guard<'_> {
         fn drop(&mut self) {
             self.1.close("a rank left");
-            self.0.rounds.tell(Happening::Ended(self.1.number));
+            self.0.rounds.tell(Happening::Ended);
         }
     }
     let _guard = Guard(shared, circle);
@@ -314,8 +316,8 @@ fn sit(shared: &Shared, circle: &Circle, collective: &dyn Collective, rank: u32,
     for round in 1.. {
         let Some(slot) = circle.enter(rank, round) else { break };
         let is_asker = slot.is_some();
-        let goes_on = || !circle.is_closed() && !(is_asker && has_silent_member(shared, circle));
-        let outcome = sitting.round(slot.as_ref().map(|slot| &slot.ask), &goes_on);
+        let is_hopeless = || circle.is_closed() || (is_asker && has_silent_member(shared, circle));
+        let outcome = sitting.round(slot.as_ref().map(|slot| &slot.ask), &|| !is_hopeless());
         if !circle.leave(rank, slot, outcome) {
             break;
         }

@@ -56,6 +56,9 @@ pub(super) struct Parcel {
     pub asks: bool,
 }
 
+/// A layer, and its routes with the place of each result.
+pub(super) type LayerWork = (u32, Vec<(u32, Route)>);
+
 /// The parcels of all ranks.
 #[derive(Debug)]
 pub(super) struct Incoming {
@@ -98,9 +101,9 @@ impl Incoming {
         &self,
         numbers: &[i32],
         holds: impl Fn(u32, u32) -> bool,
-    ) -> Result<(Vec<(u32, Vec<(u32, Route)>)>, Vec<Option<u32>>)> {
+    ) -> Result<(Vec<LayerWork>, Vec<Option<u32>>)> {
         let broken = |cause: &str| Error::Shape { operation: "round", cause: cause.to_owned() };
-        let mut layers: Vec<(u32, Vec<(u32, Route)>)> = Vec::new();
+        let mut layers: Vec<LayerWork> = Vec::new();
         let mut missing = Vec::with_capacity(self.parcels.len());
         let (mut first_row, mut place) = (0usize, 0u32);
         let mut routes = numbers.chunks_exact(ROUTE);
