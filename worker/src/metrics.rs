@@ -344,6 +344,8 @@ impl Writer<'_> {
         self.counter("fabric_sent_bytes", "Bytes of asks sent to peers", stats.bytes_sent)?;
         self.counter("fabric_received_bytes", "Bytes of results from peers", stats.bytes_received)?;
         self.counter("fabric_exchanges_failed", "Exchanges that failed", stats.failed)?;
+        let help = "Routes that were asked of somebody else after their first ask came to nothing";
+        self.counter("fabric_rerouted", help, stats.rerouted)?;
         self.counter("fabric_rounds", "Exchanges from device to device", stats.rounds)?;
         self.counter("fabric_round_routes", "Routes of exchanges from device to device", stats.round_routes)?;
         let help = "Exchanges from device to device that came to nothing, and went over TCP";

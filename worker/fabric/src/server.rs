@@ -262,24 +262,37 @@ impl Connection<'_> {
         }
     }
 
+    /// Waits for the next frame, which is of one kind and has `most` bytes at most, and reads its body.
+    fn next_frame<T>(
+        &mut self,
+        kind: Kind,
+        most: usize,
+        parse: impl FnOnce(&Header, &[u8]) -> Result<T, WireError>,
+    ) -> Result<(Header, T), WireError> {
+        let header = self.next_header()?;
+        if header.kind != kind {
+            return Err(header.unexpected());
+        }
+        let whole = HEADER_BYTES + header.body as usize;
+        loop {
+            if let Some(frame) = self.inbox.peek(whole) {
+                let parsed = parse(&header, &frame[HEADER_BYTES..])?;
+                self.inbox.consume(whole);
+                return Ok((header, parsed));
+            }
+            match self.inbox.fill(&mut self.socket, most) {
+                Err(error) if !is_tick(&error) || self.shared.connections.is_stopping() => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn answer_pings(&mut self) -> Result<(), WireError> {
         let mut told = None;
         loop {
-            let header = self.next_header()?;
-            if header.kind != Kind::Ping {
-                return Err(header.unexpected());
-            }
-            let whole = HEADER_BYTES + header.body as usize;
-            let Some(frame) = self.inbox.peek(whole) else {
-                match self.inbox.fill(&mut self.socket, MAX_PULSE) {
-                    Err(error) if !is_tick(&error) || self.shared.connections.is_stopping() => {
-                        return Err(error.into());
-                    }
-                    _ => continue,
-                }
-            };
-            let wanted = wire::parse_pulse(&header, &frame[HEADER_BYTES..])?;
-            self.inbox.consume(whole);
+            let (header, wanted) = self.next_frame(Kind::Ping, MAX_PULSE, wire::parse_pulse)?;
             self.hold();
             if let Some(wanted) = wanted
                 && self.shared.adoption.request(&wanted, Instant::now())
@@ -298,22 +311,9 @@ impl Connection<'_> {
     }
 
     fn take_words(&mut self) -> Result<(), WireError> {
+        let most = HEADER_BYTES + wire::SMALL_BODY as usize;
         loop {
-            let header = self.next_header()?;
-            if header.kind != Kind::Word {
-                return Err(header.unexpected());
-            }
-            let whole = HEADER_BYTES + header.body as usize;
-            let Some(frame) = self.inbox.peek(whole) else {
-                match self.inbox.fill(&mut self.socket, whole) {
-                    Err(error) if !is_tick(&error) || self.shared.connections.is_stopping() => {
-                        return Err(error.into());
-                    }
-                    _ => continue,
-                }
-            };
-            let word = wire::parse_word(&header, &frame[HEADER_BYTES..])?;
-            self.inbox.consume(whole);
+            let (_, word) = self.next_frame(Kind::Word, most, wire::parse_word)?;
             self.hold();
             self.shared.rounds.heard(self.asker, word);
         }
