@@ -165,6 +165,10 @@ pub struct DeviceOptions {
     /// What NPUs multiply weights in
     #[arg(long, env = "BELAY_ASCEND_PRODUCTS", value_enum, default_value = "bf16")]
     pub ascend_products: AscendProducts,
+
+    /// How rows go between the NPUs of a group: by HCCL, and over TCP while that is not possible; or over TCP always
+    #[arg(long, env = "BELAY_ASCEND_ROWS", value_enum, default_value = "hccl")]
+    pub ascend_rows: AscendRows,
 }
 
 /// Bytes as Kubernetes writes them: a number and at most one of k, M, G, T, P, Ki, Mi, Gi, Ti, Pi. Parts of bytes
@@ -218,6 +222,15 @@ pub enum Device {
     /// Each rank on an NPU of its own
     #[value(name = "Ascend")]
     Ascend,
+}
+
+/// How rows go between the NPUs of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AscendRows {
+    /// From device to device.
+    Hccl,
+    /// By way of the hosts.
+    Tcp,
 }
 
 /// What NPUs multiply weights in.

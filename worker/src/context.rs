@@ -31,6 +31,8 @@ pub struct Context {
     pub uid: String,
     /// Name of this process, which no other has.
     pub process: String,
+    /// Fused operators of the devices, and whether they are used.
+    pub fused: Vec<(&'static str, bool)>,
     /// Life cycle and requests in flight.
     pub shared: Arc<Shared>,
     /// Metrics of requests.
@@ -62,7 +64,7 @@ impl std::fmt::Debug for Context {
 impl Context {
     /// A worker that has not begun.
     #[must_use]
-    pub fn new(config: ServeConfig, model_name: String) -> Self {
+    pub fn new(config: ServeConfig, model_name: String, fused: Vec<(&'static str, bool)>) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let uid = config.pod_uid.clone().filter(|uid| !uid.is_empty());
         Self {
@@ -70,6 +72,7 @@ impl Context {
             process: uuid::Uuid::new_v4().to_string(),
             config,
             model_name,
+            fused,
             shared: Arc::default(),
             requests: Arc::default(),
             engine: ArcSwapOption::empty(),
@@ -302,9 +305,11 @@ impl Source for Context {
             state: self.shared.get(),
             in_flight: self.shared.in_flight(),
             loaded: self.shared.loaded(),
+            fused: self.fused.clone(),
             engine: self.engine_stats(),
             fabric: self.fabric_stats.load().as_ref().map(|stats| stats.snapshot()),
             peers: group.as_ref().map_or_else(Vec::new, |group| group.peers()),
+            circle: group.as_ref().and_then(|group| group.circle()),
             coverage: group.as_ref().map(|group| group.coverage()),
         }
     }

@@ -3,17 +3,26 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use belay_ascend::{AscendBackend, AscendOptions, DeviceLimits, Library, Runtime, Search};
-use belay_backend::Backend;
+use belay_ascend::{AscendBackend, AscendOptions, DeviceLimits, Library, Npus, Runtime, Search};
+use belay_backend::{Backend, Collective, DeviceExperts};
+use belay_fabric::RowFormat;
 
-use crate::config::DeviceOptions;
+use crate::config::{AscendRows, DeviceOptions};
+
+/// Makes the ranks of a worker exchange rows with those of others by themselves: devices and experts by rank, channels of a
+/// row, and the form in which rows travel.
+pub type MakeCollective<B> =
+    fn(Vec<(Arc<B>, Arc<dyn DeviceExperts<B>>)>, usize, RowFormat) -> anyhow::Result<Arc<dyn Collective>>;
 
 /// The devices of a worker: the first one has the dense weights, and ranks go round over all of them.
-pub struct Devices<B>(Arc<[Arc<B>]>);
+pub struct Devices<B> {
+    all: Arc<[Arc<B>]>,
+    collective: Option<MakeCollective<B>>,
+}
 
 impl<B> Clone for Devices<B> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self { all: Arc::clone(&self.all), collective: self.collective }
     }
 }
 
@@ -21,36 +30,56 @@ impl<B: Backend> Devices<B> {
     /// All ranks on one device.
     #[must_use]
     pub fn one(device: B) -> Self {
-        Self(Arc::new([Arc::new(device)]))
+        Self { all: Arc::new([Arc::new(device)]), collective: None }
     }
 
     /// `None` without any.
     #[must_use]
     pub fn of(devices: Vec<B>) -> Option<Self> {
-        (!devices.is_empty()).then(|| Self(devices.into_iter().map(Arc::new).collect()))
+        let all: Arc<[Arc<B>]> = devices.into_iter().map(Arc::new).collect();
+        (!all.is_empty()).then_some(Self { all, collective: None })
+    }
+
+    /// With the way in which they exchange rows by themselves.
+    #[must_use]
+    pub fn with_collective(mut self, make: MakeCollective<B>) -> Self {
+        self.collective = Some(make);
+        self
+    }
+
+    /// How they exchange rows by themselves, if they can.
+    #[must_use]
+    pub fn collective(&self) -> Option<MakeCollective<B>> {
+        self.collective
     }
 
     /// The one with the dense weights.
     #[must_use]
     pub fn dense(&self) -> &Arc<B> {
-        &self.0[0]
+        &self.all[0]
     }
 
     /// That of a rank of this worker.
     #[must_use]
     pub fn of_rank(&self, rank: u32) -> &Arc<B> {
-        &self.0[rank as usize % self.0.len()]
+        &self.all[rank as usize % self.all.len()]
     }
 
     /// Why one of them can do nothing more, once that is so.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
-        self.0.iter().find_map(|device| device.lost())
+        self.all.iter().find_map(|device| device.lost())
+    }
+
+    /// Fused operators, and whether the first device uses them; the others are of the same chip.
+    #[must_use]
+    pub fn fused(&self) -> Vec<(&'static str, bool)> {
+        self.dense().fused()
     }
 
     /// What they are, for the log.
     pub fn describe(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|device| device.describe())
+        self.all.iter().map(|device| device.describe())
     }
 }
 
@@ -82,5 +111,18 @@ pub fn ascend(asked: &DeviceOptions, ranks: u32) -> anyhow::Result<Devices<Ascen
         }
         devices.push(AscendBackend::new(&device, options).with_context(|| format!("device {index}"))?);
     }
-    Devices::of(devices).context("no device")
+    let devices = Devices::of(devices).context("no device")?;
+    Ok(match asked.ascend_rows {
+        AscendRows::Hccl => devices.with_collective(npus),
+        AscendRows::Tcp => devices,
+    })
+}
+
+fn npus(
+    ranks: Vec<(Arc<AscendBackend>, Arc<dyn DeviceExperts<AscendBackend>>)>,
+    hidden: usize,
+    format: RowFormat,
+) -> anyhow::Result<Arc<dyn Collective>> {
+    // rows in FP8 are rounded before they are sent, and travel as f32
+    Ok(Arc::new(Npus::new(ranks, hidden, format == RowFormat::Bf16)?))
 }

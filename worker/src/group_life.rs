@@ -75,6 +75,13 @@ pub async fn grouped<B: Backend + 'static>(
     context.ranks.store(Some(Arc::new(Arc::clone(&ranks) as _)));
     let peers_changed = Arc::new(Notify::new());
     let group = start_group(context, &opened, &slot, listener, Arc::clone(&ranks) as _, &peers_changed)?;
+    if let Some(make) = devices.collective() {
+        let hidden = opened.checkpoint.config().hidden_size;
+        match make(ranks.on_devices(&devices), hidden, context.config.fabric_format) {
+            Ok(collective) => group.set_collective(collective)?,
+            Err(error) => tracing::warn!(%error, "devices cannot exchange rows: they go over TCP"),
+        }
+    }
     context.membership.begin(slot.clone());
     context.shared.enter(Phase::WaitingForPlacement, "waiting for SetPlacement");
     let mut taken = context.membership.watch();

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use belay_engine::{FinishReason, Observer, RequestReport, Stats as EngineStats, StepReport};
-use belay_fabric::{Coverage, Health, PeerState, StatsSnapshot};
+use belay_fabric::{CircleState, Coverage, Health, PeerState, StatsSnapshot};
 use belay_proto::admin::Phase;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -173,12 +173,16 @@ pub struct Reading {
     pub in_flight: usize,
     /// Bytes done and to do.
     pub loaded: (u64, u64),
+    /// Fused operators of the devices, and whether they are used.
+    pub fused: Vec<(&'static str, bool)>,
     /// Counters of the engine, once there is one.
     pub engine: Option<EngineStats>,
     /// Counters of the fabric, once there is one.
     pub fabric: Option<StatsSnapshot>,
     /// Connections to the other workers.
     pub peers: Vec<PeerState>,
+    /// Workers whose devices exchange rows by themselves.
+    pub circle: Option<CircleState>,
     /// Live copies of the experts, in a group with a placement in use.
     pub coverage: Option<Coverage>,
 }
@@ -279,6 +283,11 @@ impl Writer<'_> {
         self.gauges("expert_bytes", "Bytes of the experts that a rank holds", &["rank"], bytes)?;
         let experts = by_rank(|rank| f64::from(rank.experts));
         self.gauges("experts", "Copies of (layer, expert) that a rank holds", &["rank"], experts)?;
+        if !reading.fused.is_empty() {
+            let fused = reading.fused.iter().map(|(name, used)| ((*name).to_owned(), f64::from(*used)));
+            let help = "1 for a fused operator of the devices that is used, 0 for one that is not";
+            self.gauges("fused_operator", help, &["operator"], fused)?;
+        }
         self.gauge("load_bytes", "Bytes loaded so far", reading.loaded.0 as f64)?;
         self.gauge("load_bytes_expected", "Bytes to load", reading.loaded.1 as f64)
     }
@@ -328,15 +337,25 @@ impl Writer<'_> {
         )
     }
 
-    fn fabric(&mut self, stats: &StatsSnapshot, peers: &[PeerState]) -> std::fmt::Result {
+    fn fabric(&mut self, stats: &StatsSnapshot, reading: &Reading) -> std::fmt::Result {
         self.counter("fabric_routes", "Routes of exchanges, local ones included", stats.routes)?;
         self.counter("fabric_routes_served", "Routes computed for peers", stats.routes_served)?;
         self.counter("fabric_rows_sent", "Rows sent to peers", stats.rows_sent)?;
         self.counter("fabric_sent_bytes", "Bytes of asks sent to peers", stats.bytes_sent)?;
         self.counter("fabric_received_bytes", "Bytes of results from peers", stats.bytes_received)?;
         self.counter("fabric_exchanges_failed", "Exchanges that failed", stats.failed)?;
-        let connected =
-            peers.iter().map(|peer| (peer.worker.to_string(), f64::from(peer.health == Health::Live)));
+        self.counter("fabric_rounds", "Exchanges from device to device", stats.rounds)?;
+        self.counter("fabric_round_routes", "Routes of exchanges from device to device", stats.round_routes)?;
+        let help = "Exchanges from device to device that came to nothing, and went over TCP";
+        self.counter("fabric_rounds_failed", help, stats.rounds_failed)?;
+        let workers = reading.circle.as_ref().map_or(0, |circle| circle.workers.len());
+        let help =
+            "Workers whose devices exchange rows by themselves, this one included; 0: rows go over TCP";
+        self.gauge("fabric_circle_workers", help, workers as f64)?;
+        let connected = reading
+            .peers
+            .iter()
+            .map(|peer| (peer.worker.to_string(), f64::from(peer.health == Health::Live)));
         self.gauges("fabric_peer_connected", "1 if asks can be sent to a worker", &["worker"], connected)?;
         let latency = &stats.latency;
         let help = "Time of whole exchanges, dispatch to combine";
@@ -355,7 +374,7 @@ impl Collector for AtScrape {
             writer.engine(stats)?;
         }
         if let Some(stats) = &reading.fabric {
-            writer.fabric(stats, &reading.peers)?;
+            writer.fabric(stats, &reading)?;
         }
         if let Some(coverage) = &reading.coverage {
             writer.coverage(coverage)?;

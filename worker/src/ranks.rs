@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use belay_backend::{Backend, ExpertCompute};
+use belay_backend::{Backend, DeviceExperts, ExpertCompute};
 use belay_fabric::Adopter;
 use belay_model::{Checkpoint, ExpertBank, Numerics};
 use belay_proto::admin::{RankExperts, RankStatus};
@@ -176,6 +176,18 @@ impl<B: Backend> Ranks<B> {
         B: 'static,
     {
         self.banks.iter().map(|bank| Arc::clone(bank) as Arc<dyn ExpertCompute>).collect()
+    }
+
+    /// The experts of each rank with their device, in rank order.
+    #[must_use]
+    pub fn on_devices(&self, devices: &Devices<B>) -> Vec<(Arc<B>, Arc<dyn DeviceExperts<B>>)>
+    where
+        B: 'static,
+    {
+        let of = |(rank, bank): (u32, &Arc<ExpertBank<B>>)| {
+            (Arc::clone(devices.of_rank(rank)), Arc::clone(bank) as Arc<dyn DeviceExperts<B>>)
+        };
+        (0..).zip(&self.banks).map(of).collect()
     }
 
     /// How much each rank holds.

@@ -86,7 +86,7 @@ impl Worker {
             http: http.local_addr()?,
         };
         let model_name = config.served_name()?;
-        let context = Arc::new(Context::new(config, model_name));
+        let context = Arc::new(Context::new(config, model_name, devices.fused()));
         tracing::info!(
             model = context.model_name,
             uid = context.uid,

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use belay_proto::admin::Phase;
 use belay_proto::inference::inference_client::InferenceClient;
 use belay_proto::inference::{GenerateRequest, Sampling};
@@ -38,6 +40,11 @@ async fn a_worker_answers_with_its_experts_on_four_npus() {
         assert_eq!(answer.ids, case.greedy_ids, "{}", case.id);
     }
     assert_eq!(http_get(&worker.http, "/healthz").await.0, 200);
+    let (_, metrics) = http_get(&worker.http, "/metrics").await;
+    for operator in ["aclnnSoftplus", "aclnnClippedSwiglu"] {
+        let used = format!("belay_fused_operator{{operator=\"{operator}\"}} 1");
+        assert!(metrics.contains(&used), "{used} is not in\n{metrics}");
+    }
 }
 
 #[tokio::test]
@@ -45,9 +52,45 @@ async fn a_group_answers_with_its_experts_on_all_npus() {
     let library = library();
     let environment = [("BELAY_CANN_LIBRARY", library.as_str())];
     let members = group_with(&environment, &["a", "b"], 1, &SMALL).await;
+    for member in &members {
+        in_circle(member, 2).await;
+    }
     for (member, case) in members.iter().zip(cases("fact", 2)) {
         let answer = generate(&mut member.inference().await, ask(ids(&case.prompt_ids))).await.unwrap();
         assert_eq!(answer.ids, case.greedy_ids, "{}", case.id);
+        // now and then the first rank has all experts that a layer's rows need, and nobody is asked
+        let rounds = metric(member, "belay_fabric_rounds_total").await;
+        assert!(rounds as usize >= 2 * answer.ids.len(), "{rounds} rounds for {} tokens", answer.ids.len());
+        assert_eq!(metric(member, "belay_fabric_rounds_failed_total").await, 0.0);
+        assert_eq!(metric(member, "belay_fabric_rows_sent_total").await, 0.0, "none over TCP");
+    }
+}
+
+#[tokio::test]
+async fn the_npus_of_one_worker_exchange_rows_as_those_of_several_do() {
+    let library = library();
+    let environment = [("BELAY_CANN_LIBRARY", library.as_str())];
+    let members = group_with(&environment, &["a"], 1, &SMALL).await;
+    in_circle(&members[0], 1).await;
+    let case = &cases("fact", 1)[0];
+    let answer = generate(&mut members[0].inference().await, ask(ids(&case.prompt_ids))).await.unwrap();
+    assert_eq!(answer.ids, case.greedy_ids);
+    assert!(metric(&members[0], "belay_fabric_rounds_total").await > 0.0);
+}
+
+/// A metric without labels; `NaN` if there is none.
+async fn metric(member: &Member, name: &str) -> f64 {
+    let (_, text) = http_get(&member.process.http, "/metrics").await;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(f64::NAN, |value| value.parse().unwrap())
+}
+
+/// Waits until the NPUs of so many workers exchange rows by themselves.
+async fn in_circle(member: &Member, workers: u32) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while metric(member, "belay_fabric_circle_workers").await != f64::from(workers) {
+        assert!(Instant::now() < deadline, "no circle of {workers}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -108,6 +151,9 @@ async fn a_worker_that_loses_an_npu_leaves_and_the_other_goes_on() {
     for member in &mut members {
         member.ready_in(1).await;
     }
+    for member in &members {
+        in_circle(member, 2).await;
+    }
     let long = |prompt: &[u32]| {
         let sampling = Sampling { ignore_eos: true, ..greedy(60) };
         GenerateRequest { sampling: Some(sampling), ..ask(ids(prompt)) }
@@ -122,6 +168,7 @@ async fn a_worker_that_loses_an_npu_leaves_and_the_other_goes_on() {
     std::fs::write(control(1), "lose 1 507901\n").unwrap();
     tokens.extend(collect(here).await.expect("the stream goes on").ids);
     assert_eq!(tokens, expected, "not a token differs");
+    assert!(metric(&members[0], "belay_fabric_rounds_failed_total").await > 0.0, "it was lost in a round");
     let failed = wait_phase(&mut members[1].admin, Phase::Failed).await;
     assert_eq!(failed.reason, "DeviceLost", "{}", failed.message);
     assert!(failed.message.contains("507901"), "{}", failed.message);
@@ -131,6 +178,50 @@ async fn a_worker_that_loses_an_npu_leaves_and_the_other_goes_on() {
     }
     let left = members[1].inference().await.generate(long(&prompt)).await.unwrap_err();
     assert_eq!(left.code(), tonic::Code::Unavailable, "{left:?}");
+
+    // a new pod in its place: with the next epoch their devices exchange rows again
+    let lost = members.pop().unwrap();
+    drop(lost);
+    let environment = [("BELAY_CANN_LIBRARY", library.as_str())];
+    members.push(Member::start_with(&environment, 1, "c", &SMALL).await);
+    let placement = placement_with(2, 2, &members.iter().collect::<Vec<_>>());
+    wait_phase(&mut members[1].admin, Phase::WaitingForPlacement).await;
+    for member in &mut members {
+        member.place(&placement).await.unwrap();
+    }
+    for member in &mut members {
+        member.ready_in(2).await;
+    }
+    for member in &members {
+        in_circle(member, 2).await;
+        let again = generate(&mut member.inference().await, long(&prompt)).await.unwrap().ids;
+        assert_eq!(again, expected);
+    }
+    assert!(metric(&members[1], "belay_fabric_rounds_total").await > 0.0);
+}
+
+/// Rows that travel as bf16 give the same tokens whichever way they go.
+#[tokio::test]
+async fn rows_in_bf16_give_the_same_tokens_by_hccl_and_over_tcp() {
+    let library = library();
+    let mut found = Vec::new();
+    for rows in ["hccl", "tcp"] {
+        let environment = [("BELAY_CANN_LIBRARY", library.as_str()), ("BELAY_ASCEND_ROWS", rows)];
+        let options = [&SMALL[..], &["--fabric-format", "bf16"]].concat();
+        let members = group_with(&environment, &["a", "b"], 1, &options).await;
+        let workers = if rows == "hccl" { 2 } else { 0 };
+        in_circle(&members[0], workers).await;
+        in_circle(&members[1], workers).await;
+        let mut client = members[0].inference().await;
+        let mut answers = Vec::new();
+        for case in cases("fact", 3) {
+            answers.push(generate(&mut client, ask(ids(&case.prompt_ids))).await.unwrap().ids);
+        }
+        let sent = metric(&members[0], "belay_fabric_rows_sent_total").await;
+        assert_eq!(sent > 0.0, rows == "tcp", "{sent} rows over TCP");
+        found.push(answers);
+    }
+    assert_eq!(found[0], found[1]);
 }
 
 /// What is run first on a real NPU: the golden cases, by the command line.

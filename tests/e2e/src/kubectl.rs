@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::env::Env;
@@ -170,6 +170,20 @@ impl Kubectl {
             &format!("/api/v1/namespaces/{}/pods/{pod}:{port}/proxy{path}", self.namespace),
         ])
     }
+}
+
+/// Sum of all series of a metric, in the text form of Prometheus.
+///
+/// # Errors
+/// If there is none.
+pub fn sum(metrics: &str, name: &str) -> Result<f64> {
+    let values: Vec<f64> = metrics
+        .lines()
+        .filter(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")))
+        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+        .collect();
+    ensure!(!values.is_empty(), "no metric {name} in\n{metrics}");
+    Ok(values.iter().sum())
 }
 
 /// Status and reason of a condition: `("True", "AllGroupsReady")`.

@@ -19,6 +19,7 @@ mod hccl;
 mod library;
 mod memory;
 mod op;
+mod rounds;
 mod runtime;
 mod stream;
 mod tensor;
@@ -38,6 +39,7 @@ pub use library::{
 };
 pub use memory::{ALIGNMENT, Arena, DeviceBuffer, HostBuffer, Mark, Pages, Pending, Region, Staging};
 pub use op::{Binary, GroupedProduct, Launcher, Plans, Unary};
+pub use rounds::Npus;
 pub use runtime::Runtime;
 pub use stream::Stream;
 pub use tensor::{DataType, IntArray, Layout, MAX_RANK, Scalar, Tensor, TensorList, View};

@@ -167,6 +167,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Device, kernel level and threads, for logs.
     fn describe(&self) -> String;
 
+    /// Fused operators that there are for this device, and whether each is used; decided at start.
+    fn fused(&self) -> Vec<(&'static str, bool)> {
+        Vec::new()
+    }
+
     /// Why the device can do nothing more in this process, once that is so. Every operation fails from then on.
     fn lost(&self) -> Option<String> {
         None

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod collective;
 pub mod dtype;
 mod error;
 mod fabric;
@@ -9,6 +10,7 @@ mod paged;
 mod stored;
 
 pub use backend::{Attention, Backend, Compress, Entries, HyperShape, MAX_STREAMS, Rotary, Rows, Select};
+pub use collective::{Collective, DeviceExperts, RoundAnswer, RoundAsk, Seat, Sitting};
 pub use error::{BackendError, Result};
 pub use fabric::{ExpertCompute, Fabric, FabricError, Route};
 pub use paged::{KEY_BLOCK, PagedRows, RowFormat, RowLayout, Run};

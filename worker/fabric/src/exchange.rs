@@ -2,6 +2,7 @@
 
 mod ask;
 mod here;
+mod round;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -114,6 +115,7 @@ impl<'a> Exchange<'a> {
     fn drive(&mut self, first: Arc<Current>, meanwhile: &mut dyn FnMut()) -> Result<(), FabricError> {
         let mut current = first;
         let mut meanwhile = Some(meanwhile);
+        let mut had_round = false;
         loop {
             self.seen = self.shared.moved.count();
             self.assigned = Instant::now();
@@ -122,6 +124,14 @@ impl<'a> Exchange<'a> {
             self.assign(&current)?;
             if meanwhile.is_some() {
                 self.count_load();
+            }
+            if !had_round && self.round(&current, &mut meanwhile) {
+                had_round = true;
+                if self.s.progress.left == 0 {
+                    return Ok(());
+                }
+                current = self.current()?;
+                continue;
             }
             self.ask(&current);
             self.compute(&current);

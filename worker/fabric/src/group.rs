@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use belay_backend::{ExpertCompute, Fabric, FabricError, Route};
+use belay_backend::{Collective, ExpertCompute, Fabric, FabricError, Route};
 
 use crate::auth::Key;
 use crate::exchange::{Exchange, Scratch};
@@ -15,7 +15,10 @@ use crate::load::LoadCounter;
 use crate::peer::{Peer, PeerState};
 use crate::shared::{Placements, Shared};
 use crate::sync::lock;
-use crate::{Adopter, Coverage, Fault, Identity, Loads, Stats, Table, Timeouts, keeper, pulse, server, wire};
+use crate::{
+    Adopter, CircleState, Coverage, Fault, Identity, Loads, Stats, Table, Timeouts, keeper, pulse, rounds,
+    server, wire,
+};
 
 /// Half-life of load counts unless options say otherwise.
 pub(crate) const DEFAULT_HALF_LIFE: Duration = Duration::from_secs(60);
@@ -120,6 +123,21 @@ impl Group {
     pub fn set_adopter(&self, adopter: Arc<dyn Adopter>) {
         self.shared.adoption.set_hook(adopter);
         self.shared.keeper.tell();
+    }
+
+    /// From now on the devices of this worker's ranks exchange rows with those of other workers, where these can do that too.
+    ///
+    /// # Errors
+    /// If a thread can't be started.
+    pub fn set_collective(&self, collective: Arc<dyn Collective>) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        self.spawn("fabric-rounds", move || rounds::convene(&shared, &collective))
+    }
+
+    /// The circle of devices that exchange rows; `None` while rows go over TCP.
+    #[must_use]
+    pub fn circle(&self) -> Option<CircleState> {
+        self.shared.rounds.state()
     }
 
     /// Puts a placement in force and another one beside it, the target, with the compute of this worker's ranks in

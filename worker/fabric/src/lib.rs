@@ -9,6 +9,7 @@
 //!   │                                placement ──────────────────── routing ─ coverage
 //!   │                                                                  │
 //!   ├─ exchange: assign ─ link ─ progress ◄────────────────────────────┤
+//!   ├─ rounds: circles of devices that exchange rows by themselves     │
 //!   ├─ server (a thread per connection): answer                        │
 //!   └─ keeper: adoption of orphans ◄───────────────────────────────────┘
 //! ```
@@ -36,6 +37,7 @@ mod peer;
 mod progress;
 mod pulse;
 mod ranks;
+mod rounds;
 mod routing;
 mod rows;
 mod server;
@@ -56,6 +58,7 @@ pub use health::Health;
 pub use in_process::InProcess;
 pub use load::Loads;
 pub use peer::PeerState;
+pub use rounds::CircleState;
 pub use rows::{RowFormat, SCALED_CHANNELS};
 pub use stats::{Latency, Stats, StatsSnapshot};
 pub use table::{Placement, PlacementError, Table, WorkerEntry};

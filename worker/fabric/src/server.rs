@@ -18,7 +18,7 @@ use crate::socket::{Inbox, is_tick, prepare, read_small, write_by};
 use crate::sync::{Signal, lock};
 use crate::wire::{self, HEADER_BYTES, Header, Hello, Kind, Purpose, WireError};
 
-/// Open connections that a worker serves at most; a group has two for each other worker.
+/// Open connections that a worker serves at most; a group has up to three for each other worker.
 const MAX_CONNECTIONS: usize = 1024;
 /// Pause of the accept loop when the system has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -126,6 +126,10 @@ fn serve(shared: &Shared, socket: TcpStream, id: u64) -> Result<(), WireError> {
             // a thread of its own computes: nothing but its asks comes here until it has answered
             connection.socket.set_read_timeout(Some(IDLE_TICK))?;
             connection.answer_asks()
+        }
+        Some(Purpose::Rounds) => {
+            connection.socket.set_read_timeout(Some(IDLE_TICK))?;
+            connection.take_words()
         }
         None => Ok(()),
     }
@@ -290,6 +294,28 @@ impl Connection<'_> {
             wire::encode_pulse(&mut self.out, Kind::Pong, header.id, is_news.then_some(adopted.as_slice()));
             write_by(&mut self.socket, &self.out, Instant::now() + self.shared.timeouts.ask)?;
             told = Some(adopted);
+        }
+    }
+
+    fn take_words(&mut self) -> Result<(), WireError> {
+        loop {
+            let header = self.next_header()?;
+            if header.kind != Kind::Word {
+                return Err(header.unexpected());
+            }
+            let whole = HEADER_BYTES + header.body as usize;
+            let Some(frame) = self.inbox.peek(whole) else {
+                match self.inbox.fill(&mut self.socket, whole) {
+                    Err(error) if !is_tick(&error) || self.shared.connections.is_stopping() => {
+                        return Err(error.into());
+                    }
+                    _ => continue,
+                }
+            };
+            let word = wire::parse_word(&header, &frame[HEADER_BYTES..])?;
+            self.inbox.consume(whole);
+            self.hold();
+            self.shared.rounds.heard(self.asker, word);
         }
     }
 

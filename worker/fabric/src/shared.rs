@@ -15,6 +15,7 @@ use crate::handshake::{Identity, Members};
 use crate::health::Health;
 use crate::load::LoadCounter;
 use crate::peer::Peer;
+use crate::rounds::Rounds;
 use crate::routing::{Routing, Seen, Target, View, seen};
 use crate::server::Connections;
 use crate::stats::Stats;
@@ -96,6 +97,7 @@ pub(crate) struct Shared {
     pub load: ArcSwapOption<LoadCounter>,
     pub faults: Faults,
     pub connections: Connections,
+    pub rounds: Rounds,
     pub stats: Arc<Stats>,
     pub stopped: AtomicBool,
     on_change: Box<dyn Fn() + Send + Sync>,
@@ -123,6 +125,7 @@ impl Shared {
             load: ArcSwapOption::empty(),
             faults: Faults::default(),
             connections: Connections::default(),
+            rounds: Rounds::default(),
             stats: Arc::default(),
             stopped: AtomicBool::new(false),
             on_change,

@@ -19,6 +19,9 @@ pub struct Stats {
     routes_served: AtomicU64,
     failed: AtomicU64,
     rerouted: AtomicU64,
+    rounds: AtomicU64,
+    round_routes: AtomicU64,
+    rounds_failed: AtomicU64,
 }
 
 /// Time of whole exchanges, as a histogram.
@@ -51,6 +54,12 @@ pub struct StatsSnapshot {
     pub routes_served: u64,
     /// Routes that were asked of somebody else after their first ask came to nothing.
     pub rerouted: u64,
+    /// Exchanges that devices did in a round.
+    pub rounds: u64,
+    /// Routes of these.
+    pub round_routes: u64,
+    /// Exchanges whose round came to nothing, so that they went over TCP.
+    pub rounds_failed: u64,
 }
 
 impl Stats {
@@ -68,6 +77,15 @@ impl Stats {
 
     pub(crate) fn rerouted(&self, routes: usize) {
         self.rerouted.fetch_add(routes as u64, Relaxed);
+    }
+
+    pub(crate) fn round_done(&self, routes: usize) {
+        self.rounds.fetch_add(1, Relaxed);
+        self.round_routes.fetch_add(routes as u64, Relaxed);
+    }
+
+    pub(crate) fn round_failed(&self) {
+        self.rounds_failed.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn sent(&self, rows: usize, bytes: usize) {
@@ -102,6 +120,9 @@ impl Stats {
             bytes_received: self.bytes_received.load(Relaxed),
             routes_served: self.routes_served.load(Relaxed),
             rerouted: self.rerouted.load(Relaxed),
+            rounds: self.rounds.load(Relaxed),
+            round_routes: self.round_routes.load(Relaxed),
+            rounds_failed: self.rounds_failed.load(Relaxed),
         }
     }
 }

@@ -3,7 +3,8 @@
 //! A worker that needs experts of another one dials it and keeps that connection: asks go one way, answers the other
 //! way, in the order of the asks, of which several may be under way. The opposite direction has a connection of its own,
 //! so two workers that ask each other at the same time never wait for one another. A second connection of the same
-//! kind carries pings only, which are answered at once even while an ask is computed. All numbers are little-endian.
+//! kind carries pings only, which are answered at once even while an ask is computed; a third one, of workers whose
+//! devices exchange rows by themselves, carries words about that, which have no answer. All numbers are little-endian.
 //!
 //! Every frame starts with a header of 24 bytes:
 //!
@@ -18,7 +19,7 @@
 //!
 //! | kind | sent by | body |
 //! |---|---|---|
-//! | 1 hello | asker, first | identity of the asker; `u32` worker and `str` uid of the worker that it means to reach; `u32` purpose (0 asks, 1 pings); 32 bytes nonce |
+//! | 1 hello | asker, first | identity of the asker; `u32` worker and `str` uid of the worker that it means to reach; `u32` purpose (0 asks, 1 pings, 2 words about circles); 32 bytes nonce |
 //! | 2 welcome | server | identity of the server; 32 bytes nonce; 32 bytes proof |
 //! | 3 refuse | server | `str` reason; the connection is closed after it. The same in all versions |
 //! | 4 ask | asker | `u32` layer, `u32` rows, `u32` routes, `u32` hidden; routes × { `u32` row, `u32` expert, `f32` weight }; the rows |
@@ -27,7 +28,8 @@
 //! | 7 ping | asker | empty, or now and then: `u32` count, count × { `u32` layer, `u32` expert }: orphans that the server shall load |
 //! | 8 pong | server | empty, or, when it is news on this connection: `u32` count, count × { `u32` layer, `u32` expert }: what the server has adopted |
 //! | 9 prove | asker | 32 bytes proof |
-//! | 10 admitted | server | empty: asks or pings may come |
+//! | 10 admitted | server | empty: asks, pings or words may come |
+//! | 11 word | asker | `u32` which, `u64` circle; 0 offer: `u32` count, count × `u32` worker, `u32` bytes, root; 2 decline, 5 break: `str` reason; 4 ring: `u64` round; 1 agree, 3 join: nothing |
 //!
 //! identity = `str` group, `str` revision, `str` digest, `u32` worker, `str` uid, `u64` epoch in force, `u64` epoch of the
 //! target (0 for none, both), `u32` hidden, `u32` row format (0 f32, 1 bf16, 2 fp8). `str` = `u16` bytes, then UTF-8.
@@ -38,6 +40,7 @@
 mod exchange;
 mod greeting;
 mod pulse;
+mod rounds;
 
 use std::io;
 
@@ -52,6 +55,7 @@ pub use greeting::{
 };
 pub(crate) use greeting::{body_of, without_proof};
 pub use pulse::{MAX_PAIRS, encode_pulse, parse_pulse};
+pub use rounds::{Word, encode_word, parse_word};
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"BLYF";
@@ -92,6 +96,8 @@ pub enum Kind {
     Prove = 9,
     /// The server's last word of the handshake.
     Admitted = 10,
+    /// About circles of devices.
+    Word = 11,
 }
 
 impl Kind {
@@ -107,6 +113,7 @@ impl Kind {
             Self::Pong,
             Self::Prove,
             Self::Admitted,
+            Self::Word,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == code)

@@ -4,7 +4,7 @@
 use belay_backend::Route;
 use belay_fabric::RowFormat;
 use belay_fabric::wire::{
-    self, Ask, Failure, HEADER_BYTES, Header, Hello, Kind, Purpose, WireError, WireIdentity,
+    self, Ask, Failure, HEADER_BYTES, Header, Hello, Kind, Purpose, WireError, WireIdentity, Word,
 };
 use proptest::prelude::*;
 
@@ -61,6 +61,11 @@ fn decode(bytes: &[u8], routes: usize) -> Result<usize, WireError> {
         }
         Kind::Result => wire::check_result(&header, body, FORMAT, HIDDEN, routes).map(|()| 0)?,
         Kind::Admitted => 0,
+        Kind::Word => match wire::parse_word(&header, body)? {
+            Word::Offer { members, root, .. } => members.capacity() * 4 + root.capacity(),
+            Word::Decline { reason, .. } | Word::Break { reason, .. } => reason.capacity(),
+            Word::Agree { .. } | Word::Join { .. } | Word::Ring { .. } => 0,
+        },
     };
     assert!(reserved <= 4 * bytes.len() + 512 * 1024, "{reserved} bytes for {}", bytes.len());
     Ok(reserved)
@@ -219,6 +224,28 @@ proptest! {
             wire::encode_failed(&mut frame, 1, &failure);
             let (header, body) = split(&frame).unwrap();
             prop_assert_eq!(wire::parse_failed(&header, body).unwrap(), failure);
+        }
+    }
+
+    #[test]
+    fn words_come_back(
+        circle in any::<u64>(), round in any::<u64>(), reason in ".{0,40}",
+        members in prop::collection::vec(any::<u32>(), 0..200), root in prop::collection::vec(any::<u8>(), 0..4200),
+    ) {
+        let words = [
+            Word::Offer { circle, members, root },
+            Word::Agree { circle },
+            Word::Decline { circle, reason: reason.clone() },
+            Word::Join { circle },
+            Word::Ring { circle, round },
+            Word::Break { circle, reason },
+        ];
+        let mut frame = Vec::new();
+        for word in words {
+            wire::encode_word(&mut frame, &word);
+            let (header, body) = split(&frame).unwrap();
+            prop_assert_eq!((header.kind, word.circle()), (Kind::Word, circle));
+            prop_assert_eq!(wire::parse_word(&header, body).unwrap(), word);
         }
     }
 

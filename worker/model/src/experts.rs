@@ -1,8 +1,10 @@
 //! Experts: the shared one, and the bank of routed ones that are resident here.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use belay_backend::{Backend, BackendError, ExpertCompute, Fabric, FabricError, Precision, Result, Route};
+use belay_backend::{
+    Backend, BackendError, DeviceExperts, ExpertCompute, Fabric, FabricError, Precision, Result, Route,
+};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::linear::{Linear, Loader, Progress};
@@ -86,17 +88,15 @@ pub struct ExpertBank<B: Backend> {
     resident: Vec<RwLock<LayerExperts<B>>>,
     /// Buffers that no call uses at the moment.
     spare: Mutex<Vec<BankScratch<B>>>,
+    spare_rows: Mutex<Vec<HostRows<B>>>,
 }
 
 /// The copies of one layer, by expert.
 type LayerExperts<B> = Vec<Option<Arc<Expert<B>>>>;
 
-/// Device and host buffers of one call.
+/// Device buffers of one call.
 struct BankScratch<B: Backend> {
     rows: usize,
-    x_rows: usize,
-    /// [rows of the asker, D]
-    x: B::Buffer,
     /// [routes of one expert, D]
     gathered: B::Buffer,
     y: B::Buffer,
@@ -105,7 +105,16 @@ struct BankScratch<B: Backend> {
     up: B::Buffer,
     /// [routes of one expert, widest input]
     rounded: B::Buffer,
-    y_host: Vec<f32>,
+}
+
+/// Device buffers of a call whose rows are the host's.
+struct HostRows<B: Backend> {
+    x_rows: usize,
+    y_rows: usize,
+    /// [rows of the asker, D]
+    x: B::Buffer,
+    /// [routes, D]
+    y: B::Buffer,
 }
 
 impl<B: Backend> ExpertBank<B> {
@@ -114,7 +123,8 @@ impl<B: Backend> ExpertBank<B> {
         let config = checkpoint.config();
         let layer = || RwLock::new((0..config.experts).map(|_| None).collect());
         let resident = config.layers.iter().map(|_| layer()).collect();
-        Self { backend, checkpoint, numerics, resident, spare: Mutex::new(Vec::new()) }
+        let (spare, spare_rows) = (Mutex::default(), Mutex::default());
+        Self { backend, checkpoint, numerics, resident, spare, spare_rows }
     }
 
     /// Loads the (layer, expert) pairs that are not resident yet; the pages of others are never touched.
@@ -180,83 +190,114 @@ impl<B: Backend> ExpertBank<B> {
         experts.get(expert as usize)?.clone()
     }
 
-    fn take_scratch(&self, x_rows: usize, rows: usize) -> Result<BankScratch<B>> {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    fn take_scratch(&self, rows: usize) -> Result<BankScratch<B>> {
+        let spare = lock(&self.spare).pop();
         match spare {
-            Some(scratch) if scratch.rows >= rows && scratch.x_rows >= x_rows => Ok(scratch),
-            _ => self.new_scratch(x_rows.next_power_of_two(), rows.next_power_of_two()),
+            Some(scratch) if scratch.rows >= rows => Ok(scratch),
+            _ => self.new_scratch(rows.next_power_of_two()),
         }
     }
 
-    fn new_scratch(&self, x_rows: usize, rows: usize) -> Result<BankScratch<B>> {
+    fn new_scratch(&self, rows: usize) -> Result<BankScratch<B>> {
         let config = self.checkpoint.config();
         let (width, inner) = (config.hidden_size, config.expert_width);
         let alloc = |width: usize| self.backend.alloc(rows * width);
         Ok(BankScratch {
             rows,
-            x_rows,
-            x: self.backend.alloc(x_rows * width)?,
             gathered: alloc(width)?,
             y: alloc(width)?,
             gate: alloc(inner)?,
             up: alloc(inner)?,
             rounded: alloc(width.max(inner))?,
-            y_host: vec![0.0; rows * width],
         })
     }
 
-    fn compute_with(
+    fn take_rows(&self, x_rows: usize, y_rows: usize) -> Result<HostRows<B>> {
+        let spare = lock(&self.spare_rows).pop();
+        match spare {
+            Some(rows) if rows.x_rows >= x_rows && rows.y_rows >= y_rows => Ok(rows),
+            _ => {
+                let (x_rows, y_rows) = (x_rows.next_power_of_two(), y_rows.next_power_of_two());
+                let alloc = |rows| self.backend.alloc(rows * self.checkpoint.config().hidden_size);
+                Ok(HostRows { x_rows, y_rows, x: alloc(x_rows)?, y: alloc(y_rows)? })
+            }
+        }
+    }
+
+    /// Computes routes that are sorted by expert.
+    fn compute_sorted(
         &self,
         layer: u32,
-        x: &[f32],
-        routes: &[Route],
-        by_expert: &[usize],
-        y: &mut [f32],
+        x: &B::Buffer,
+        routes: &[(u32, Route)],
+        y: &mut B::Buffer,
         s: &mut BankScratch<B>,
     ) -> Result<(), FabricError> {
         let width = self.checkpoint.config().hidden_size;
         let backend = &*self.backend;
-        backend.write(&mut s.x, 0, x).map_err(local)?;
-        for group in by_expert.chunk_by(|&a, &b| routes[a].expert == routes[b].expert) {
-            let expert = routes[group[0]].expert;
+        for group in routes.chunk_by(|a, b| a.1.expert == b.1.expert) {
+            let expert = group[0].1.expert;
             let weights = self.get(layer, expert).ok_or(FabricError::NotResident { layer, expert })?;
-            let rows: Vec<u32> = group.iter().map(|&route| routes[route].row).collect();
-            let factors: Vec<f32> = group.iter().map(|&route| routes[route].weight).collect();
-            backend.gather(&s.x, width, &rows, &mut s.gathered).map_err(local)?;
+            let rows: Vec<u32> = group.iter().map(|(_, route)| route.row).collect();
+            let factors: Vec<f32> = group.iter().map(|(_, route)| route.weight).collect();
+            backend.gather(x, width, &rows, &mut s.gathered).map_err(local)?;
             let buffers = ExpertBuffers { gate: &mut s.gate, up: &mut s.up, rounded: &mut s.rounded };
             let round = self.numerics.activations;
             weights
                 .forward(backend, round, &s.gathered, rows.len(), Some(&factors), &mut s.y, width, buffers)
                 .map_err(local)?;
-            let results = &mut s.y_host[..rows.len() * width];
-            backend.read(&s.y, 0, results).map_err(local)?;
-            for (&route, result) in group.iter().zip(results.chunks_exact(width)) {
-                y[route * width..][..width].copy_from_slice(result);
+            let mut first = 0;
+            for run in group.chunk_by(|a, b| a.0 + 1 == b.0) {
+                let range = first * width..(first + run.len()) * width;
+                backend.copy(&s.y, range, y, run[0].0 as usize * width).map_err(local)?;
+                first += run.len();
             }
         }
         Ok(())
     }
 }
 
+impl<B: Backend> DeviceExperts<B> for ExpertBank<B> {
+    fn compute_on_device(
+        &self,
+        layer: u32,
+        x: &B::Buffer,
+        routes: &[(u32, Route)],
+        y: &mut B::Buffer,
+    ) -> Result<(), FabricError> {
+        let mut sorted = routes.to_vec();
+        sorted.sort_by_key(|&(place, route)| (route.expert, place));
+        let most = sorted.chunk_by(|a, b| a.1.expert == b.1.expert).map(<[_]>::len).max().unwrap_or(0);
+        let mut scratch = self.take_scratch(most).map_err(local)?;
+        let done = self.compute_sorted(layer, x, &sorted, y, &mut scratch);
+        lock(&self.spare).push(scratch);
+        done
+    }
+}
+
 impl<B: Backend> ExpertCompute for ExpertBank<B> {
     fn compute(&self, layer: u32, x: &[f32], routes: &[Route], y: &mut [f32]) -> Result<(), FabricError> {
-        let mut by_expert: Vec<usize> = (0..routes.len()).collect();
-        by_expert.sort_by_key(|&route| (routes[route].expert, route));
-        let rows = by_expert
-            .chunk_by(|&a, &b| routes[a].expert == routes[b].expert)
-            .map(<[usize]>::len)
-            .max()
-            .unwrap_or(0);
+        let placed: Vec<(u32, Route)> = (0..).zip(routes.iter().copied()).collect();
         let x_rows = x.len() / self.checkpoint.config().hidden_size;
-        let mut scratch = self.take_scratch(x_rows, rows).map_err(local)?;
-        let done = self.compute_with(layer, x, routes, &by_expert, y, &mut scratch);
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+        let mut rows = self.take_rows(x_rows, routes.len()).map_err(local)?;
+        let mut run = || {
+            self.backend.write(&mut rows.x, 0, x).map_err(local)?;
+            self.compute_on_device(layer, &rows.x, &placed, &mut rows.y)?;
+            self.backend.read(&rows.y, 0, y).map_err(local)
+        };
+        let done = run();
+        lock(&self.spare_rows).push(rows);
         done
     }
 
     fn holds(&self, layer: u32, expert: u32) -> bool {
         Self::holds(self, layer, expert)
     }
+}
+
+/// What these locks guard is as sound after a panic as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A failure of the device under this process.

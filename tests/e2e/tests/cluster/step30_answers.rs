@@ -6,7 +6,7 @@ use belay_e2e::{
     client::Length,
     fixture::{MODELS, NANO, SYSTEM, fixture},
     http,
-    kubectl::condition,
+    kubectl::{condition, sum},
     oracle,
 };
 use belay_proto::inference::FinishReason;
@@ -96,14 +96,4 @@ async fn t5_each_worker_holds_its_share_of_the_experts() -> Result<()> {
         ensure!((share / whole - 0.5).abs() < 0.05, "{share} of {whole} bytes is not half");
     }
     Ok(())
-}
-
-fn sum(metrics: &str, name: &str) -> Result<f64> {
-    let values: Vec<f64> = metrics
-        .lines()
-        .filter(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")))
-        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
-        .collect();
-    ensure!(!values.is_empty(), "no metric {name} in\n{metrics}");
-    Ok(values.iter().sum())
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use belay_e2e::{
     coverage::Sampler,
     fixture::{Fixture, SOON, fixture, uids},
-    kubectl::{Kubectl, condition},
+    kubectl::{Kubectl, condition, sum},
     ledger::Ledger,
     node::{self, Process, docker},
     oracle::{Expected, LoneWorker},
@@ -112,6 +112,7 @@ impl Scene {
         let sampler = Sampler::start(&fixture.models, NAME, began);
         let ledger = Ledger::start(&fixture.models, NAME, began);
         sampler.until_restored(Duration::ZERO, WORKERS, COPIES, SOON).await?;
+        in_circle(&fixture).await?;
         let streams = streams(&fixture).await?;
         let tunnel = fixture.gateway()?;
         let traffic = Traffic::start(&tunnel.url(), NAME, &streams, 2)?;
@@ -135,7 +136,10 @@ impl Scene {
         let restored = self.sampler.until_restored(since, WORKERS, COPIES, SOON).await?;
         self.ledger.until_quiet(SOON).await?;
         self.fixture.settled(NAME, 1).await?;
+        in_circle(&self.fixture).await?;
+        let again = rounds(&self.fixture)?;
         self.more_answers(4).await?;
+        ensure!(rounds(&self.fixture)? > again, "rows go by HCCL again");
         let report = self.traffic.stop().await;
         println!("{report}");
         println!("all copies again after {:.2} s", restored.as_secs_f64());
@@ -146,6 +150,28 @@ impl Scene {
         ensure!(after[0] == before[0] && after[1] != before[1], "{before:?} became {after:?}");
         Ok(())
     }
+}
+
+/// A metric of every worker.
+fn metrics(fixture: &Fixture, metric: &str) -> Result<Vec<f64>> {
+    let workers = fixture.models.workers(NAME)?;
+    let of = |pod: &Value| sum(&fixture.models.pod_http(node::name(pod)?, 9090, "/metrics")?, metric);
+    workers.iter().map(of).collect()
+}
+
+/// Waits until the NPUs of all workers exchange rows by themselves.
+async fn in_circle(fixture: &Fixture) -> Result<()> {
+    wait::until("NPUs of both pods exchange rows by HCCL", SOON, || {
+        let workers = metrics(fixture, "belay_fabric_circle_workers")?;
+        let all = workers.iter().all(|count| *count == f64::from(WORKERS));
+        if all { Ok(Some(())) } else { bail!("{workers:?}") }
+    })
+    .await
+}
+
+/// Exchanges of all workers that went by HCCL, of those pods that are there.
+fn rounds(fixture: &Fixture) -> Result<f64> {
+    Ok(metrics(fixture, "belay_fabric_rounds_total")?.iter().sum())
 }
 
 /// What streams must be: the tokens of a lone worker on one simulated NPU.
@@ -162,6 +188,12 @@ async fn t1_eight_npus_in_two_pods_serve_and_one_is_lost() -> Result<()> {
         let asked = &pod["spec"]["containers"][0]["resources"]["limits"][RESOURCE];
         ensure!(*asked == DEVICES.to_string().as_str(), "{asked}");
     }
+    let (by_hccl, over_tcp) = (
+        rounds(&scene.fixture)?,
+        metrics(&scene.fixture, "belay_fabric_rows_sent_total")?.iter().sum::<f64>(),
+    );
+    println!("{by_hccl} exchanges by HCCL, {over_tcp} rows over TCP");
+    ensure!(by_hccl > 100.0, "streams were answered by HCCL");
     let before = uids(&pods);
     let victim = Process::of(&scene.fixture.worker(NAME, 1)?)?;
     let since = scene.sampler.now();

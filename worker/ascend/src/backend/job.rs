@@ -50,6 +50,10 @@ impl Queue {
         self.launcher.plans()
     }
 
+    pub(super) fn stream(&self) -> &Stream {
+        self.launcher.stream()
+    }
+
     /// Drops what is queued.
     pub(super) fn abort(&self, current: &Current) -> Result<()> {
         self.launcher.stream().abort(current)

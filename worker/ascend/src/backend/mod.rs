@@ -35,7 +35,10 @@ pub use fused::{Choice, ComputePath, FusedOperators};
 use job::{Job, Queue};
 pub use weight::AscendMatrix;
 
-use crate::{Broken, Chip, Context, Current, Device, DeviceBuffer, Error, Kind, Pages, Plans, Stream};
+use crate::{
+    Broken, Chip, Context, Current, DataType, Device, DeviceBuffer, Error, Event, Kind, Layout, Pages, Plans,
+    Region, Stream, View,
+};
 
 /// Bytes of temporaries at first, unless options say otherwise.
 const FIRST_TEMPORARIES: usize = 64 << 20;
@@ -186,8 +189,47 @@ impl AscendBackend {
         }
     }
 
+    /// What its objects belong to.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// No wait for the device is longer.
+    pub(crate) fn limit(&self) -> Duration {
+        self.options.limit
+    }
+
+    /// Moves the event to behind all that was queued so far.
+    pub(crate) fn record(&self, current: &Current, event: &Event) -> crate::Result<()> {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        event.record(current, queue.stream())
+    }
+
+    /// Takes note of an error of the device that did not come of an operation here.
+    pub(crate) fn note(&self, error: &Error) {
+        if error.broken() == Broken::Device && self.lost.set(error.to_string()).is_ok() {
+            tracing::error!(device = self.context.device().index(), %error, "the device is lost");
+        }
+    }
+
+    /// Queues making bf16 of the first `count` numbers.
+    pub(crate) fn pack(&self, from: &AscendBuffer, count: usize, to: &Region) -> Result<()> {
+        self.run("rounding", |job| {
+            let to = View::new(to.clone(), Layout::contiguous(DataType::Bf16, &[count])?)?;
+            job.cast(&from.view(&[count])?, &to)
+        })
+    }
+
+    /// Queues the reverse.
+    pub(crate) fn unpack(&self, from: &Region, to: &AscendBuffer, count: usize) -> Result<()> {
+        self.run("widening", |job| {
+            let from = View::new(from.clone(), Layout::contiguous(DataType::Bf16, &[count])?)?;
+            job.cast(&from, &to.view(&[count])?)
+        })
+    }
+
     /// Zeroed device memory.
-    fn zeros(&self, bytes: usize) -> Result<crate::Region> {
+    fn zeros(&self, bytes: usize) -> Result<Region> {
         self.run("allocation", |job| {
             let buffer = DeviceBuffer::new(job.current(), bytes, Pages::default())?;
             let region = buffer.region().clone();
@@ -210,6 +252,11 @@ impl Backend for AscendBackend {
         let version = device.runtime().library().report().version.clone();
         let version = version.unwrap_or_else(|| "of an unknown version".to_owned());
         format!("ascend, device {}, {}, cann {version}", device.index(), device.soc())
+    }
+
+    fn fused(&self) -> Vec<(&'static str, bool)> {
+        let is_used = |choice: &Choice| (choice.operator, choice.path == ComputePath::Fused);
+        self.choices.iter().map(is_used).collect()
     }
 
     fn lost(&self) -> Option<String> {

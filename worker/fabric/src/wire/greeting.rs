@@ -33,6 +33,8 @@ pub enum Purpose {
     Asks,
     /// Pings.
     Pings,
+    /// Words about circles.
+    Rounds,
 }
 
 /// A hello: who asks, and whom it means to reach.
@@ -133,6 +135,7 @@ pub fn parse_hello(header: &Header, body: &[u8]) -> Result<Hello, WireError> {
     let purpose = match fields.u32()? {
         0 => Purpose::Asks,
         1 => Purpose::Pings,
+        2 => Purpose::Rounds,
         other => return Err(header.malformed(format!("unknown purpose {other}"))),
     };
     let hello = Hello { from, to_worker, to_uid, purpose, nonce: fields.array()? };

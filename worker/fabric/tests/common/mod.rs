@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod board;
 pub mod proxy;
 
 use std::collections::BTreeSet;
