@@ -42,8 +42,8 @@ impl WorkerFacts {
         let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
         // what the template says comes behind what the operator sets, and counts
         let variable = |name: &str| {
-            let variables = spec?.containers.iter().flat_map(|container| container.env.iter().flatten());
-            variables.filter(|variable| variable.name == name).last()?.value.clone()
+            let mut variables = spec?.containers.iter().flat_map(|container| container.env.iter().flatten());
+            variables.rfind(|variable| variable.name == name)?.value.clone()
         };
         let on_host = spec.and_then(|spec| spec.host_network).unwrap_or_default();
         let label = |key: &str| node?.labels().get(key).cloned();

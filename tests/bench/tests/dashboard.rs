@@ -51,7 +51,7 @@ impl Source for Everything {
         let rank = RankStatus { rank: 0, experts: 1, expert_bytes: 1 };
         let peer = PeerState { worker: 1, uid: "b".into(), health: Health::Live, message: String::new() };
         let mut engine = belay_engine::Stats::default();
-        (engine.drafted, engine.accepted) = (vec![1].into(), vec![1].into());
+        (engine.drafted, engine.accepted) = (vec![1], vec![1]);
         Reading {
             state: State { ranks: vec![rank], ..State::default() },
             in_flight: 0,
