@@ -66,6 +66,14 @@ chart() {
   helm lint --quiet --strict charts/belay || return
   helm template belay charts/belay > /dev/null || return
   helm template belay charts/belay --set watchNamespace=models,networkPolicy.enabled=true > /dev/null || return
+  # the dashboard in the ConfigMap is the file, to the byte, and there is none unless it is asked for
+  dashboard() { helm template belay charts/belay "$@" --show-only templates/dashboards.yaml 2> /dev/null; }
+  dashboard --set dashboards.enabled=true | sed -n '/^  belay.json: |$/,$p' | sed '1d; s/^    //; /^$/d' \
+    | cmp - charts/belay/files/dashboards/belay.json || return
+  if dashboard > /dev/null; then
+    echo "a dashboard that nobody asked for"
+    return 1
+  fi
   if helm template belay charts/belay --set gateway.replicas=many > /dev/null 2>&1; then
     echo "a value of a wrong kind is accepted"
     return 1

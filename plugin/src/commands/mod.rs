@@ -5,6 +5,7 @@ pub mod experts;
 pub mod inject;
 pub mod logs;
 pub mod plan;
+pub mod rank_table;
 pub mod rebalance;
 pub mod rollout;
 pub mod status;
@@ -54,6 +55,12 @@ pub enum Command {
     ///
     /// Exit codes: 0 it fits; 1 it does not fit, or is refused; 2 that could not be found out.
     Plan(plan::PlanArgs),
+    /// Write the rank table of a group on NPUs: which rank is on which host and device
+    ///
+    /// Belay's workers find each other without one. It is for people who compare, and for programs that run beside them on the same
+    /// devices. What it says is what Ascend's device plugin wrote on the pods and their nodes; where that is incomplete or
+    /// contradicts itself, there is no table, but what is missing on which pod.
+    RankTable(rank_table::RankTableArgs),
     /// Ask the operator to spread the load anew, once
     ///
     /// Sets the annotation serving.belay.dev/rebalance to the present time. What moves, `experts --watch` shows.
@@ -75,6 +82,7 @@ impl Command {
             Self::Inject(args) => inject::run(&args, access).await,
             Self::Logs(args) => logs::run(&args, access).await,
             Self::Plan(args) => Box::pin(plan::run(&args, access)).await,
+            Self::RankTable(args) => rank_table::run(&args, access).await,
             Self::Rebalance(args) => rebalance::run(&args, access).await,
             Self::Rollout(args) => rollout::run(&args, access).await,
         }

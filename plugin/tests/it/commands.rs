@@ -268,6 +268,7 @@ fn help() {
         &["inject", "partition"],
         &["logs"],
         &["plan"],
+        &["rank-table"],
         &["rebalance"],
         &["rollout"],
         &["rollout", "status"],

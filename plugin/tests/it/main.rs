@@ -8,6 +8,7 @@ mod logs;
 mod picture;
 mod preflight;
 mod properties;
+mod rank_table;
 mod rollout;
 mod status;
 mod support;

@@ -246,6 +246,13 @@ async fn answer(
     if let Some(items) = objects.lock().unwrap().lists.get(&path) {
         return Ok(list("List", items));
     }
+    if let Some(name) = path.strip_prefix("/api/v1/nodes/") {
+        let nodes = objects.lock().unwrap().lists.get("/api/v1/nodes").cloned().unwrap_or_default();
+        let node = nodes.into_iter().find(|node| node["metadata"]["name"] == name);
+        return Ok(
+            node.map_or_else(|| not_found(&format!("nodes \"{name}\"")), |node| reply(StatusCode::OK, &node))
+        );
+    }
     if path == "/apis/apps/v1/namespaces/models/controllerrevisions" {
         return Ok(list("ControllerRevisionList", &objects.lock().unwrap().revisions));
     }
