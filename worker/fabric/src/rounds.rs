@@ -31,6 +31,8 @@ use crate::wire::Word;
 
 /// Words that wait for the thread of [`convene`] at most.
 const WAITING: usize = 256;
+/// How long ranks are waited for when the fabric is shut down.
+const END_WITHIN: Duration = Duration::from_secs(2);
 /// How long a word other than a ring may take.
 const SAY_WITHIN: Duration = Duration::from_secs(1);
 
@@ -285,9 +287,18 @@ impl Convener<'_> {
                 }
             }
         }
-        for (_, thread) in self.threads.drain(..) {
-            // a panic there has closed the circle already
-            let _ = thread.join();
+        let until = Instant::now() + END_WITHIN;
+        while self.threads.iter().any(|(_, thread)| !thread.is_finished()) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
+        for (number, thread) in self.threads.drain(..) {
+            if thread.is_finished() {
+                // a panic there has closed the circle already
+                let _ = thread.join();
+            } else {
+                // joining a circle can't be broken off, and lasts as long as the device waits for somebody who is gone
+                tracing::warn!(circle = number, "a rank is still joining a circle, and is left to itself");
+            }
         }
     }
 }

@@ -167,6 +167,21 @@ fn an_expert_that_a_rank_lacks_is_asked_of_others() {
 }
 
 #[test]
+fn a_rank_that_is_joining_holds_nobody_up_who_leaves() {
+    let workers = group_with(2, 1, &options(quick()), one_copy(2));
+    let boards = Arc::new(Boards::default());
+    boards.slow.store(true, Ordering::Relaxed);
+    workers.iter().for_each(|worker| give_device(worker, &boards));
+    until("all join", || boards.joining() == 2);
+    let (x, routes) = batch(5, 1);
+    assert_eq!(workers[0].exchange(0, &x, &routes).unwrap(), reference(0, &x, &routes), "over TCP meanwhile");
+    let begun = Instant::now();
+    workers.iter().for_each(|worker| worker.group.shutdown());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    boards.slow.store(false, Ordering::Relaxed);
+}
+
+#[test]
 fn a_worker_without_such_devices_leaves_the_group_on_tcp() {
     let workers = group_with(2, 1, &options(quick()), one_copy(2));
     let boards = Arc::new(Boards::default());

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use belay_backend::{Collective, ExpertCompute, FabricError, RoundAnswer, RoundAsk, Seat, Sitting};
 
@@ -16,12 +16,20 @@ pub struct Boards {
     made: AtomicU32,
     /// While set, rounds fail.
     pub broken: AtomicBool,
+    /// While set, joining takes long.
+    pub slow: AtomicBool,
+    joining: AtomicU32,
 }
 
 impl Boards {
     /// How many circles were begun.
     pub fn made(&self) -> u32 {
         self.made.load(Ordering::Relaxed)
+    }
+
+    /// How many ranks began to join.
+    pub fn joining(&self) -> u32 {
+        self.joining.load(Ordering::Relaxed)
     }
 }
 
@@ -70,6 +78,11 @@ impl Collective for InMemory {
     }
 
     fn join(&self, rank: u32, seat: &Seat) -> Result<Box<dyn Sitting>, FabricError> {
+        self.boards.joining.fetch_add(1, Ordering::Relaxed);
+        let begun = Instant::now();
+        while self.boards.slow.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let board = self.boards.open.lock().unwrap().get(&seat.root).cloned();
         let board = board.ok_or_else(|| local("no such root"))?;
         let (toys, boards) = (Arc::clone(&self.toys), Arc::clone(&self.boards));
