@@ -168,10 +168,11 @@ async fn a_worker_that_loses_an_npu_leaves_and_the_other_goes_on() {
     std::fs::write(control(1), "lose 1 507901\n").unwrap();
     tokens.extend(collect(here).await.expect("the stream goes on").ids);
     assert_eq!(tokens, expected, "not a token differs");
-    assert!(metric(&members[0], "belay_fabric_rounds_failed_total").await > 0.0, "it was lost in a round");
     let failed = wait_phase(&mut members[1].admin, Phase::Failed).await;
     assert_eq!(failed.reason, "DeviceLost", "{}", failed.message);
     assert!(failed.message.contains("507901"), "{}", failed.message);
+    // those that are left make a circle of their own
+    in_circle(&members[0], 1).await;
     // what was asked there goes on elsewhere, or had its experts' copies here until the end
     if let Err(status) = collect(there).await {
         assert!(retry_hint(&status).is_some(), "{status:?}");
