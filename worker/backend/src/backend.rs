@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use crate::{PagedRows, Precision, Result, StoredMatrix};
+use crate::{PagedRows, Precision, Result, Route, StoredMatrix};
 
 /// Rows `first .. first + count` of a matrix with `width` columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +145,32 @@ pub struct Select<'a, B: Backend + ?Sized> {
     pub width: usize,
     /// How many to choose; columns of the result.
     pub k: usize,
+}
+
+/// Experts of a layer with the rows that each of them gets.
+pub struct Experts<'a, B: Backend + ?Sized> {
+    /// `[·, width]`.
+    pub x: &'a B::Buffer,
+    /// D, channels of a row.
+    pub width: usize,
+    /// I, inner width of an expert.
+    pub inner: usize,
+    /// Of the clamps before the product of gate and up.
+    pub limit: f32,
+    /// Each expert once.
+    pub experts: &'a [ExpertRows<'a, B>],
+}
+
+/// An expert and its rows.
+pub struct ExpertRows<'a, B: Backend + ?Sized> {
+    /// `[I, D]`, gate.
+    pub w1: &'a B::Matrix,
+    /// `[I, D]`, up.
+    pub w3: &'a B::Matrix,
+    /// `[D, I]`.
+    pub w2: &'a B::Matrix,
+    /// Row of the result, and what it is made of.
+    pub rows: &'a [(u32, Route)],
 }
 
 /// A device: its memory and the operations of the model.
@@ -297,6 +323,14 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `x[i, :] *= factors[i]`.
     fn scale_rows(&self, x: &mut Self::Buffer, width: usize, factors: &[f32]) -> Result<()>;
+
+    /// `y[place] = weight · w2 (silu(min(w1 x[row], limit)) · clamp(w3 x[row], ±limit))` for every row of every expert, all in
+    /// one go. A row's result has the same bits whatever else is in the call. False if this backend has no such operation:
+    /// the caller then puts it together from the others.
+    fn experts(&self, op: &Experts<'_, Self>, y: &mut Self::Buffer) -> Result<bool> {
+        let _ = (op, y);
+        Ok(false)
+    }
 
     /// `x += y` for the first `len` elements.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, len: usize) -> Result<()>;

@@ -9,7 +9,9 @@ mod fabric;
 mod paged;
 mod stored;
 
-pub use backend::{Attention, Backend, Compress, Entries, HyperShape, MAX_STREAMS, Rotary, Rows, Select};
+pub use backend::{
+    Attention, Backend, Compress, Entries, ExpertRows, Experts, HyperShape, MAX_STREAMS, Rotary, Rows, Select,
+};
 pub use collective::{Collective, DeviceExperts, RoundAnswer, RoundAsk, Seat, Sitting};
 pub use error::{BackendError, Result};
 pub use fabric::{ExpertCompute, Fabric, FabricError, Route};

@@ -1,10 +1,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use belay_backend::{
-    Attention, Backend, Compress, Entries, HyperShape, PagedRows, Precision, Result, Rotary, Rows, Select,
-    StoredMatrix,
+    Attention, Backend, Compress, Entries, Experts, HyperShape, PagedRows, Precision, Result, Rotary, Rows,
+    Select, StoredMatrix,
 };
 
 use crate::arena::CpuArena;
@@ -12,7 +13,7 @@ use crate::buffer::{CpuBuffer, CpuIndices, CpuMatrix};
 use crate::kernel::Kernels;
 use crate::level::Level;
 use crate::linear;
-use crate::ops::{activation, attention, compress, hyper, norm, rope, rounding, rows, select};
+use crate::ops::{activation, attention, compress, experts, hyper, norm, rope, rounding, rows, select};
 use crate::pool::Pool;
 use crate::shared::each_row;
 
@@ -36,6 +37,8 @@ pub struct CpuBackend {
     pool: Pool,
     attention_rows: AtomicU64,
     select_rows: AtomicU64,
+    /// Inner activations of experts: buffers that no call uses at the moment.
+    hidden: Mutex<Vec<Vec<f32>>>,
 }
 
 impl CpuBackend {
@@ -52,7 +55,7 @@ impl CpuBackend {
 
     fn new(kernels: Kernels, threads: usize) -> Self {
         let (attention_rows, select_rows) = Default::default();
-        Self { kernels, pool: Pool::new(threads), attention_rows, select_rows }
+        Self { kernels, pool: Pool::new(threads), attention_rows, select_rows, hidden: Mutex::default() }
     }
 
     /// Level in use.
@@ -277,6 +280,13 @@ impl Backend for CpuBackend {
             row.iter_mut().for_each(|x| *x *= factor);
         }
         Ok(())
+    }
+
+    fn experts(&self, op: &Experts<'_, Self>, y: &mut CpuBuffer) -> Result<bool> {
+        let mut hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        experts::experts(self.kernels, &self.pool, op, &mut hidden, &mut y.0);
+        self.hidden.lock().unwrap_or_else(PoisonError::into_inner).push(hidden);
+        Ok(true)
     }
 
     fn add(&self, x: &mut CpuBuffer, y: &CpuBuffer, len: usize) -> Result<()> {

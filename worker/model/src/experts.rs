@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use belay_backend::{
-    Backend, BackendError, DeviceExperts, ExpertCompute, Fabric, FabricError, Precision, Result, Route,
+    Backend, BackendError, DeviceExperts, ExpertCompute, ExpertRows, Experts, Fabric, FabricError, Precision,
+    Result, Route,
 };
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -48,6 +49,10 @@ impl<B: Backend> Expert<B> {
         let mut place =
             |name: &str, stored| loader.place(&format!("{prefix}.{name}.weight"), stored, Precision::Expert);
         Ok(Self { w1: place("w1", w1)?, w3: place("w3", w3)?, w2: place("w2", w2)?, inner, limit })
+    }
+
+    fn with<'a>(&'a self, rows: &'a [(u32, Route)]) -> ExpertRows<'a, B> {
+        ExpertRows { w1: self.w1.matrix(), w3: self.w3.matrix(), w2: self.w2.matrix(), rows }
     }
 
     /// y = factor · w2(silu(min(w1 x, limit)) · clamp(w3 x)), row by row. The published code applies the factor before
@@ -224,34 +229,66 @@ impl<B: Backend> ExpertBank<B> {
         }
     }
 
-    /// Computes routes that are sorted by expert.
+    /// Computes routes that are sorted by expert, in one operation where the backend has it.
     fn compute_sorted(
         &self,
         layer: u32,
         x: &B::Buffer,
         routes: &[(u32, Route)],
         y: &mut B::Buffer,
-        s: &mut BankScratch<B>,
     ) -> Result<(), FabricError> {
+        let groups: Vec<&[(u32, Route)]> = routes.chunk_by(|a, b| a.1.expert == b.1.expert).collect();
+        let weights = groups.iter().map(|group| {
+            let expert = group[0].1.expert;
+            self.get(layer, expert).ok_or(FabricError::NotResident { layer, expert })
+        });
+        let weights: Vec<Arc<Expert<B>>> = weights.collect::<Result<_, _>>()?;
+        let Some(first) = weights.first() else { return Ok(()) };
+        // the roundings of the published code come between the parts
+        if !self.numerics.activations {
+            let (width, inner, limit) = (self.checkpoint.config().hidden_size, first.inner, first.limit);
+            let with = weights.iter().zip(&groups);
+            let experts: Vec<ExpertRows<'_, B>> = with.map(|(expert, rows)| expert.with(rows)).collect();
+            let op = Experts { x, width, inner, limit, experts: &experts };
+            if self.backend.experts(&op, y).map_err(local)? {
+                return Ok(());
+            }
+        }
+        let most = groups.iter().map(|group| group.len()).max().unwrap_or(0);
+        let mut scratch = self.take_scratch(most).map_err(local)?;
+        let mut outcome = Ok(());
+        for (weights, group) in weights.iter().zip(groups) {
+            outcome = self.compute_one(weights, x, group, y, &mut scratch);
+            if outcome.is_err() {
+                break;
+            }
+        }
+        lock(&self.spare).push(scratch);
+        outcome.map_err(local)
+    }
+
+    /// Computes the routes of one expert.
+    fn compute_one(
+        &self,
+        weights: &Expert<B>,
+        x: &B::Buffer,
+        group: &[(u32, Route)],
+        y: &mut B::Buffer,
+        s: &mut BankScratch<B>,
+    ) -> Result<()> {
         let width = self.checkpoint.config().hidden_size;
         let backend = &*self.backend;
-        for group in routes.chunk_by(|a, b| a.1.expert == b.1.expert) {
-            let expert = group[0].1.expert;
-            let weights = self.get(layer, expert).ok_or(FabricError::NotResident { layer, expert })?;
-            let rows: Vec<u32> = group.iter().map(|(_, route)| route.row).collect();
-            let factors: Vec<f32> = group.iter().map(|(_, route)| route.weight).collect();
-            backend.gather(x, width, &rows, &mut s.gathered).map_err(local)?;
-            let buffers = ExpertBuffers { gate: &mut s.gate, up: &mut s.up, rounded: &mut s.rounded };
-            let round = self.numerics.activations;
-            weights
-                .forward(backend, round, &s.gathered, rows.len(), Some(&factors), &mut s.y, width, buffers)
-                .map_err(local)?;
-            let mut first = 0;
-            for run in group.chunk_by(|a, b| a.0 + 1 == b.0) {
-                let range = first * width..(first + run.len()) * width;
-                backend.copy(&s.y, range, y, run[0].0 as usize * width).map_err(local)?;
-                first += run.len();
-            }
+        let rows: Vec<u32> = group.iter().map(|(_, route)| route.row).collect();
+        let factors: Vec<f32> = group.iter().map(|(_, route)| route.weight).collect();
+        backend.gather(x, width, &rows, &mut s.gathered)?;
+        let buffers = ExpertBuffers { gate: &mut s.gate, up: &mut s.up, rounded: &mut s.rounded };
+        let round = self.numerics.activations;
+        weights.forward(backend, round, &s.gathered, rows.len(), Some(&factors), &mut s.y, width, buffers)?;
+        let mut first = 0;
+        for run in group.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let range = first * width..(first + run.len()) * width;
+            backend.copy(&s.y, range, y, run[0].0 as usize * width)?;
+            first += run.len();
         }
         Ok(())
     }
@@ -267,11 +304,7 @@ impl<B: Backend> DeviceExperts<B> for ExpertBank<B> {
     ) -> Result<(), FabricError> {
         let mut sorted = routes.to_vec();
         sorted.sort_by_key(|&(place, route)| (route.expert, place));
-        let most = sorted.chunk_by(|a, b| a.1.expert == b.1.expert).map(<[_]>::len).max().unwrap_or(0);
-        let mut scratch = self.take_scratch(most).map_err(local)?;
-        let done = self.compute_sorted(layer, x, &sorted, y, &mut scratch);
-        lock(&self.spare).push(scratch);
-        done
+        self.compute_sorted(layer, x, &sorted, y)
     }
 }
 

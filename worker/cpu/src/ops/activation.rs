@@ -17,11 +17,16 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// `gate = silu(min(gate, limit)) · clamp(up, −limit, limit)`; the gate has no lower clamp.
+/// `silu(min(gate, limit)) · clamp(up, −limit, limit)`; the gate has no lower clamp.
+pub(crate) fn gated(gate: f32, up: f32, limit: f32) -> f32 {
+    let gate = gate.min(limit);
+    gate * sigmoid(gate) * up.clamp(-limit, limit)
+}
+
+/// `gate = gated(gate, up)`.
 pub(crate) fn swiglu(gate: &mut [f32], up: &[f32], limit: f32) {
     for (gate, up) in gate.iter_mut().zip(up) {
-        let g = gate.min(limit);
-        *gate = g * sigmoid(g) * up.clamp(-limit, limit);
+        *gate = gated(*gate, *up, limit);
     }
 }
 

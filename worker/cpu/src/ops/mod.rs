@@ -4,6 +4,7 @@
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod compress;
+pub(crate) mod experts;
 pub(crate) mod hyper;
 pub(crate) mod norm;
 pub(crate) mod rope;
