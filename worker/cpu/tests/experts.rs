@@ -13,9 +13,11 @@ struct Case {
     limit: f32,
     rows: usize,
     x: Vec<f32>,
-    /// Of each expert: seed of its weights, format, and its routes.
-    experts: Vec<(u64, Format, Vec<(u32, f32)>)>,
+    experts: Vec<Expert>,
 }
+
+/// Seed of its weights, their format, and its routes: row and weight.
+type Expert = (u64, Format, Vec<(u32, f32)>);
 
 /// Numbers without a pattern.
 fn noise(seed: u64, count: usize) -> impl Iterator<Item = u64> {
@@ -79,7 +81,7 @@ impl Case {
         let places: usize = self.experts.iter().map(|(.., routes)| routes.len()).sum();
         // one after the other, from the last to the first
         let mut place = places as u32;
-        let of = |(seed, format, routes): &(u64, Format, Vec<(u32, f32)>)| {
+        let of = |(seed, format, routes): &Expert| {
             let matrix = |salt: u64, rows: usize, cols: usize| {
                 backend.matrix(stored(3 * seed + salt, *format, rows, cols), Precision::Expert).unwrap()
             };
