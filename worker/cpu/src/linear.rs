@@ -28,19 +28,11 @@ pub(crate) fn linear(
     let y = SharedSlice::new(&mut y[..rows * outputs]);
     split(pool, outputs, rows * outputs * inputs, |range| {
         SCRATCH.with_borrow_mut(|(weights, products)| {
-            weights.resize(inputs, 0.0);
             products.resize(rows, 0.0);
             for output in range {
-                let row = w.row(output);
-                let weights: &[f32] = match row.as_f32() {
-                    Some(row) => row,
-                    None => {
-                        kernels.decode(row, weights);
-                        weights
-                    }
-                };
                 let first = output / group_outputs * inputs;
-                kernels.dot_all(weights, rows, |row| &x[row * x_width + first..][..inputs], products);
+                let x_of = |row: usize| &x[row * x_width + first..][..inputs];
+                row_products(kernels, w, output, x_of, weights, products);
                 for (row, &product) in products.iter().enumerate() {
                     // SAFETY: this task alone writes column `output`.
                     unsafe { y.set(row * outputs + output, product) };
@@ -48,6 +40,27 @@ pub(crate) fn linear(
             }
         });
     });
+}
+
+/// Products of a weight row with as many vectors as there are `products`; `weights` is room for the row.
+pub(crate) fn row_products<'a>(
+    kernels: Kernels,
+    w: &CpuMatrix,
+    row: usize,
+    x: impl Fn(usize) -> &'a [f32],
+    weights: &mut Vec<f32>,
+    products: &mut [f32],
+) {
+    let row = w.row(row);
+    let weights: &[f32] = match row.as_f32() {
+        Some(row) => row,
+        None => {
+            weights.resize(w.cols(), 0.0);
+            kernels.decode(row, weights);
+            weights
+        }
+    };
+    kernels.dot_all(weights, products.len(), x, products);
 }
 
 /// `out[i, c, :] = table[ids[i], :]` for each copy c.

@@ -7,8 +7,8 @@ use belay_backend::{ExpertRows, Experts, Route};
 
 use super::activation::gated;
 use crate::backend::CpuBackend;
-use crate::buffer::CpuMatrix;
 use crate::kernel::Kernels;
+use crate::linear::row_products;
 use crate::pool::Pool;
 use crate::shared::{SharedSlice, split};
 
@@ -46,8 +46,10 @@ pub(crate) fn experts(
                 let x_of = |at: usize| &x[expert.rows[at].1.row as usize * width..][..width];
                 let count = expert.rows.len();
                 let Scratch { weights, gate, up } = scratch;
-                dots(kernels, expert.w1, row, count, x_of, weights, gate);
-                dots(kernels, expert.w3, row, count, x_of, weights, up);
+                gate.resize(count, 0.0);
+                up.resize(count, 0.0);
+                row_products(kernels, expert.w1, row, x_of, weights, gate);
+                row_products(kernels, expert.w3, row, x_of, weights, up);
                 for (at, (gate, up)) in gate.iter().zip(&*up).enumerate() {
                     // SAFETY: this task alone writes column `row` of this expert's activations.
                     unsafe { inside.set((first + at) * inner + row, gated(*gate, *up, limit)) };
@@ -62,7 +64,8 @@ pub(crate) fn experts(
             each(range, width, experts, |expert, first, row| {
                 let inside_of = |at: usize| &hidden[(first + at) * inner..][..inner];
                 let Scratch { weights, gate: products, .. } = scratch;
-                dots(kernels, expert.w2, row, expert.rows.len(), inside_of, weights, products);
+                products.resize(expert.rows.len(), 0.0);
+                row_products(kernels, expert.w2, row, inside_of, weights, products);
                 for ((place, Route { weight, .. }), product) in expert.rows.iter().zip(&*products) {
                     // SAFETY: a place belongs to one row of one expert, and this task alone writes column `row` of it.
                     unsafe { out.set(*place as usize * width + row, product * weight) };
@@ -86,27 +89,5 @@ fn each<'a>(
             run(expert, begin, at - index * per_expert);
         }
         begin += expert.rows.len();
-    }
-}
-
-/// Products of one weight row with `count` vectors.
-fn dots<'a>(
-    kernels: Kernels,
-    w: &CpuMatrix,
-    row: usize,
-    count: usize,
-    x: impl Fn(usize) -> &'a [f32],
-    weights: &mut Vec<f32>,
-    products: &mut Vec<f32>,
-) {
-    let row = w.row(row);
-    products.resize(count, 0.0);
-    match row.as_f32() {
-        Some(row) => kernels.dot_all(row, count, x, products),
-        None => {
-            weights.resize(w.cols(), 0.0);
-            kernels.decode(row, weights);
-            kernels.dot_all(weights, count, x, products);
-        }
     }
 }
