@@ -157,8 +157,10 @@ impl Convener<'_> {
         }
         self.threads.retain(|(_, thread)| !thread.is_finished());
         let view = self.look();
-        let fresh = u64::from_le_bytes(std::array::from_fn(|at| nonce()[at]));
-        let acts = self.assembly.tick(now, &view, fresh);
+        let acts = self.assembly.tick(now, &view, || {
+            let random = nonce();
+            u64::from_le_bytes(std::array::from_fn(|at| random[at]))
+        });
         self.perform(acts);
     }
 

@@ -31,19 +31,18 @@ impl Exchange<'_> {
         let outcome = submitted.map(|slot| slot.wait(until));
         match outcome {
             Ok(Some(Ok(answer))) => self.take(&circle, &plan, &answer),
-            Ok(Some(Err(error))) | Err(error) => self.round_failed(error),
+            Ok(Some(Err(error))) | Err(error) => self.round_failed(&error),
             Ok(None) => {
                 self.shared.rounds.give_up(&circle, "a round took too long");
-                self.round_failed(FabricError::Local("a round took too long".into()));
+                self.round_failed(&FabricError::Local("a round took too long".into()));
             }
         }
         true
     }
 
-    fn round_failed(&mut self, error: FabricError) {
+    fn round_failed(&self, error: &FabricError) {
         tracing::debug!(layer = self.layer, %error, "a round came to nothing, the exchange goes over TCP");
         self.shared.stats.round_failed();
-        self.last = Some(error);
     }
 
     fn take(&mut self, circle: &Circle, plan: &Plan, answer: &RoundAnswer) {

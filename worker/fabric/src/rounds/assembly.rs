@@ -103,8 +103,8 @@ impl Assembly {
         }
     }
 
-    /// Looks whether something is due. `fresh` is the number of the circle, if one is to be offered.
-    pub(crate) fn tick(&mut self, now: Instant, view: &View, fresh: u64) -> Vec<Act> {
+    /// Looks whether something is due. `fresh` gives the number of a circle that is to be offered.
+    pub(crate) fn tick(&mut self, now: Instant, view: &View, fresh: impl FnOnce() -> u64) -> Vec<Act> {
         if self.live.0 != view.live {
             self.live = (view.live.clone(), now);
         }
@@ -118,7 +118,7 @@ impl Assembly {
                 }
                 let missing = view.live.iter().copied().filter(|member| *member != view.me).collect();
                 let (members, until) = (view.live.clone(), now + AGREE_WITHIN);
-                self.phase = Phase::Gathering { circle: fresh, members, root: Vec::new(), missing, until };
+                self.phase = Phase::Gathering { circle: fresh(), members, root: Vec::new(), missing, until };
                 vec![Act::Root]
             }
             Phase::Gathering { members, until, .. } => {

@@ -20,14 +20,14 @@ fn sends(acts: &[Act]) -> Vec<(u32, &Word)> {
 fn the_first_live_worker_gathers_the_others_and_all_join() {
     let now = Instant::now();
     let (mut leader, mut other) = (Assembly::new(now), Assembly::new(now));
-    assert!(other.tick(now, &view(1, &[0, 1], true), 8).is_empty(), "worker 0 leads");
-    assert_eq!(leader.tick(now, &view(0, &[0, 1], true), 7), [Act::Root]);
+    assert!(other.tick(now, &view(1, &[0, 1], true), || 8).is_empty(), "worker 0 leads");
+    assert_eq!(leader.tick(now, &view(0, &[0, 1], true), || 7), [Act::Root]);
     let acts = leader.rooted(now, 0, Some(vec![1, 2, 3]));
     let [(1, offer)] = sends(&acts)[..] else { panic!("{acts:?}") };
     assert!(other.heard(now, 1, 0, offer.clone()).is_empty());
     let busy = View { busy: true, ..view(1, &[0, 1], true) };
-    assert!(other.tick(now, &busy, 9).is_empty(), "an earlier circle is left first");
-    let acts = other.tick(now, &view(1, &[0, 1], true), 9);
+    assert!(other.tick(now, &busy, || 9).is_empty(), "an earlier circle is left first");
+    let acts = other.tick(now, &view(1, &[0, 1], true), || 9);
     assert_eq!(sends(&acts), [(0, &Word::Agree { circle: 7 })]);
     let join =
         |acts: &[Act]| acts.contains(&Act::Join { circle: 7, members: vec![0, 1], root: vec![1, 2, 3] });
@@ -43,8 +43,8 @@ fn a_worker_with_several_ranks_sits_alone_and_one_with_a_single_rank_does_not() 
     let now = Instant::now();
     let mut assembly = Assembly::new(now);
     let single = View { ranks: 1, ..view(0, &[0], true) };
-    assert!(assembly.tick(now, &single, 1).is_empty());
-    assert_eq!(assembly.tick(now, &view(0, &[0], true), 1), [Act::Root]);
+    assert!(assembly.tick(now, &single, || 1).is_empty());
+    assert_eq!(assembly.tick(now, &view(0, &[0], true), || 1), [Act::Root]);
     let acts = assembly.rooted(now, 0, Some(vec![9]));
     assert_eq!(acts, [Act::Join { circle: 1, members: vec![0], root: vec![9] }]);
 }
@@ -54,14 +54,14 @@ fn those_that_are_missing_are_waited_for_and_then_left_out() {
     let now = Instant::now();
     let mut assembly = Assembly::new(now);
     let some = view(0, &[0, 2], false);
-    assert!(assembly.tick(now, &some, 1).is_empty());
-    assert!(assembly.tick(now + PATIENCE / 2, &some, 1).is_empty());
-    assert_eq!(assembly.tick(now + PATIENCE, &some, 1), [Act::Root]);
+    assert!(assembly.tick(now, &some, || 1).is_empty());
+    assert!(assembly.tick(now + PATIENCE / 2, &some, || 1).is_empty());
+    assert_eq!(assembly.tick(now + PATIENCE, &some, || 1), [Act::Root]);
 }
 
 fn seated(now: Instant) -> Assembly {
     let mut assembly = Assembly::new(now);
-    assembly.tick(now, &view(0, &[0, 1], true), 5);
+    assembly.tick(now, &view(0, &[0, 1], true), || 5);
     assembly.rooted(now, 0, Some(vec![]));
     assembly.heard(now, 0, 1, Word::Agree { circle: 5 });
     assembly.joined(now, 5);
@@ -72,15 +72,15 @@ fn seated(now: Instant) -> Assembly {
 fn a_lost_worker_ends_a_circle_and_pauses_double() {
     let now = Instant::now();
     let mut assembly = seated(now);
-    let acts = assembly.tick(now, &view(0, &[0], false), 6);
+    let acts = assembly.tick(now, &view(0, &[0], false), || 6);
     assert!(matches!(&acts[0], Act::Leave { circle: 5, reason } if reason == "worker 1 is lost"));
     assert_eq!(sends(&acts).len(), 1, "who is lost to us may not know");
     let alone = view(0, &[0], true);
-    assert!(assembly.tick(now, &alone, 6).is_empty(), "a pause");
-    assert_eq!(assembly.tick(now + PAUSE_LEAST, &alone, 6), [Act::Root]);
+    assert!(assembly.tick(now, &alone, || 6).is_empty(), "a pause");
+    assert_eq!(assembly.tick(now + PAUSE_LEAST, &alone, || 6), [Act::Root]);
     assembly.rooted(now + PAUSE_LEAST, 0, None);
-    assert!(assembly.tick(now + 2 * PAUSE_LEAST, &alone, 7).is_empty(), "a longer pause");
-    assert_eq!(assembly.tick(now + 3 * PAUSE_LEAST, &alone, 7), [Act::Root]);
+    assert!(assembly.tick(now + 2 * PAUSE_LEAST, &alone, || 7).is_empty(), "a longer pause");
+    assert_eq!(assembly.tick(now + 3 * PAUSE_LEAST, &alone, || 7), [Act::Root]);
 }
 
 #[test]
@@ -88,24 +88,24 @@ fn a_suspect_worker_keeps_its_seat_and_a_newcomer_gets_one() {
     let now = Instant::now();
     let mut assembly = seated(now);
     let suspect = View { live: vec![0], all: false, ..view(0, &[0, 1], true) };
-    assert!(assembly.tick(now + PATIENCE * 2, &suspect, 6).is_empty());
-    let acts = assembly.tick(now, &view(0, &[0, 1, 2], true), 6);
+    assert!(assembly.tick(now + PATIENCE * 2, &suspect, || 6).is_empty());
+    let acts = assembly.tick(now, &view(0, &[0, 1, 2], true), || 6);
     assert!(matches!(&acts[0], Act::Leave { circle: 5, .. }), "{acts:?}");
-    assert_eq!(assembly.tick(now, &view(0, &[0, 1, 2], true), 6), [Act::Root], "no pause for that");
+    assert_eq!(assembly.tick(now, &view(0, &[0, 1, 2], true), || 6), [Act::Root], "no pause for that");
 }
 
 #[test]
 fn offers_of_two_leaders_end_with_the_first() {
     let now = Instant::now();
     let mut second = Assembly::new(now);
-    second.tick(now, &view(1, &[1, 2], true), 3);
+    second.tick(now, &view(1, &[1, 2], true), || 3);
     second.rooted(now, 1, Some(vec![]));
     let offer = |members: Vec<u32>| Word::Offer { circle: 4, members, root: vec![] };
     let declined = second.heard(now, 1, 2, offer(vec![2, 1]));
     assert!(matches!(sends(&declined)[..], [(2, Word::Decline { circle: 4, .. })]));
     let acts = second.heard(now, 1, 0, offer(vec![0, 1]));
     assert!(matches!(sends(&acts)[..], [(2, Word::Break { circle: 3, .. })]), "{acts:?}");
-    let agreed = second.tick(now, &view(1, &[0, 1, 2], true), 9);
+    let agreed = second.tick(now, &view(1, &[0, 1, 2], true), || 9);
     assert_eq!(sends(&agreed), [(0, &Word::Agree { circle: 4 })]);
     let strange = second.heard(now, 1, 2, offer(vec![0, 1, 2]));
     assert!(matches!(sends(&strange)[..], [(2, Word::Decline { .. })]), "only the first of them offers");
@@ -190,7 +190,8 @@ impl Group {
                     view.known.retain(|&member| sits.lives[member as usize] == self.lives[member as usize]);
                 }
                 self.fresh += 1;
-                let acts = self.workers[me].tick(self.now, &view, self.fresh);
+                let fresh = self.fresh;
+                let acts = self.workers[me].tick(self.now, &view, || fresh);
                 self.perform(me as u32, acts);
             }
             return;
