@@ -50,10 +50,7 @@ impl Port {
         }
         let pending = self.pending.take().ok_or(Error::StreamAborted)?;
         let host = pending.into_buffer().map_err(|_| Error::StreamAborted)?;
-        let bytes = &host[..count * size_of::<i32>()];
-        let numbers = bytes.chunks_exact(size_of::<i32>());
-        let numbers = numbers.map(|number| i32::from_le_bytes([number[0], number[1], number[2], number[3]]));
-        let numbers = numbers.collect();
+        let numbers = bytemuck::pod_collect_to_vec(&host[..count * size_of::<i32>()]);
         self.host = Some(host);
         Ok(numbers)
     }
