@@ -50,7 +50,8 @@ impl Port {
         }
         let pending = self.pending.take().ok_or(Error::StreamAborted)?;
         let host = pending.into_buffer().map_err(|_| Error::StreamAborted)?;
-        let numbers = bytemuck::pod_collect_to_vec(&host[..count * size_of::<i32>()]);
+        let mut numbers = vec![0i32; count];
+        bytemuck::cast_slice_mut(&mut numbers).copy_from_slice(&host[..count * size_of::<i32>()]);
         self.host = Some(host);
         Ok(numbers)
     }
