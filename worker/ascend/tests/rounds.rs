@@ -7,7 +7,7 @@ mod common;
 #[path = "../../model/tests/common/mod.rs"]
 mod model;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -241,10 +241,12 @@ fn nobody_waits_for_a_rank_that_does_not_come_or_whose_device_is_lost() {
         assert!(rounds(&workers, &script, &|| true).iter().all(Result::is_ok));
 
         let ready = Barrier::new(RANKS as usize);
+        let (contexts, during) = (sim.live("context"), AtomicU64::new(0));
         let lose = |rank: u32, round: usize| {
             if round == 1 {
                 ready.wait();
                 if rank == 3 {
+                    during.store(sim.live("context"), Ordering::Release);
                     sim.lose(3, 507_901);
                 }
                 ready.wait();
@@ -275,6 +277,8 @@ fn nobody_waits_for_a_rank_that_does_not_come_or_whose_device_is_lost() {
             found
         });
         assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        // a failure stops all of its context, if only until somebody aborts: too short to be met for sure
+        assert_eq!(during.into_inner(), contexts + u64::from(RANKS), "rounds have contexts of their own");
         assert!(found.iter().all(Result::is_err), "{found:?}");
         sim.heal(3);
     }
