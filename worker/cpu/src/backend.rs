@@ -15,6 +15,7 @@ use crate::level::Level;
 use crate::linear;
 use crate::ops::{activation, attention, compress, experts, hyper, norm, rope, rounding, rows, select};
 use crate::pool::Pool;
+use crate::products::Products;
 use crate::shared::each_row;
 
 thread_local! {
@@ -37,8 +38,8 @@ pub struct CpuBackend {
     pool: Pool,
     attention_rows: AtomicU64,
     select_rows: AtomicU64,
-    /// Inner activations of experts: buffers that no call uses at the moment.
-    hidden: Mutex<Vec<Vec<f32>>>,
+    /// What computing experts takes: memory that no call uses at the moment.
+    inside: Mutex<Vec<experts::Inside>>,
 }
 
 impl CpuBackend {
@@ -55,7 +56,13 @@ impl CpuBackend {
 
     fn new(kernels: Kernels, threads: usize) -> Self {
         let (attention_rows, select_rows) = Default::default();
-        Self { kernels, pool: Pool::new(threads), attention_rows, select_rows, hidden: Mutex::default() }
+        Self { kernels, pool: Pool::new(threads), attention_rows, select_rows, inside: Mutex::default() }
+    }
+
+    /// With linears that multiply their inputs as `products` says.
+    #[must_use]
+    pub fn with_products(self, products: Products) -> Self {
+        Self { kernels: self.kernels.with_products(products), ..self }
     }
 
     /// Level in use.
@@ -90,7 +97,8 @@ impl Backend for CpuBackend {
     type Matrix = CpuMatrix;
 
     fn describe(&self) -> String {
-        format!("cpu, {} kernels, {} threads", self.level(), self.threads())
+        let (level, products, threads) = (self.level(), self.kernels.products(), self.threads());
+        format!("cpu, {level} kernels, {products} products, {threads} threads")
     }
 
     fn alloc(&self, len: usize) -> Result<CpuBuffer> {
@@ -271,7 +279,7 @@ impl Backend for CpuBackend {
     }
 
     fn swiglu(&self, gate: &mut CpuBuffer, up: &CpuBuffer, len: usize, limit: f32) -> Result<()> {
-        activation::swiglu(&mut gate.0[..len], &up.0[..len], limit);
+        activation::Gate { kernels: self.kernels, limit }.apply(&mut gate.0[..len], &up.0[..len]);
         Ok(())
     }
 
@@ -283,9 +291,9 @@ impl Backend for CpuBackend {
     }
 
     fn experts(&self, op: &Experts<'_, Self>, y: &mut CpuBuffer) -> Result<bool> {
-        let mut hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        experts::experts(self.kernels, &self.pool, op, &mut hidden, &mut y.0);
-        self.hidden.lock().unwrap_or_else(PoisonError::into_inner).push(hidden);
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        experts::experts(self.kernels, &self.pool, op, &mut inside, &mut y.0);
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner).push(inside);
         Ok(true)
     }
 

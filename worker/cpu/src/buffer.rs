@@ -35,6 +35,10 @@ impl CpuMatrix {
         self.0.cols
     }
 
+    pub(crate) fn format(&self) -> Format {
+        self.0.format
+    }
+
     pub(crate) fn row(&self, row: usize) -> StoredRow<'_> {
         let StoredMatrix { rows, cols, format, .. } = self.0;
         assert!(row < rows, "row {row} of {rows}");

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::str::FromStr;
 
 /// Instruction set that the kernels use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -9,11 +10,13 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW and VL: 16 lanes.
     Avx512,
+    /// The same, with products of bf16 and tables of bytes (AVX-512 DQ, BF16 and VBMI).
+    Avx512Bf16,
 }
 
 impl Level {
     /// All levels, slowest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
 
     /// Whether this machine can run it.
     #[cfg(target_arch = "x86_64")]
@@ -21,13 +24,19 @@ impl Level {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
+        let avx512 = avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl");
         match self {
             Self::Scalar => true,
             Self::Avx2 => avx2,
-            Self::Avx512 => {
-                avx2 && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
+            Self::Avx512 => avx512,
+            Self::Avx512Bf16 => {
+                avx512
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vbmi")
             }
         }
     }
@@ -50,6 +59,43 @@ impl fmt::Display for Level {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
         })
+    }
+}
+
+/// Not the name of a level.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UnknownLevel(String);
+
+impl fmt::Display for UnknownLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = Level::ALL.map(|level| level.to_string()).join(", ");
+        write!(f, "unknown instruction set {:?}; known: {names}", self.0)
+    }
+}
+
+impl std::error::Error for UnknownLevel {}
+
+impl FromStr for Level {
+    type Err = UnknownLevel;
+
+    fn from_str(name: &str) -> Result<Self, UnknownLevel> {
+        let named = |level: &Self| level.to_string().eq_ignore_ascii_case(name);
+        Self::ALL.into_iter().find(named).ok_or_else(|| UnknownLevel(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for level in Level::ALL {
+            assert_eq!(level.to_string().to_uppercase().parse(), Ok(level));
+        }
+        let error = "sse".parse::<Level>().unwrap_err().to_string();
+        assert_eq!(error, "unknown instruction set \"sse\"; known: scalar, avx2, avx512, avx512-bf16");
     }
 }

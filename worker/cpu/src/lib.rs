@@ -10,10 +10,13 @@ mod kernel;
 mod level;
 mod linear;
 mod ops;
+mod panel;
 mod pool;
+mod products;
 mod shared;
 
 pub use arena::CpuArena;
 pub use backend::{CpuBackend, RowsRead};
 pub use buffer::{CpuBuffer, CpuIndices, CpuMatrix};
-pub use level::Level;
+pub use level::{Level, UnknownLevel};
+pub use products::Products;

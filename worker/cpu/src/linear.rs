@@ -1,15 +1,23 @@
-//! y = W x for weights as stored: a row of W is decoded once and meets every row of x.
+//! y = W x for weights as stored.
 
 use std::cell::RefCell;
 
 use crate::buffer::CpuMatrix;
-use crate::kernel::Kernels;
+use crate::kernel::{Decoded, Kernels};
+use crate::panel::Panel;
 use crate::pool::Pool;
 use crate::shared::{SharedSlice, split};
 
 thread_local! {
-    /// A decoded weight row, and its products with the rows of x.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    static INPUTS: RefCell<Panel> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Room of a task: decoded weight rows, and their products.
+#[derive(Default)]
+struct Scratch {
+    decoded: Decoded,
+    products: Vec<f32>,
 }
 
 /// W is `[groups · o, i]`, x `[rows, groups · i]`, y `[rows, groups · o]`.
@@ -23,44 +31,45 @@ pub(crate) fn linear(
     y: &mut [f32],
 ) {
     let (outputs, inputs) = (w.rows(), w.cols());
-    let (group_outputs, x_width) = (outputs / groups, groups * inputs);
-    let x = &x[..rows * x_width];
+    let group_outputs = outputs / groups;
     let y = SharedSlice::new(&mut y[..rows * outputs]);
-    split(pool, outputs, rows * outputs * inputs, |range| {
-        SCRATCH.with_borrow_mut(|(weights, products)| {
-            products.resize(rows, 0.0);
-            for output in range {
-                let first = output / group_outputs * inputs;
-                let x_of = |row: usize| &x[row * x_width + first..][..inputs];
-                row_products(kernels, w, output, x_of, weights, products);
-                for (row, &product) in products.iter().enumerate() {
-                    // SAFETY: this task alone writes column `output`.
-                    unsafe { y.set(row * outputs + output, product) };
+    INPUTS.with_borrow_mut(|panel| {
+        panel.fill(pool, kernels.layout(w.format()), rows * groups, inputs, |row| {
+            &x[row * inputs..][..inputs]
+        });
+        let panel = &*panel;
+        split(pool, outputs, rows * outputs * inputs, |range| {
+            SCRATCH.with_borrow_mut(|Scratch { decoded, products }| {
+                products.resize(2 * rows, 0.0);
+                let mut output = range.start;
+                while output < range.end {
+                    let group = output / group_outputs;
+                    let at = |row: usize| row * groups + group;
+                    let pair = output + 1 < range.end && (output + 1) / group_outputs == group;
+                    if pair {
+                        let weights = [w.row(output), w.row(output + 1)];
+                        kernels.row_products(weights, panel, rows, at, decoded, products);
+                    } else {
+                        kernels.row_products(
+                            [w.row(output)],
+                            panel,
+                            rows,
+                            at,
+                            decoded,
+                            &mut products[..rows],
+                        );
+                    }
+                    for products in products.chunks_exact(rows).take(1 + usize::from(pair)) {
+                        for (row, &product) in products.iter().enumerate() {
+                            // SAFETY: this task alone writes column `output`.
+                            unsafe { y.set(row * outputs + output, product) };
+                        }
+                        output += 1;
+                    }
                 }
-            }
+            });
         });
     });
-}
-
-/// Products of a weight row with as many vectors as there are `products`; `weights` is room for the row.
-pub(crate) fn row_products<'a>(
-    kernels: Kernels,
-    w: &CpuMatrix,
-    row: usize,
-    x: impl Fn(usize) -> &'a [f32],
-    weights: &mut Vec<f32>,
-    products: &mut [f32],
-) {
-    let row = w.row(row);
-    let weights: &[f32] = match row.as_f32() {
-        Some(row) => row,
-        None => {
-            weights.resize(w.cols(), 0.0);
-            kernels.decode(row, weights);
-            weights
-        }
-    };
-    kernels.dot_all(weights, products.len(), x, products);
 }
 
 /// `out[i, c, :] = table[ids[i], :]` for each copy c.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use belay_backend::{Backend, ExpertRows, Experts, Format, Precision, Route, StoredMatrix};
-use belay_cpu::{CpuBackend, CpuMatrix, Level};
+use belay_cpu::{CpuBackend, CpuMatrix, Level, Products};
 use proptest::prelude::*;
 
 /// A layer of experts and the rows that they get.
@@ -154,13 +154,23 @@ fn read(backend: &CpuBackend, y: &<CpuBackend as Backend>::Buffer) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
+/// Every level that this machine has, with either kind of products.
+fn kinds() -> impl Iterator<Item = (Level, Products)> {
+    let levels = Level::ALL.into_iter().filter(|level| level.is_available());
+    levels.flat_map(|level| [Products::F32, Products::Bf16].map(|products| (level, products)))
+}
+
+fn backend((level, products): (Level, Products), threads: usize) -> CpuBackend {
+    CpuBackend::with(level, threads).unwrap().with_products(products)
+}
+
 proptest! {
     #[test]
     fn one_operation_has_the_bits_of_its_parts(case in case(), threads in 1usize..4) {
-        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
-            let expected = case.composed(&CpuBackend::with(level, 1).unwrap());
-            let found = case.fused(&CpuBackend::with(level, threads).unwrap());
-            prop_assert_eq!(&found, &expected, "{} with {} threads", level, threads);
+        for kind in kinds() {
+            let expected = case.composed(&backend(kind, 1));
+            let found = case.fused(&backend(kind, threads));
+            prop_assert_eq!(&found, &expected, "{:?} with {} threads", kind, threads);
             prop_assert!(case.rows > 0);
         }
     }
@@ -175,14 +185,10 @@ fn many_rows_on_several_threads_have_the_same_bits() {
         |seed: u64| (0..rows as u32).map(|row| (row, 0.1 * (seed + u64::from(row)) as f32)).collect();
     let experts = (0..7).map(|seed| (seed, Format::Fp4, routes(seed))).collect();
     let case = Case { width, inner, limit: 10.0, rows, x, experts };
-    for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
-        let expected = case.composed(&CpuBackend::with(level, 1).unwrap());
+    for kind in kinds() {
+        let expected = case.composed(&backend(kind, 1));
         for threads in [1, 2, 5] {
-            assert_eq!(
-                case.fused(&CpuBackend::with(level, threads).unwrap()),
-                expected,
-                "{level}, {threads}"
-            );
+            assert_eq!(case.fused(&backend(kind, threads)), expected, "{kind:?}, {threads}");
         }
     }
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use belay_backend::{Backend, Format, Precision, StoredMatrix};
-use belay_cpu::{CpuBackend, Level};
+use belay_cpu::{CpuBackend, Level, Products};
 use proptest::prelude::*;
 
 /// A linear in groups and its input.
@@ -76,7 +76,7 @@ fn case() -> impl Strategy<Value = Case> {
     let size = prop_oneof![1usize..40, 120usize..140];
     // an FP4 row has an even number of columns
     let inputs = prop_oneof![1usize..40, 120usize..140, 250usize..270].prop_map(|inputs| 2 * inputs);
-    (format, 1usize..4, size, inputs, 1usize..10).prop_flat_map(|(format, groups, outputs, inputs, rows)| {
+    (format, 1usize..4, size, inputs, 1usize..20).prop_flat_map(|(format, groups, outputs, inputs, rows)| {
         let (data, scale) = format.bytes(groups * outputs, inputs);
         (
             bytes(format, data),
@@ -100,8 +100,58 @@ fn reference() -> CpuBackend {
     CpuBackend::with(Level::Scalar, 1).unwrap()
 }
 
-fn available() -> impl Iterator<Item = Level> {
-    Level::ALL.into_iter().filter(|level| level.is_available())
+const PRODUCTS: [Products; 2] = [Products::F32, Products::Bf16];
+
+/// Every level that this machine has, with either kind of products.
+fn available() -> impl Iterator<Item = (Level, Products)> {
+    let levels = Level::ALL.into_iter().filter(|level| level.is_available());
+    levels.flat_map(|level| PRODUCTS.map(|products| (level, products)))
+}
+
+fn backend((level, products): (Level, Products), threads: usize) -> CpuBackend {
+    CpuBackend::with(level, threads).unwrap().with_products(products)
+}
+
+/// bf16 products are those of inputs that were rounded before, and f32 weights are not concerned.
+#[test]
+fn products_in_bf16_are_those_of_rounded_inputs() {
+    let values: Vec<f32> = (0..256).map(|i| (i as f32 * 0.37).sin()).collect();
+    let rounded: Vec<f32> = values
+        .iter()
+        .map(|&x| belay_backend::dtype::bf16_to_f32(belay_backend::dtype::f32_to_bf16(x)))
+        .collect();
+    for format in [Format::F32, Format::Bf16, Format::Fp8, Format::Fp4] {
+        let (data, scale) = format.bytes(3, 256);
+        let case = Case {
+            format,
+            groups: 1,
+            outputs: 3,
+            inputs: 256,
+            rows: 1,
+            data: (0..data).map(|i| [0x20, 0x3f, 0x42][i % 3]).collect(),
+            scale: vec![126; scale],
+            x: values.clone(),
+        };
+        for kind in available().filter(|(_, products)| *products == Products::Bf16) {
+            let found = case.run(&backend(kind, 1), &case.x, 1);
+            let of_rounded = case.run(&backend(kind, 1), &rounded, 1);
+            let exact = case.run(&backend((kind.0, Products::F32), 1), &case.x, 1);
+            if format == Format::F32 {
+                assert_eq!(found, exact, "{kind:?}");
+            } else {
+                assert_eq!(found, of_rounded, "{kind:?} {format:?}");
+                assert_ne!(found, exact, "{kind:?} {format:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn levels_that_this_machine_has_not_are_named() {
+    for level in Level::ALL.into_iter().filter(|level| !level.is_available()) {
+        eprintln!("skipped: this machine has no {level}");
+    }
+    assert!(Level::Scalar.is_available());
 }
 
 proptest! {
@@ -109,26 +159,26 @@ proptest! {
 
     #[test]
     fn every_level_agrees_with_the_reference(case in case()) {
-        let expected = case.run(&reference(), &case.x, case.rows);
         let tolerance = 4.0 * f32::EPSILON * case.magnitudes(&reference());
-        for level in available() {
-            let found = case.run(&CpuBackend::with(level, 1).unwrap(), &case.x, case.rows);
+        for kind in available() {
+            let expected = case.run(&reference().with_products(kind.1), &case.x, case.rows);
+            let found = case.run(&backend(kind, 1), &case.x, case.rows);
             for (found, expected) in found.iter().zip(&expected) {
-                prop_assert!((found - expected).abs() <= tolerance, "{level}: {found} {expected} ± {tolerance}");
+                prop_assert!((found - expected).abs() <= tolerance, "{kind:?}: {found} {expected} ± {tolerance}");
             }
         }
     }
 
     #[test]
     fn a_row_has_the_same_bits_alone_in_a_batch_and_on_many_threads(case in case()) {
-        for level in available() {
-            let together = case.run(&CpuBackend::with(level, 3).unwrap(), &case.x, case.rows);
+        for kind in available() {
+            let together = case.run(&backend(kind, 3), &case.x, case.rows);
             let width = case.groups * case.outputs;
             for (row, together) in together.chunks_exact(width).enumerate() {
                 let x = &case.x[row * case.groups * case.inputs..][..case.groups * case.inputs];
-                let alone = case.run(&CpuBackend::with(level, 1).unwrap(), x, 1);
+                let alone = case.run(&backend(kind, 1), x, 1);
                 let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
-                prop_assert_eq!(bits(&alone), bits(together), "{} row {}", level, row);
+                prop_assert_eq!(bits(&alone), bits(together), "{:?} row {}", kind, row);
             }
         }
     }

@@ -52,18 +52,24 @@ fn decode_fp8(codes: &[u8], scale: f32, out: &mut [f32]) {
     let mut outputs = out.chunks_exact_mut(LANES);
     let mut inputs = codes.chunks_exact(LANES);
     for (values, codes) in (&mut outputs).zip(&mut inputs) {
-        // e4m3 moved into the fields of f16 is the value over 2^8 (the biases are 7 and 15), subnormals included
         // SAFETY: 16 bytes are read and 16 floats written, the sizes of the chunks; unaligned access is allowed.
         unsafe {
-            let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.as_ptr().cast()));
-            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)));
-            let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)));
-            let value = _mm512_cvtph_ps(_mm256_or_si256(sign, magnitude));
-            let value = _mm512_mul_ps(value, _mm512_set1_ps(256.0));
+            let value = e4m3(_mm_loadu_si128(codes.as_ptr().cast()));
             _mm512_storeu_ps(values.as_mut_ptr(), _mm512_mul_ps(value, _mm512_set1_ps(scale)));
         }
     }
     scalar::decode_fp8(inputs.remainder(), scale, outputs.into_remainder());
+}
+
+/// Values of 16 codes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+pub(super) fn e4m3(codes: __m128i) -> __m512 {
+    // e4m3 moved into the fields of f16 is the value over 2^8 (the biases are 7 and 15), subnormals included
+    let wide = _mm256_cvtepu8_epi16(codes);
+    let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)));
+    let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)));
+    _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, magnitude)), _mm512_set1_ps(256.0))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
@@ -125,11 +131,17 @@ pub(super) fn dots<const N: usize>(w: &[f32], x: [&[f32]; N]) -> [f32; N] {
     let mut sums = [0.0; N];
     // a loop, because a closure handed to the standard library is compiled without these instructions
     for i in 0..N {
-        let sum = _mm512_add_ps(even[i], odd[i]);
-        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sum)));
-        sums[i] = avx2::horizontal(_mm256_add_ps(_mm512_castps512_ps256(sum), high));
+        sums[i] = horizontal(_mm512_add_ps(even[i], odd[i]));
     }
     sums
+}
+
+/// The sum of all lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+pub(super) fn horizontal(v: __m512) -> f32 {
+    let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+    avx2::horizontal(_mm256_add_ps(_mm512_castps512_ps256(v), high))
 }
 
 /// The first `count` lanes, at most all 16.

@@ -6,10 +6,21 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod elementwise;
 pub(crate) mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod tile_bf16;
+#[cfg(target_arch = "x86_64")]
+mod tile_f32;
+
+use belay_backend::Format;
 
 use crate::buffer::StoredRow;
 use crate::level::Level;
+use crate::ops::activation;
+use crate::panel::{Layout, Line, Order, Panel};
+use crate::products::Products;
 
 /// Right-hand sides that one pass over a weight row serves.
 pub(crate) const GROUP: usize = 4;
@@ -19,34 +30,109 @@ pub(crate) const SCORED: usize = 32;
 
 /// The kernels of a level that this machine has.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Kernels(Level);
+pub(crate) struct Kernels {
+    level: Level,
+    products: Products,
+}
+
+/// Room for weight rows that are decoded.
+#[derive(Debug, Default)]
+pub(crate) struct Decoded {
+    values: Vec<f32>,
+    lines: Vec<Line>,
+}
 
 impl Kernels {
     /// `None` if the machine cannot run the level.
     pub(crate) fn new(level: Level) -> Option<Self> {
-        level.is_available().then_some(Self(level))
+        level.is_available().then_some(Self { level, products: Products::default() })
     }
 
     /// The best kernels of this machine.
     pub(crate) fn detect() -> Self {
-        Self(Level::detect())
+        Self { level: Level::detect(), products: Products::default() }
+    }
+
+    pub(crate) fn with_products(self, products: Products) -> Self {
+        Self { products, ..self }
     }
 
     pub(crate) fn level(self) -> Level {
-        self.0
+        self.level
+    }
+
+    pub(crate) fn products(self) -> Products {
+        self.products
+    }
+
+    /// How the inputs of weights of a format are to be laid out for `row_products`.
+    pub(crate) fn layout(self, format: Format) -> Layout {
+        let rounded = self.products == Products::Bf16 && format != Format::F32;
+        let halves = rounded && self.level == Level::Avx512Bf16;
+        let order = match format {
+            Format::Fp4 if halves => Order::Strided(4),
+            Format::Fp8 if halves => Order::Interleaved,
+            Format::Fp4 if self.level >= Level::Avx512 => Order::Strided(8),
+            _ => Order::Natural,
+        };
+        Layout { order, halves, rounded }
+    }
+
+    /// `out[r · count + i]` = product of row r with row `at(i)` of the panel, for `count` rows of it. All rows are of one format
+    /// and as wide as the panel, whose layout is that of the format. A product has the same bits beside any others.
+    pub(crate) fn row_products<const R: usize>(
+        self,
+        rows: [StoredRow<'_>; R],
+        panel: &Panel,
+        count: usize,
+        at: impl Fn(usize) -> usize,
+        decoded: &mut Decoded,
+        out: &mut [f32],
+    ) {
+        let format = rows[0].format;
+        assert!(out.len() == R * count && panel.layout() == Some(self.layout(format)), "layout of a panel");
+        assert!(rows.iter().all(|row| row.format == format && row.cols == panel.cols()), "rows of a product");
+        if count == 0 {
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if format != Format::F32 && self.level >= Level::Avx512 {
+            let x = |i: usize| panel.row(at(i));
+            if panel.layout().is_some_and(|layout| layout.halves) {
+                // SAFETY: `layout` gives halves only for a level that has bf16 products, and `new` has checked the level.
+                unsafe { tile_bf16::products(rows, count, x, &mut decoded.lines, out) };
+            } else {
+                for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(count)) {
+                    // SAFETY: `new` has checked the level.
+                    unsafe { tile_f32::products(row, count, x, &mut decoded.lines, out) };
+                }
+            }
+            return;
+        }
+        for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(count)) {
+            let weights: &[f32] = match row.as_f32() {
+                Some(row) => row,
+                None => {
+                    decoded.values.resize(row.cols, 0.0);
+                    self.decode(row, &mut decoded.values);
+                    &decoded.values
+                }
+            };
+            self.dot_all(weights, count, |i| panel.plain(at(i)), out);
+        }
     }
 
     /// Decodes a stored row to f32, exactly. `out` has as many elements as the row.
     pub(crate) fn decode(self, row: StoredRow<'_>, out: &mut [f32]) {
         assert_eq!(row.cols, out.len(), "columns of a weight row");
-        match self.0 {
+        match self.level {
             Level::Scalar => scalar::decode(row, out),
             // SAFETY: `new` has checked that the machine has the level.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { avx2::decode(row, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::decode(row, out) },
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::decode(row, out) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::decode(row, out),
         }
@@ -55,14 +141,14 @@ impl Kernels {
     /// `w · x_i` for each x.
     pub(crate) fn dots<const N: usize>(self, w: &[f32], x: [&[f32]; N]) -> [f32; N] {
         assert!(x.iter().all(|x| x.len() == w.len()), "length of a dot product");
-        match self.0 {
+        match self.level {
             Level::Scalar => scalar::dots(w, x),
             // SAFETY: `new` has checked the level; all slices have the length of w.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { avx2::dots(w, x) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::dots(w, x) },
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::dots(w, x) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::dots(w, x),
         }
@@ -90,16 +176,27 @@ impl Kernels {
     /// `out[i] = w · x_i`, x_i being the part of `base` that begins at `places[i]`.
     pub(crate) fn dots_at(self, w: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
         assert!(places.len() == out.len() && lie_inside(places, w.len(), base), "rows of dot products");
-        match self.0 {
+        match self.level {
             Level::Scalar => scalar::dots_at(w, base, places, out),
             // SAFETY: `new` has checked the level; the rows lie inside `base`, and there are as many as results.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { avx2::dots_at(w, base, places, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::dots_at(w, base, places, out) },
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::dots_at(w, base, places, out) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::dots_at(w, base, places, out),
+        }
+    }
+
+    /// `gate[i] = silu(min(gate[i], limit)) · clamp(up[i], ±limit)`. A result has the same bits in any place.
+    pub(crate) fn gated(self, gate: &mut [f32], up: &[f32], limit: f32) {
+        assert_eq!(gate.len(), up.len(), "gate and up");
+        match self.level {
+            // SAFETY: `new` has checked that the machine has the level.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { elementwise::gated(gate, up, limit) },
+            _ => gate.iter_mut().zip(up).for_each(|(gate, &up)| *gate = activation::gated(*gate, up, limit)),
         }
     }
 
@@ -109,14 +206,14 @@ impl Kernels {
             places.len() == weights.len() && lie_inside(places, out.len(), base),
             "rows of a weighted sum"
         );
-        match self.0 {
+        match self.level {
             Level::Scalar => scalar::weighted_sum(weights, base, places, out),
             // SAFETY: `new` has checked the level; the rows lie inside `base`, and there are as many as weights.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { avx2::weighted_sum(weights, base, places, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::weighted_sum(weights, base, places, out) },
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::weighted_sum(weights, base, places, out) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::weighted_sum(weights, base, places, out),
         }
@@ -129,14 +226,14 @@ impl Kernels {
             keys.len().is_multiple_of(SCORED) && q.len() == weights.len() * (keys.len() / SCORED),
             "shape of index scores"
         );
-        match self.0 {
+        match self.level {
             Level::Scalar => scalar::index_scores(q, weights, keys, scores),
             // SAFETY: `new` has checked the level; the lengths fit together.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { avx2::index_scores(q, weights, keys, scores) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::index_scores(q, weights, keys, scores) },
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::index_scores(q, weights, keys, scores) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::index_scores(q, weights, keys, scores),
         }

@@ -5,88 +5,193 @@ use std::cell::RefCell;
 
 use belay_backend::{ExpertRows, Experts, Route};
 
-use super::activation::gated;
+use super::activation::Gate;
 use crate::backend::CpuBackend;
-use crate::kernel::Kernels;
-use crate::linear::row_products;
+use crate::buffer::CpuMatrix;
+use crate::kernel::{Decoded, Kernels};
+use crate::panel::{Layout, Panel};
 use crate::pool::Pool;
 use crate::shared::{SharedSlice, split};
+
+/// Weight rows whose products are kept until they are worth an element-wise pass.
+const ROWS: usize = 16;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// A decoded weight row, and products with it; of gate and of up.
+/// Room of a task: decoded weight rows, and products with rows of gate and of up.
 #[derive(Default)]
 struct Scratch {
-    weights: Vec<f32>,
+    decoded: Decoded,
+    pair: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
 }
 
-/// `hidden` is room for the inner activations, which grows.
+/// Memory of a call, which grows to what the largest one needs.
+#[derive(Default)]
+pub(crate) struct Inside {
+    x: Panels,
+    hidden: Vec<f32>,
+    inner: Panels,
+}
+
+/// The same rows in every layout that is asked for; experts of a layer are of one format in all published models.
+#[derive(Default)]
+struct Panels(Vec<Panel>);
+
+impl Panels {
+    fn fill<'a>(
+        &mut self,
+        pool: &Pool,
+        layouts: impl Iterator<Item = Layout>,
+        (rows, cols): (usize, usize),
+        row: impl Fn(usize) -> &'a [f32] + Sync,
+    ) {
+        let mut filled: Vec<Layout> = Vec::new();
+        for layout in layouts {
+            if !filled.contains(&layout) {
+                if self.0.len() == filled.len() {
+                    self.0.push(Panel::default());
+                }
+                self.0[filled.len()].fill(pool, layout, rows, cols, &row);
+                filled.push(layout);
+            }
+        }
+    }
+
+    fn of(&self, kernels: Kernels, w: &CpuMatrix) -> &Panel {
+        let layout = Some(kernels.layout(w.format()));
+        self.0.iter().find(|panel| panel.layout() == layout).unwrap_or(&self.0[0])
+    }
+}
+
 pub(crate) fn experts(
     kernels: Kernels,
     pool: &Pool,
     op: &Experts<'_, CpuBackend>,
-    hidden: &mut Vec<f32>,
+    inside: &mut Inside,
     y: &mut [f32],
 ) {
-    let Experts { width, inner, limit, experts, .. } = *op;
-    let x = &op.x.0;
+    let Experts { width, inner, experts, .. } = *op;
     let rows: usize = experts.iter().map(|expert| expert.rows.len()).sum();
+    if rows == 0 {
+        return;
+    }
+    let Inside { x, hidden, inner: inner_panels } = inside;
     if hidden.len() < rows * inner {
         hidden.resize(rows * inner, 0.0);
     }
-    let work = rows * width * inner;
-    let inside = SharedSlice::new(&mut hidden[..rows * inner]);
-    split(pool, experts.len() * inner, 2 * work, |range| {
+    let routes = experts.iter().flat_map(|expert| expert.rows);
+    let x_rows = routes.map(|(_, route)| route.row as usize + 1).max().unwrap_or(0);
+    let ways_in = experts.iter().flat_map(|expert| [expert.w1, expert.w3]);
+    let layout = |w: &CpuMatrix| kernels.layout(w.format());
+    x.fill(pool, ways_in.map(layout), (x_rows, width), |row| &op.x.0[row * width..][..width]);
+    gate_and_up(kernels, pool, op, x, &mut hidden[..rows * inner]);
+    let ways_out = experts.iter().map(|expert| layout(expert.w2));
+    inner_panels.fill(pool, ways_out, (rows, inner), |row| &hidden[row * inner..][..inner]);
+    down(kernels, pool, op, inner_panels, rows, y);
+}
+
+/// `hidden[row, :]` = gated products of each expert's rows, one expert's after the other's.
+fn gate_and_up(kernels: Kernels, pool: &Pool, op: &Experts<'_, CpuBackend>, x: &Panels, hidden: &mut [f32]) {
+    let Experts { width, inner, limit, experts, .. } = *op;
+    let gate_of = Gate { kernels, limit };
+    let work = 2 * hidden.len() * width;
+    let hidden = SharedSlice::new(hidden);
+    split(pool, experts.len() * inner, work, |range| {
         SCRATCH.with_borrow_mut(|scratch| {
-            each(range, inner, experts, |expert, first, row| {
-                let x_of = |at: usize| &x[expert.rows[at].1.row as usize * width..][..width];
+            let Scratch { decoded, pair, gate, up } = scratch;
+            each(range, inner, experts, |expert, first, rows| {
                 let count = expert.rows.len();
-                let Scratch { weights, gate, up } = scratch;
-                gate.resize(count, 0.0);
-                up.resize(count, 0.0);
-                row_products(kernels, expert.w1, row, x_of, weights, gate);
-                row_products(kernels, expert.w3, row, x_of, weights, up);
-                for (at, (gate, up)) in gate.iter().zip(&*up).enumerate() {
-                    // SAFETY: this task alone writes column `row` of this expert's activations.
-                    unsafe { inside.set((first + at) * inner + row, gated(*gate, *up, limit)) };
-                }
-            });
-        });
-    });
-    let hidden = &hidden[..rows * inner];
-    let out = SharedSlice::new(y);
-    split(pool, experts.len() * width, work, |range| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            each(range, width, experts, |expert, first, row| {
-                let inside_of = |at: usize| &hidden[(first + at) * inner..][..inner];
-                let Scratch { weights, gate: products, .. } = scratch;
-                products.resize(expert.rows.len(), 0.0);
-                row_products(kernels, expert.w2, row, inside_of, weights, products);
-                for ((place, Route { weight, .. }), product) in expert.rows.iter().zip(&*products) {
-                    // SAFETY: a place belongs to one row of one expert, and this task alone writes column `row` of it.
-                    unsafe { out.set(*place as usize * width + row, product * weight) };
+                let at = |i: usize| expert.rows[i].1.row as usize;
+                let [gate, up, pair] =
+                    [(&mut *gate, ROWS), (&mut *up, ROWS), (&mut *pair, 2)].map(|(buffer, rows)| {
+                        buffer.resize(rows * count, 0.0);
+                        &mut buffer[..]
+                    });
+                for begin in rows.clone().step_by(ROWS) {
+                    let block = begin..rows.end.min(begin + ROWS);
+                    for (row, (gate, up)) in
+                        block.clone().zip(gate.chunks_exact_mut(count).zip(up.chunks_exact_mut(count)))
+                    {
+                        let (w1, w3) = (expert.w1, expert.w3);
+                        if w1.format() == w3.format() {
+                            let panel = x.of(kernels, w1);
+                            kernels.row_products([w1.row(row), w3.row(row)], panel, count, at, decoded, pair);
+                            gate.copy_from_slice(&pair[..count]);
+                            up.copy_from_slice(&pair[count..]);
+                        } else {
+                            kernels.row_products([w1.row(row)], x.of(kernels, w1), count, at, decoded, gate);
+                            kernels.row_products([w3.row(row)], x.of(kernels, w3), count, at, decoded, up);
+                        }
+                    }
+                    let products = block.len() * count;
+                    gate_of.apply(&mut gate[..products], &up[..products]);
+                    for (row, gate) in block.zip(gate.chunks_exact(count)) {
+                        for (i, &value) in gate.iter().enumerate() {
+                            // SAFETY: this task alone writes column `row` of this expert's activations.
+                            unsafe { hidden.set((first + i) * inner + row, value) };
+                        }
+                    }
                 }
             });
         });
     });
 }
 
-/// Calls `run(expert, number of its first row among all, weight row)` for a range of the weight rows of all experts.
+/// `y[place, :] = weight · w2 hidden[row, :]`.
+fn down(
+    kernels: Kernels,
+    pool: &Pool,
+    op: &Experts<'_, CpuBackend>,
+    hidden: &Panels,
+    rows: usize,
+    y: &mut [f32],
+) {
+    let Experts { width, inner, experts, .. } = *op;
+    let out = SharedSlice::new(y);
+    split(pool, experts.len() * width, rows * width * inner, |range| {
+        SCRATCH.with_borrow_mut(|Scratch { decoded, pair, .. }| {
+            each(range, width, experts, |expert, first, rows| {
+                let (w2, count) = (expert.w2, expert.rows.len());
+                let panel = hidden.of(kernels, w2);
+                let at = |i: usize| first + i;
+                pair.resize(2 * count, 0.0);
+                for row in rows.clone().step_by(2) {
+                    let pair = if row + 1 < rows.end {
+                        kernels.row_products([w2.row(row), w2.row(row + 1)], panel, count, at, decoded, pair);
+                        &pair[..]
+                    } else {
+                        kernels.row_products([w2.row(row)], panel, count, at, decoded, &mut pair[..count]);
+                        &pair[..count]
+                    };
+                    for (row, products) in (row..).zip(pair.chunks_exact(count)) {
+                        for ((place, Route { weight, .. }), product) in expert.rows.iter().zip(products) {
+                            // SAFETY: a place belongs to one row of one expert, and this task alone writes column `row`.
+                            unsafe { out.set(*place as usize * width + row, product * weight) };
+                        }
+                    }
+                }
+            });
+        });
+    });
+}
+
+/// Calls `run(expert, number of its first row among all, weight rows)` for a range of the weight rows of all experts.
 fn each<'a>(
     range: std::ops::Range<usize>,
     per_expert: usize,
     experts: &[ExpertRows<'a, CpuBackend>],
-    mut run: impl FnMut(&ExpertRows<'a, CpuBackend>, usize, usize),
+    mut run: impl FnMut(&ExpertRows<'a, CpuBackend>, usize, std::ops::Range<usize>),
 ) {
     let mut begin = 0;
     for (index, expert) in experts.iter().enumerate() {
-        let own = (index * per_expert).max(range.start)..((index + 1) * per_expert).min(range.end);
-        for at in own {
-            run(expert, begin, at - index * per_expert);
+        let first = index * per_expert;
+        let own = first.max(range.start)..(first + per_expert).min(range.end);
+        if !own.is_empty() && !expert.rows.is_empty() {
+            run(expert, begin, own.start - first..own.end - first);
         }
         begin += expert.rows.len();
     }
