@@ -8,6 +8,8 @@ mod backend;
 mod buffer;
 mod kernel;
 mod level;
+#[cfg(all(feature = "limits", target_arch = "x86_64"))]
+pub mod limits;
 mod linear;
 mod ops;
 mod panel;

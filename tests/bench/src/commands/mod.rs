@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub mod fabric;
+pub mod kernels;
 pub mod make_model;
 pub mod proxy;
 pub mod report;
@@ -33,6 +34,8 @@ pub enum Command {
     MakeModel(make_model::MakeModelArgs),
     /// Measure exchanges between two processes against bare TCP
     Fabric(fabric::FabricArgs),
+    /// Measure kernels against what the machine can do, and against other engines
+    Kernels(kernels::KernelsArgs),
     /// Measure the gateway as a proxy, against one that only forwards bytes
     Proxy(proxy::ProxyArgs),
     /// Measure serving against the bare forward
@@ -76,6 +79,7 @@ impl Command {
         match self {
             Self::MakeModel(args) => make_model::run(&args),
             Self::Fabric(args) => fabric::run(&args),
+            Self::Kernels(args) => kernels::run(&args),
             Self::Proxy(args) => proxy::run(&args),
             Self::Serving(args) => serving::run(&args),
             Self::Soak(args) => soak::run(&args),

@@ -1,0 +1,13 @@
+//! Kernels at the sizes of DeepSeek-V4-Flash, against what the machine can do and against other engines.
+
+mod memory;
+pub mod work;
+
+/// D, channels of a row.
+pub const HIDDEN: usize = 4096;
+/// I, inner width of an expert.
+pub const INNER: usize = 2048;
+/// Routed experts of a layer.
+pub const EXPERTS: usize = 256;
+/// Experts of a token.
+pub const ACTIVE: usize = 6;
