@@ -334,6 +334,12 @@ impl Writer<'_> {
             "experts_uncovered_milliseconds",
             "Time in which some pair had no live copy, since this worker saw all of them",
             millis,
+        )?;
+        let millis = coverage.silent_for.as_millis() as u64;
+        self.counter(
+            "experts_uncovered_silent_milliseconds",
+            "Part of that time in which each such pair had a holder that was only silent",
+            millis,
         )
     }
 

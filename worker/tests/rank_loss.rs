@@ -119,7 +119,10 @@ async fn a_frozen_worker_with_the_only_copies_is_waited_for() {
     })
     .await;
     let found = wait_phase(&mut members[0].admin, Phase::Ready).await;
-    assert_eq!(found.coverage.unwrap().adopted, 0, "it was never declared dead");
+    let coverage = found.coverage.unwrap();
+    assert_eq!(coverage.adopted, 0, "it was never declared dead");
+    assert!(coverage.uncovered_milliseconds > 0, "it was missed");
+    assert_eq!(coverage.silent_milliseconds, coverage.uncovered_milliseconds, "it was only silent");
 }
 
 #[tokio::test]

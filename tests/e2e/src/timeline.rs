@@ -49,6 +49,8 @@ pub struct View {
     pub adopted: u32,
     /// Time without coverage since it became ready, as it counted itself.
     pub uncovered_for: Duration,
+    /// The part of it in which whatever had no live copy had a holder that was only silent.
+    pub silent_for: Duration,
     /// Peers that do not answer.
     pub suspect: BTreeSet<u32>,
     /// Peers that are lost.
@@ -71,6 +73,7 @@ impl View {
             min_live_copies: coverage.min_live_copies,
             adopted: coverage.adopted,
             uncovered_for: Duration::from_millis(coverage.uncovered_milliseconds),
+            silent_for: Duration::from_millis(coverage.silent_milliseconds),
             suspect: peers(PeerHealth::Suspect),
             lost: peers(PeerHealth::Lost),
         }
@@ -103,14 +106,14 @@ impl Timeline {
         Self { samples }
     }
 
-    /// Samples in which a worker that had been ready saw an expert without a live copy, and the longest time that a
+    /// Samples in which a worker that had been ready saw an expert without a live copy, and the longest times that a
     /// worker counted itself. `except` are workers whose view does not count: those that were struck themselves.
     #[must_use]
     pub fn uncovered(&self, except: &[u32]) -> Uncovered {
         let mut all = Uncovered::default();
         for samples in self.lives().values() {
             let mut been_ready = false;
-            let (mut before, mut grown) = (None::<&View>, Duration::ZERO);
+            let (mut before, mut grown, mut silent) = (None::<&View>, Duration::ZERO, Duration::ZERO);
             for (sample, view) in
                 views(samples.iter().copied()).filter(|(sample, _)| !except.contains(&sample.worker))
             {
@@ -127,15 +130,18 @@ impl Timeline {
                         )
                     });
                 }
-                // the count begins anew with each process
-                grown += match (before_here, before) {
-                    (Some(before), _) => view.uncovered_for.saturating_sub(before.uncovered_for),
-                    (None, Some(_)) => view.uncovered_for,
+                // the counts begin anew with each process
+                let growth = |of: fn(&View) -> Duration| match (before_here, before) {
+                    (Some(before), _) => of(view).saturating_sub(of(before)),
+                    (None, Some(_)) => of(view),
                     (None, None) => Duration::ZERO,
                 };
+                grown += growth(|view| view.uncovered_for);
+                silent += growth(|view| view.silent_for);
                 before = Some(view);
             }
             all.counted = all.counted.max(grown);
+            all.bare = all.bare.max(grown.saturating_sub(silent));
         }
         all
     }
@@ -319,6 +325,8 @@ pub struct Uncovered {
     pub samples: usize,
     /// The longest time in all that one worker counted.
     pub counted: Duration,
+    /// The part of that in which something had no holder, not even one that was only silent; the longest of any worker.
+    pub bare: Duration,
     /// The first sample that shows one, for people.
     pub first: Option<String>,
 }
@@ -328,6 +336,13 @@ impl Uncovered {
     #[must_use]
     pub fn none(&self) -> bool {
         self.samples == 0 && self.counted.is_zero()
+    }
+
+    /// Whether a copy of everything was there throughout. One whose holder was only silent was: on a machine that
+    /// stands still for a moment every worker is silent. A sample cannot tell these apart, so it says nothing alone.
+    #[must_use]
+    pub fn held(&self) -> bool {
+        self.bare.is_zero()
     }
 }
 

@@ -50,31 +50,41 @@ pub(crate) struct Condition {
     pub health: Health,
     /// Whether it was live at any time.
     pub was_live: bool,
+    /// One of its connections was closed since it last answered.
+    doubted: bool,
     since: Instant,
 }
 
 impl Condition {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { health: Health::Suspect, was_live: false, since: now }
+        Self { health: Health::Suspect, was_live: false, doubted: false, since: now }
     }
 
     /// It is connected and answers.
     pub(crate) fn answers(&mut self) {
         self.health = Health::Live;
         self.was_live = true;
+        self.doubted = false;
+    }
+
+    /// Whether it is suspect for nothing but its silence: it was live, and no connection was closed since. It has what
+    /// it had, as far as anybody can tell.
+    pub(crate) fn is_only_silent(&self) -> bool {
+        self.health == Health::Suspect && self.was_live && !self.doubted
     }
 
     /// Its connections stand, and it was not heard for this long.
     pub(crate) fn silent(&mut self, silence: Duration, timeouts: &Timeouts) {
         if silence >= timeouts.lost {
             self.health = Health::Lost;
-        } else if silence >= timeouts.suspect {
-            self.doubt();
+        } else if silence >= timeouts.suspect && self.health == Health::Live {
+            self.health = Health::Suspect;
         }
     }
 
     /// One of its connections was closed; the next attempt to reach it tells more.
     pub(crate) fn doubt(&mut self) {
+        self.doubted = true;
         if self.health == Health::Live {
             self.health = Health::Suspect;
         }
@@ -120,6 +130,31 @@ mod tests {
         condition.silent(timeouts.suspect, &timeouts);
         condition.doubt();
         assert_eq!(condition.health, Health::Lost, "only an answer brings it back");
+    }
+
+    #[test]
+    fn silence_alone_is_told_from_a_closed_connection() {
+        let timeouts = Timeouts::default();
+        let silent = |condition: &mut Condition| condition.silent(timeouts.suspect, &timeouts);
+        let mut condition = Condition::new(Instant::now());
+        silent(&mut condition);
+        assert!(!condition.is_only_silent(), "it never was there");
+        condition.answers();
+        assert!(!condition.is_only_silent(), "it answers");
+        silent(&mut condition);
+        assert!(condition.is_only_silent());
+        condition.doubt();
+        silent(&mut condition);
+        assert!(!condition.is_only_silent(), "a connection was closed meanwhile");
+        condition.answers();
+        condition.doubt();
+        silent(&mut condition);
+        assert!(!condition.is_only_silent(), "a connection was closed before");
+        condition.answers();
+        silent(&mut condition);
+        assert!(condition.is_only_silent(), "an answer begins anew");
+        condition.silent(timeouts.lost, &timeouts);
+        assert!(!condition.is_only_silent(), "it is lost");
     }
 
     #[test]

@@ -100,6 +100,14 @@ impl Peer {
         lock(&self.inner).condition.was_live
     }
 
+    /// How it is, and whether it is suspect for nothing but its silence, both of one moment.
+    pub(crate) fn standing(&self) -> (Health, bool) {
+        let inner = lock(&self.inner);
+        // an exchange may lose its link just before the peer is found to answer: it is live then, and has none
+        let linked = !matches!(inner.link, Place::Absent);
+        (inner.condition.health, inner.condition.is_only_silent() && linked)
+    }
+
     pub(crate) fn state(&self) -> PeerState {
         let inner = lock(&self.inner);
         let (worker, uid) = (self.worker, self.uid.clone());
@@ -216,15 +224,16 @@ impl Peer {
     }
 
     fn change(&self, shared: &Shared, f: impl FnOnce(&mut Inner) -> Option<String>) {
+        let known = |of: &Condition| (of.health, of.was_live, of.is_only_silent());
         let (before, now, message) = {
             let mut inner = lock(&self.inner);
-            let before = (inner.condition.health, inner.condition.was_live);
+            let before = known(&inner.condition);
             let message = f(&mut inner).filter(|message| *message != inner.message);
             if let Some(message) = &message {
                 inner.message.clone_from(message);
             }
             self.health.store(inner.condition.health as u8, Ordering::Release);
-            (before, (inner.condition.health, inner.condition.was_live), message)
+            (before, known(&inner.condition), message)
         };
         if before == now && message.is_none() {
             return;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::Table;
 use crate::adoption::{Deal, deal};
+use crate::coverage::Cover;
 use crate::health::Health;
 use crate::peer::Pairs;
 
@@ -32,6 +33,8 @@ pub(crate) enum Standing {
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub health: Health,
+    /// Whether it is suspect for nothing but its silence.
+    pub only_silent: bool,
     /// What it has adopted.
     pub adopted: Arc<Pairs>,
 }
@@ -67,6 +70,8 @@ pub(crate) struct Routing {
     pub elsewhere: Vec<(u32, (u32, u32))>,
     /// Experts without a live copy.
     pub uncovered: u32,
+    /// Of these, those that have a holder which is only silent.
+    pub silent: u32,
     /// Live copies of the expert that has the fewest.
     pub min_live: u32,
 }
@@ -95,10 +100,12 @@ impl Routing {
         let mut orphans = orphans.iter().peekable();
         let adopters: Vec<u32> = (0..seen.len() as u32)
             .filter(|&worker| {
-                let Seen { health, adopted } = &seen[worker as usize];
+                let Seen { health, adopted, .. } = &seen[worker as usize];
                 *health == Health::Live && Some(worker) != me && !adopted.is_empty()
             })
             .collect();
+        let only_silent: Vec<u32> =
+            (0..seen.len() as u32).filter(|&worker| seen[worker as usize].only_silent).collect();
         let mut count = 0;
         for layer in table.experts_by_layer() {
             built.layers.push(count);
@@ -146,7 +153,14 @@ impl Routing {
                 }
             }
             built.standing.push(standing);
-            built.uncovered += u32::from(copies + adopted == 0);
+            if copies + adopted == 0 {
+                let has = |worker: &u32| {
+                    ranks.iter().any(|&rank| table.worker_of(rank) == *worker)
+                        || seen[*worker as usize].adopted.contains(&(layer, expert))
+                };
+                built.uncovered += 1;
+                built.silent += u32::from(only_silent.iter().any(has));
+            }
             built.min_live = built.min_live.min(copies + adopted);
         }
         built.live_from.push(built.live.len() as u32);
@@ -199,6 +213,15 @@ impl Routing {
         self.standing.len()
     }
 
+    /// How all of them are together.
+    pub(crate) fn cover(&self) -> Cover {
+        match self.uncovered {
+            0 => Cover::Whole,
+            uncovered if uncovered == self.silent => Cover::Silent,
+            _ => Cover::Bare,
+        }
+    }
+
     /// Who can compute an expert; `None` for one that the placement does not know.
     pub(crate) fn choice(&self, layer: u32, expert: u32) -> Option<Choice<'_>> {
         let number = self.number(layer, expert)?;
@@ -234,9 +257,9 @@ fn health_of(table: &Table, seen: &[Seen], rank: u32) -> Health {
     seen.get(table.worker_of(rank) as usize).map_or(Health::Lost, |worker| worker.health)
 }
 
-/// A [`Seen`] without anything adopted.
+/// A [`Seen`] without anything adopted, and not suspect for its silence.
 pub(crate) fn seen(health: Health) -> Seen {
-    Seen { health, adopted: Arc::new(HashSet::new()) }
+    Seen { health, only_silent: false, adopted: Arc::new(HashSet::new()) }
 }
 
 #[cfg(test)]
@@ -318,6 +341,30 @@ mod tests {
         let routing = build(&table, &seen, &|layer, expert| ((layer, expert) == (0, 1)).then_some(1));
         assert_eq!(routing.choice(0, 1).unwrap().live, [Target { worker: 0, rank: 1 }]);
         assert!(routing.is_orphan(0, 1), "adopted, and an orphan all the same");
+    }
+
+    #[test]
+    fn a_gap_is_silent_while_each_expert_has_a_holder_that_is_only_silent() {
+        let table = table();
+        let cover = |seen: &[Seen]| {
+            let routing = build(&table, seen, &|_, _| None);
+            (routing.uncovered, routing.silent, routing.cover())
+        };
+        let mut seen = all([Health::Live, Health::Suspect, Health::Live]);
+        assert_eq!(cover(&all(ALL)), (0, 0, Cover::Whole));
+        assert_eq!(cover(&seen), (1, 0, Cover::Bare), "its connection was closed, or it never was there");
+        seen[1].only_silent = true;
+        assert_eq!(cover(&seen), (1, 1, Cover::Silent));
+        seen[2].health = Health::Suspect;
+        assert_eq!(cover(&seen), (2, 2, Cover::Silent), "one of two holders is enough");
+        seen[1] = super::seen(Health::Lost);
+        seen[2].only_silent = true;
+        assert_eq!(cover(&seen), (2, 1, Cover::Bare), "one expert has nobody");
+        seen[2].adopted = Arc::new([(0, 1)].into());
+        assert_eq!(cover(&seen), (2, 2, Cover::Silent), "adopted copies count as well");
+        seen[2].health = Health::Live;
+        seen[2].only_silent = false;
+        assert_eq!(cover(&seen), (0, 0, Cover::Whole));
     }
 
     #[test]

@@ -165,12 +165,14 @@ impl Shared {
                 let adopted_here = |layer, expert| self.adoption.rank_of(layer, expert);
                 let routing = Routing::build(View { table, me, seen: &seen, adopted_here: &adopted_here });
                 let complete = placements.by_worker.iter().flatten().all(|peer| peer.was_live());
-                match gaps.note(routing.uncovered == 0, complete, Instant::now()) {
+                match gaps.note(routing.cover(), complete, Instant::now()) {
                     Some(Gap::Opened) => {
-                        let (uncovered, health) = (routing.uncovered, routing.health());
+                        let (uncovered, silent, health) =
+                            (routing.uncovered, routing.silent, routing.health());
                         tracing::warn!(
                             epoch = table.epoch(),
                             uncovered,
+                            silent,
                             ?health,
                             "experts without a live copy"
                         );
@@ -195,7 +197,10 @@ impl Shared {
         workers
             .map(|worker| match placements.peer(worker) {
                 _ if me == Some(worker) => seen(Health::Live),
-                Some(peer) => Seen { health: peer.health(), adopted: peer.adopted() },
+                Some(peer) => {
+                    let (health, only_silent) = peer.standing();
+                    Seen { health, only_silent, adopted: peer.adopted() }
+                }
                 None => seen(Health::Lost),
             })
             .collect()
@@ -212,10 +217,14 @@ impl Shared {
     }
 
     pub(crate) fn coverage(&self) -> Coverage {
-        let uncovered_for = lock(&self.gaps).1.total(Instant::now());
+        let (uncovered_for, silent_for) = {
+            let guard = lock(&self.gaps);
+            let now = Instant::now();
+            (guard.1.total(now), guard.1.silent(now))
+        };
         let adopted = self.adoption.count() as u32;
         let Some(current) = self.current() else {
-            return Coverage { adopted, uncovered_for, ..Coverage::default() };
+            return Coverage { adopted, uncovered_for, silent_for, ..Coverage::default() };
         };
         let Current { placements, routing, .. } = &*current;
         Coverage {
@@ -225,6 +234,7 @@ impl Shared {
             min_live: routing.min_live,
             adopted,
             uncovered_for,
+            silent_for,
         }
     }
 }

@@ -108,7 +108,7 @@ fn an_exchange_under_way_goes_on_when_its_peer_is_killed_and_the_orphans_are_ado
     let coverage = asker.group.coverage();
     assert_eq!(coverage.adopted as usize, LAYERS * EXPERTS / 2);
     assert_eq!(asker.toys.copies(), LAYERS * EXPERTS);
-    assert!(coverage.uncovered_for > Duration::ZERO, "there was a gap");
+    assert!(coverage.uncovered_for > coverage.silent_for, "there was a gap, and nobody who was only silent");
     let per_rank: Vec<usize> =
         asker.toys.ranks.iter().map(|toy| toy.resident.lock().unwrap().len()).collect();
     assert_eq!(per_rank, [15, 15], "both ranks take their part");
@@ -171,8 +171,11 @@ fn the_only_holder_is_waited_for_while_it_is_stopped() {
         proxy.set_silent(false);
         assert_eq!(asking.join().unwrap().unwrap(), reference(0, &x, &routes));
     });
-    assert_eq!(asker.group.coverage().adopted, 0);
-    assert!(asker.group.coverage().uncovered_for > Duration::ZERO);
+    until("everything is covered", || asker.group.coverage().uncovered == 0);
+    let coverage = asker.group.coverage();
+    assert_eq!(coverage.adopted, 0);
+    assert!(coverage.uncovered_for > Duration::ZERO);
+    assert_eq!(coverage.silent_for, coverage.uncovered_for, "its connections stood");
 }
 
 #[test]
@@ -184,6 +187,8 @@ fn a_worker_that_is_silent_for_long_is_lost_and_its_experts_are_adopted() {
     assert_eq!(workers[0].exchange(0, &x, &routes).unwrap(), reference(0, &x, &routes));
     assert_eq!(workers[0].health_of(1), Health::Lost);
     until("all are adopted", || workers[0].group.coverage().uncovered == 0);
+    let coverage = workers[0].group.coverage();
+    assert!(coverage.uncovered_for > coverage.silent_for, "one that is lost is more than silent");
     proxy.set_silent(false);
     until("it is live", || workers[0].health_of(1) == Health::Live);
     until("what was adopted goes", || workers[0].group.coverage().adopted == 0);

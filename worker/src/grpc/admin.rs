@@ -165,6 +165,7 @@ fn coverage(coverage: belay_fabric::Coverage) -> Coverage {
         min_live_copies: coverage.min_live,
         adopted: coverage.adopted,
         uncovered_milliseconds: coverage.uncovered_for.as_millis() as u64,
+        silent_milliseconds: coverage.silent_for.as_millis() as u64,
     }
 }
 

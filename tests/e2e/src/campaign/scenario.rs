@@ -156,7 +156,8 @@ impl Scenario {
         Duration::from_secs(if copy_left || self.fault == Fault::OperatorInMove { 3 } else { 15 })
     }
 
-    /// Whether every expert must have a live copy throughout, in the eyes of the workers that are not struck.
+    /// Whether every expert must have a live copy throughout, or one whose holder is only silent, in the eyes of the
+    /// workers that are not struck.
     #[must_use]
     pub fn covered_throughout(&self) -> bool {
         self.copies > 1 && self.fault != Fault::KillTwo

@@ -122,15 +122,40 @@ fn a_gap_between_two_samples_is_counted_by_the_worker_itself() {
 }
 
 #[test]
+fn a_copy_whose_holder_is_only_silent_is_held() {
+    let counted = |uncovered, silent| View {
+        uncovered_for: Duration::from_millis(uncovered),
+        silent_for: Duration::from_millis(silent),
+        ..well()
+    };
+    let seen = |views: &[(u32, View)]| {
+        let samples = views.iter().zip(0..);
+        let samples =
+            samples.map(|((worker, view), at)| sample(at, &format!("u{worker}"), *worker, view.clone()));
+        let uncovered = Timeline::new(samples.collect()).uncovered(&[]);
+        (uncovered.counted.as_millis(), uncovered.bare.as_millis(), uncovered.held(), uncovered.none())
+    };
+    assert_eq!(seen(&[(0, counted(5, 2)), (0, counted(33, 30))]), (28, 0, true, false));
+    assert_eq!(seen(&[(0, counted(5, 2)), (0, counted(33, 29))]), (28, 1, false, false));
+    let during = View { uncovered: 3, ..counted(20, 20) };
+    assert_eq!(seen(&[(0, well()), (0, during), (0, counted(28, 28))]), (28, 0, true, false));
+    // one worker's silence is no excuse for another's gap
+    let two = [(0, well()), (1, well()), (0, counted(90, 90)), (1, counted(40, 0))];
+    assert_eq!(seen(&two), (90, 40, false, false));
+}
+
+#[test]
 fn a_process_that_begins_anew_begins_its_count_anew() {
     let counted = |process: &str, milliseconds| View {
         process: process.into(),
         uncovered_for: Duration::from_millis(milliseconds),
+        silent_for: Duration::from_millis(milliseconds / 10),
         ..well()
     };
     let samples = [(0, "p", 100), (1, "p", 130), (2, "q", 0), (3, "q", 5), (4, "r", 7)];
     let samples = samples.map(|(at, process, ms)| sample(at, "a", 0, counted(process, ms))).to_vec();
-    assert_eq!(Timeline::new(samples).uncovered(&[]).counted, Duration::from_millis(42));
+    let uncovered = Timeline::new(samples).uncovered(&[]);
+    assert_eq!((uncovered.counted.as_millis(), uncovered.bare.as_millis()), (42, 39));
 }
 
 #[test]

@@ -159,9 +159,10 @@ fn broken_promises(
         broken.push(error.to_string());
     }
     let uncovered = timeline.uncovered(&target.struck);
-    if scenario.covered_throughout() && !uncovered.none() {
+    if scenario.covered_throughout() && !uncovered.held() {
         let first = uncovered.first.unwrap_or_else(|| "between two samples".into());
-        broken.push(format!("no coverage for {:.3} s: {first}", uncovered.counted.as_secs_f64()));
+        let (counted, bare) = (uncovered.counted.as_secs_f64(), uncovered.bare.as_secs_f64());
+        broken.push(format!("no coverage for {counted:.3} s, and no holder for {bare:.3} s: {first}"));
     }
     if scenario.fault == Fault::Starve {
         if let Some(after) = timeline.given_up(since, &target.struck) {
