@@ -1,4 +1,8 @@
+use std::ops::Range;
+
 use belay_backend::{Format, StoredMatrix};
+
+use crate::kernel::BLOCK;
 
 /// f32 array in host memory.
 #[derive(Debug)]
@@ -39,21 +43,55 @@ impl CpuMatrix {
         self.0.format
     }
 
-    pub(crate) fn row(&self, row: usize) -> StoredRow<'_> {
-        let StoredMatrix { rows, cols, format, .. } = self.0;
-        assert!(row < rows, "row {row} of {rows}");
-        let row_bytes = self.0.data.len() / rows;
-        let (scale_row, scale_bytes) = match format {
-            Format::F32 | Format::Bf16 => (0, 0),
-            Format::Fp8 => (row / belay_backend::FP8_BLOCK, cols.div_ceil(belay_backend::FP8_BLOCK)),
-            Format::Fp4 => (row, cols.div_ceil(belay_backend::FP4_BLOCK)),
+    /// For reading many rows.
+    pub(crate) fn stored_rows(&self) -> StoredRows<'_> {
+        let StoredMatrix { rows, cols, format, ref data, ref scale } = self.0;
+        let (scale_rows, scale_bytes) = match format {
+            Format::F32 | Format::Bf16 => (1, 0),
+            Format::Fp8 => (belay_backend::FP8_BLOCK, cols.div_ceil(belay_backend::FP8_BLOCK)),
+            Format::Fp4 => (1, cols.div_ceil(belay_backend::FP4_BLOCK)),
         };
+        let row_bytes = data.len() / rows.max(1);
+        StoredRows { format, rows, cols, data, row_bytes, scale, scale_rows, scale_bytes }
+    }
+
+    pub(crate) fn row(&self, row: usize) -> StoredRow<'_> {
+        self.stored_rows().row(row)
+    }
+}
+
+/// The rows of a weight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredRows<'a> {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    data: &'a [u8],
+    row_bytes: usize,
+    scale: &'a [u8],
+    /// Rows that share their scales.
+    scale_rows: usize,
+    scale_bytes: usize,
+}
+
+impl<'a> StoredRows<'a> {
+    pub(crate) fn row(&self, row: usize) -> StoredRow<'a> {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
         StoredRow {
-            format,
-            data: &self.0.data[row * row_bytes..][..row_bytes],
-            scale: &self.0.scale[scale_row * scale_bytes..][..scale_bytes],
-            cols,
+            format: self.format,
+            data: &self.data[row * self.row_bytes..][..self.row_bytes],
+            scale: &self.scale[row / self.scale_rows * self.scale_bytes..][..self.scale_bytes],
+            cols: self.cols,
         }
+    }
+
+    /// A block of rows, not more than [`BLOCK`], for `f`.
+    pub(crate) fn block<R>(&self, rows: Range<usize>, f: impl FnOnce(&[StoredRow<'a>]) -> R) -> R {
+        let mut block = [StoredRow { format: self.format, data: &[], scale: &[], cols: 0 }; BLOCK];
+        for (place, row) in block.iter_mut().zip(rows.clone()) {
+            *place = self.row(row);
+        }
+        f(&block[..rows.len()])
     }
 }
 

@@ -110,7 +110,9 @@ pub fn read(bytes: &[u8]) -> u64 {
         // SAFETY: checked just now.
         unsafe { read_avx512(bytes) }
     } else {
-        bytes.chunks_exact(8).fold(0, |sum, word| sum ^ u64::from_le_bytes(word.try_into().unwrap_or_default()))
+        bytes
+            .chunks_exact(8)
+            .fold(0, |sum, word| sum ^ u64::from_le_bytes(word.try_into().unwrap_or_default()))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use crate::buffer::CpuMatrix;
-use crate::kernel::{Decoded, Kernels};
+use crate::kernel::{BLOCK, Decoded, Kernels};
 use crate::panel::Panel;
 use crate::pool::Pool;
 use crate::shared::{SharedSlice, split};
@@ -34,38 +34,31 @@ pub(crate) fn linear(
     let group_outputs = outputs / groups;
     let y = SharedSlice::new(&mut y[..rows * outputs]);
     INPUTS.with_borrow_mut(|panel| {
-        panel.fill(pool, kernels.layout(w.format()), rows * groups, inputs, |row| {
+        panel.fill(kernels, pool, kernels.layout(w.format()), rows * groups, inputs, |row| {
             &x[row * inputs..][..inputs]
         });
         let panel = &*panel;
+        let stored = w.stored_rows();
         split(pool, outputs, rows * outputs * inputs, |range| {
             SCRATCH.with_borrow_mut(|Scratch { decoded, products }| {
-                products.resize(2 * rows, 0.0);
                 let mut output = range.start;
                 while output < range.end {
                     let group = output / group_outputs;
+                    let end = range.end.min(output + BLOCK).min((group + 1) * group_outputs);
+                    products.resize((end - output) * rows, 0.0);
                     let at = |row: usize| row * groups + group;
-                    let pair = output + 1 < range.end && (output + 1) / group_outputs == group;
-                    if pair {
-                        let weights = [w.row(output), w.row(output + 1)];
+                    stored.block(output..end, |weights| {
                         kernels.row_products(weights, panel, rows, at, decoded, products);
-                    } else {
-                        kernels.row_products(
-                            [w.row(output)],
-                            panel,
-                            rows,
-                            at,
-                            decoded,
-                            &mut products[..rows],
-                        );
-                    }
-                    for products in products.chunks_exact(rows).take(1 + usize::from(pair)) {
-                        for (row, &product) in products.iter().enumerate() {
-                            // SAFETY: this task alone writes column `output`.
-                            unsafe { y.set(row * outputs + output, product) };
+                    });
+                    for row in 0..rows {
+                        let from = row * outputs;
+                        // SAFETY: this task alone writes these columns.
+                        let y = unsafe { y.part(from + output..from + end) };
+                        for (y, products) in y.iter_mut().zip(products.chunks_exact(rows)) {
+                            *y = products[row];
                         }
-                        output += 1;
                     }
+                    output = end;
                 }
             });
         });

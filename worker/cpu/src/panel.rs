@@ -2,11 +2,18 @@
 
 use belay_backend::dtype::{bf16_to_f32, f32_to_bf16};
 
+use crate::kernel::Kernels;
 use crate::pool::Pool;
 use crate::shared::{SharedSlice, split};
 
 /// Columns that a kernel takes in one go: all block sizes divide it. Rows of a panel are padded to it with zeros.
 pub(crate) const CHUNK: usize = 128;
+
+/// Sets of the nearest cache: lines so far apart share one.
+const SETS: usize = 64;
+
+/// Distance of rows in sets, so that parts of a few rows lie beside each other.
+const SPREAD: usize = 40;
 
 /// One cache line, which is one vector of the widest kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -48,12 +55,15 @@ pub(crate) struct Panel {
     layout: Option<Layout>,
     cols: usize,
     lines_per_row: usize,
+    /// Lines from one row to the next.
+    stride: usize,
 }
 
 impl Panel {
     /// Takes over `rows` rows of `cols` elements; `row(i)` gives them.
     pub(crate) fn fill<'a>(
         &mut self,
+        kernels: Kernels,
         pool: &Pool,
         layout: Layout,
         rows: usize,
@@ -63,18 +73,20 @@ impl Panel {
         self.layout = Some(layout);
         self.cols = cols;
         self.lines_per_row = cols.div_ceil(CHUNK) * layout.lines_per_chunk();
-        let lines = rows * self.lines_per_row;
+        // rows that are a multiple of 4 KiB apart would share the same few places of the nearest cache
+        self.stride = self.lines_per_row + (SPREAD + SETS - self.lines_per_row % SETS) % SETS;
+        let lines = rows * self.stride;
         if self.lines.len() < lines {
             self.lines.resize(lines, Line::default());
         }
-        let per_row = self.lines_per_row;
+        let (per_row, stride) = (self.lines_per_row, self.stride);
         let out = SharedSlice::new(&mut self.lines[..lines]);
         split(pool, rows, rows * cols, |range| {
             for i in range {
                 let from = row(i);
                 assert_eq!(from.len(), cols, "columns of a panel");
                 // SAFETY: rows are disjoint, and `split` gives each to one task.
-                pack(layout, from, unsafe { out.part(i * per_row..(i + 1) * per_row) });
+                kernels.pack(layout, from, unsafe { out.part(i * stride..i * stride + per_row) });
             }
         });
     }
@@ -89,7 +101,7 @@ impl Panel {
 
     /// A row with its padding.
     pub(crate) fn row(&self, row: usize) -> &[Line] {
-        &self.lines[row * self.lines_per_row..][..self.lines_per_row]
+        &self.lines[row * self.stride..][..self.lines_per_row]
     }
 
     /// A row of f32 in natural order.
@@ -98,7 +110,8 @@ impl Panel {
     }
 }
 
-fn pack(layout: Layout, from: &[f32], to: &mut [Line]) {
+/// The reference: lays out a row.
+pub(crate) fn pack(layout: Layout, from: &[f32], to: &mut [Line]) {
     let round = |value: f32| if layout.rounded { bf16_to_f32(f32_to_bf16(value)) } else { value };
     for (from, to) in from.chunks(CHUNK).zip(to.chunks_exact_mut(layout.lines_per_chunk())) {
         if from.len() < CHUNK {
@@ -137,12 +150,14 @@ fn place<T>(order: Order, from: &[f32], to: &mut [T], convert: impl Fn(f32) -> T
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::level::Level;
 
-    fn packed(order: Order, halves: bool, cols: usize) -> Vec<f32> {
+    fn packed(kernels: Kernels, order: Order, halves: bool, cols: usize) -> Vec<f32> {
+        // whole numbers that bf16 holds
         let values: Vec<f32> = (1..=cols).map(|i| i as f32).collect();
         let mut panel = Panel::default();
         let layout = Layout { order, halves, rounded: halves };
-        panel.fill(&Pool::new(1), layout, 1, cols, |_| &values);
+        panel.fill(kernels, &Pool::new(1), layout, 1, cols, |_| &values);
         if halves {
             bytemuck::cast_slice::<Line, u16>(panel.row(0)).iter().map(|&bits| bf16_to_f32(bits)).collect()
         } else {
@@ -152,9 +167,16 @@ mod tests {
 
     #[test]
     fn every_order_has_every_element_once_and_zeros_behind() {
+        let scalar = Kernels::new(Level::Scalar).unwrap();
         for order in [Order::Natural, Order::Strided(4), Order::Strided(8), Order::Interleaved] {
             for (halves, cols) in [(true, 128), (false, 128), (true, 70), (false, 131)] {
-                let mut found = packed(order, halves, cols);
+                let mut found = packed(scalar, order, halves, cols);
+                for kernels in Level::ALL.into_iter().filter_map(Kernels::new) {
+                    // only this level has kernels that read halves
+                    if !halves || kernels.level() == Level::Avx512Bf16 {
+                        assert_eq!(packed(kernels, order, halves, cols), found, "{}", kernels.level());
+                    }
+                }
                 assert_eq!(found.len(), cols.next_multiple_of(CHUNK));
                 found.sort_by(f32::total_cmp);
                 let padding = found.len() - cols;
@@ -166,9 +188,10 @@ mod tests {
 
     #[test]
     fn orders_are_those_of_the_kernels() {
-        let strided = packed(Order::Strided(4), true, 128);
+        let scalar = Kernels::new(Level::Scalar).unwrap();
+        let strided = packed(scalar, Order::Strided(4), true, 128);
         assert_eq!((strided[0], strided[1], strided[32]), (1.0, 5.0, 2.0));
-        let interleaved = packed(Order::Interleaved, true, 128);
+        let interleaved = packed(scalar, Order::Interleaved, true, 128);
         assert_eq!(&interleaved[..9], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 17.0]);
         assert_eq!((interleaved[32], interleaved[64]), (9.0, 65.0));
     }

@@ -69,8 +69,7 @@ pub fn serve(setup: Setup) -> Result<()> {
     let backend = CpuBackend::with(level, setup.threads)
         .with_context(|| format!("this machine has no {level}"))?
         .with_products(setup.products);
-    let mut work =
-        Work { backend, experts: Vec::new(), layer: None, dense: Vec::new(), state: 0x2545_f491 };
+    let mut work = Work { backend, experts: Vec::new(), layer: None, dense: Vec::new(), state: 0x2545_f491 };
     let mut out = std::io::stdout().lock();
     work.need_layer()?;
     writeln!(out, "{}", serde_json::json!({ "ready": 1, "what": work.backend.describe() }))?;
@@ -105,8 +104,7 @@ impl Work {
     }
 
     fn input(&mut self, count: usize) -> Result<<CpuBackend as Backend>::Buffer> {
-        let values: Vec<f32> =
-            (0..count).map(|_| self.draw(2001) as f32 / 10_000.0 - 0.1).collect();
+        let values: Vec<f32> = (0..count).map(|_| self.draw(2001) as f32 / 10_000.0 - 0.1).collect();
         let mut buffer = self.backend.alloc(count)?;
         self.backend.write(&mut buffer, 0, &values)?;
         Ok(buffer)

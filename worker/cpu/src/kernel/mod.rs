@@ -8,7 +8,10 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod elementwise;
+#[cfg(target_arch = "x86_64")]
+mod pack;
 pub(crate) mod scalar;
+mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile_bf16;
 #[cfg(target_arch = "x86_64")]
@@ -19,7 +22,7 @@ use belay_backend::Format;
 use crate::buffer::StoredRow;
 use crate::level::Level;
 use crate::ops::activation;
-use crate::panel::{Layout, Line, Order, Panel};
+use crate::panel::{self, Layout, Line, Order, Panel};
 use crate::products::Products;
 
 /// Right-hand sides that one pass over a weight row serves.
@@ -35,11 +38,14 @@ pub(crate) struct Kernels {
     products: Products,
 }
 
+/// Weight rows of one call of `row_products` at most.
+pub(crate) const BLOCK: usize = tile::BLOCK;
+
 /// Room for weight rows that are decoded.
 #[derive(Debug, Default)]
 pub(crate) struct Decoded {
     values: Vec<f32>,
-    lines: Vec<Line>,
+    room: tile::Room,
 }
 
 impl Kernels {
@@ -78,43 +84,52 @@ impl Kernels {
         Layout { order, halves, rounded }
     }
 
-    /// `out[r · count + i]` = product of row r with row `at(i)` of the panel, for `count` rows of it. All rows are of one format
-    /// and as wide as the panel, whose layout is that of the format. A product has the same bits beside any others.
-    pub(crate) fn row_products<const R: usize>(
+    /// Lays out a row of inputs.
+    pub(crate) fn pack(self, layout: Layout, from: &[f32], to: &mut [Line]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.level >= Level::Avx512 {
+            // SAFETY: `new` has checked the level; only one that has bf16 products lays out halves.
+            return unsafe {
+                if layout.halves { pack::halves(layout, from, to) } else { pack::singles(layout, from, to) }
+            };
+        }
+        panel::pack(layout, from, to);
+    }
+
+    /// `out[r · count + i]` = product of row r with row `at(i)` of the panel, for `count` rows of it. There are at most [`BLOCK`]
+    /// rows, all of one format and as wide as the panel, whose layout is that of the format. A product has the same bits beside
+    /// any others.
+    pub(crate) fn row_products(
         self,
-        rows: [StoredRow<'_>; R],
+        rows: &[StoredRow<'_>],
         panel: &Panel,
         count: usize,
         at: impl Fn(usize) -> usize,
         decoded: &mut Decoded,
         out: &mut [f32],
     ) {
-        let format = rows[0].format;
-        assert!(out.len() == R * count && panel.layout() == Some(self.layout(format)), "layout of a panel");
+        let Some(format) = rows.first().map(|row| row.format).filter(|_| count > 0) else { return };
+        assert!(out.len() == rows.len() * count, "products of a block");
+        assert!(panel.layout() == Some(self.layout(format)), "layout of a panel");
         assert!(rows.iter().all(|row| row.format == format && row.cols == panel.cols()), "rows of a product");
-        if count == 0 {
-            return;
-        }
         #[cfg(target_arch = "x86_64")]
         if format != Format::F32 && self.level >= Level::Avx512 {
             let x = |i: usize| panel.row(at(i));
-            if panel.layout().is_some_and(|layout| layout.halves) {
-                // SAFETY: `layout` gives halves only for a level that has bf16 products, and `new` has checked the level.
-                unsafe { tile_bf16::products(rows, count, x, &mut decoded.lines, out) };
-            } else {
-                for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(count)) {
-                    // SAFETY: `new` has checked the level.
-                    unsafe { tile_f32::products(row, count, x, &mut decoded.lines, out) };
+            let room = &mut decoded.room;
+            // SAFETY: `layout` gives halves only for a level that has bf16 products, and `new` has checked the level.
+            return unsafe {
+                match panel.layout() {
+                    Some(layout) if layout.halves => tile_bf16::products(rows, count, &x, room, out),
+                    _ => tile_f32::products(rows, count, &x, room, out),
                 }
-            }
-            return;
+            };
         }
-        for (row, out) in rows.into_iter().zip(out.chunks_exact_mut(count)) {
+        for (row, out) in rows.iter().zip(out.chunks_exact_mut(count)) {
             let weights: &[f32] = match row.as_f32() {
                 Some(row) => row,
                 None => {
                     decoded.values.resize(row.cols, 0.0);
-                    self.decode(row, &mut decoded.values);
+                    self.decode(*row, &mut decoded.values);
                     &decoded.values
                 }
             };

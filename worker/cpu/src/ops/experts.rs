@@ -8,13 +8,13 @@ use belay_backend::{ExpertRows, Experts, Route};
 use super::activation::Gate;
 use crate::backend::CpuBackend;
 use crate::buffer::CpuMatrix;
-use crate::kernel::{Decoded, Kernels};
+use crate::kernel::{BLOCK, Decoded, Kernels};
 use crate::panel::{Layout, Panel};
 use crate::pool::Pool;
 use crate::shared::{SharedSlice, split};
 
 /// Weight rows whose products are kept until they are worth an element-wise pass.
-const ROWS: usize = 16;
+const ROWS: usize = BLOCK / 2;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -44,6 +44,7 @@ struct Panels(Vec<Panel>);
 impl Panels {
     fn fill<'a>(
         &mut self,
+        kernels: Kernels,
         pool: &Pool,
         layouts: impl Iterator<Item = Layout>,
         (rows, cols): (usize, usize),
@@ -55,7 +56,7 @@ impl Panels {
                 if self.0.len() == filled.len() {
                     self.0.push(Panel::default());
                 }
-                self.0[filled.len()].fill(pool, layout, rows, cols, &row);
+                self.0[filled.len()].fill(kernels, pool, layout, rows, cols, &row);
                 filled.push(layout);
             }
         }
@@ -87,10 +88,10 @@ pub(crate) fn experts(
     let x_rows = routes.map(|(_, route)| route.row as usize + 1).max().unwrap_or(0);
     let ways_in = experts.iter().flat_map(|expert| [expert.w1, expert.w3]);
     let layout = |w: &CpuMatrix| kernels.layout(w.format());
-    x.fill(pool, ways_in.map(layout), (x_rows, width), |row| &op.x.0[row * width..][..width]);
+    x.fill(kernels, pool, ways_in.map(layout), (x_rows, width), |row| &op.x.0[row * width..][..width]);
     gate_and_up(kernels, pool, op, x, &mut hidden[..rows * inner]);
     let ways_out = experts.iter().map(|expert| layout(expert.w2));
-    inner_panels.fill(pool, ways_out, (rows, inner), |row| &hidden[row * inner..][..inner]);
+    inner_panels.fill(kernels, pool, ways_out, (rows, inner), |row| &hidden[row * inner..][..inner]);
     down(kernels, pool, op, inner_panels, rows, y);
 }
 
@@ -107,24 +108,33 @@ fn gate_and_up(kernels: Kernels, pool: &Pool, op: &Experts<'_, CpuBackend>, x: &
                 let count = expert.rows.len();
                 let at = |i: usize| expert.rows[i].1.row as usize;
                 let [gate, up, pair] =
-                    [(&mut *gate, ROWS), (&mut *up, ROWS), (&mut *pair, 2)].map(|(buffer, rows)| {
+                    [(&mut *gate, ROWS), (&mut *up, ROWS), (&mut *pair, BLOCK)].map(|(buffer, rows)| {
                         buffer.resize(rows * count, 0.0);
                         &mut buffer[..]
                     });
+                let (w1, w3) = (expert.w1, expert.w3);
+                let (gates, ups) = (w1.stored_rows(), w3.stored_rows());
                 for begin in rows.clone().step_by(ROWS) {
                     let block = begin..rows.end.min(begin + ROWS);
-                    for (row, (gate, up)) in
-                        block.clone().zip(gate.chunks_exact_mut(count).zip(up.chunks_exact_mut(count)))
-                    {
-                        let (w1, w3) = (expert.w1, expert.w3);
-                        if w1.format() == w3.format() {
-                            let panel = x.of(kernels, w1);
-                            kernels.row_products([w1.row(row), w3.row(row)], panel, count, at, decoded, pair);
+                    if w1.format() == w3.format() {
+                        let mut both = [gates.row(begin); BLOCK];
+                        for (pair, row) in both.chunks_exact_mut(2).zip(block.clone()) {
+                            pair.copy_from_slice(&[gates.row(row), ups.row(row)]);
+                        }
+                        let (weights, pair) =
+                            (&both[..2 * block.len()], &mut pair[..2 * block.len() * count]);
+                        kernels.row_products(weights, x.of(kernels, w1), count, at, decoded, pair);
+                        let split = gate.chunks_exact_mut(count).zip(up.chunks_exact_mut(count));
+                        for (pair, (gate, up)) in pair.chunks_exact(2 * count).zip(split) {
                             gate.copy_from_slice(&pair[..count]);
                             up.copy_from_slice(&pair[count..]);
-                        } else {
-                            kernels.row_products([w1.row(row)], x.of(kernels, w1), count, at, decoded, gate);
-                            kernels.row_products([w3.row(row)], x.of(kernels, w3), count, at, decoded, up);
+                        }
+                    } else {
+                        for (w, stored, out) in [(w1, gates, &mut *gate), (w3, ups, &mut *up)] {
+                            let (panel, out) = (x.of(kernels, w), &mut out[..block.len() * count]);
+                            stored.block(block.clone(), |rows| {
+                                kernels.row_products(rows, panel, count, at, decoded, out);
+                            });
                         }
                     }
                     let products = block.len() * count;
@@ -158,16 +168,15 @@ fn down(
                 let (w2, count) = (expert.w2, expert.rows.len());
                 let panel = hidden.of(kernels, w2);
                 let at = |i: usize| first + i;
-                pair.resize(2 * count, 0.0);
-                for row in rows.clone().step_by(2) {
-                    let pair = if row + 1 < rows.end {
-                        kernels.row_products([w2.row(row), w2.row(row + 1)], panel, count, at, decoded, pair);
-                        &pair[..]
-                    } else {
-                        kernels.row_products([w2.row(row)], panel, count, at, decoded, &mut pair[..count]);
-                        &pair[..count]
-                    };
-                    for (row, products) in (row..).zip(pair.chunks_exact(count)) {
+                pair.resize(BLOCK * count, 0.0);
+                let stored = w2.stored_rows();
+                for begin in rows.clone().step_by(BLOCK) {
+                    let block = begin..rows.end.min(begin + BLOCK);
+                    let products = &mut pair[..block.len() * count];
+                    stored.block(block.clone(), |rows| {
+                        kernels.row_products(rows, panel, count, at, decoded, products);
+                    });
+                    for (row, products) in block.zip(products.chunks_exact(count)) {
                         for ((place, Route { weight, .. }), product) in expert.rows.iter().zip(products) {
                             // SAFETY: a place belongs to one row of one expert, and this task alone writes column `row`.
                             unsafe { out.set(*place as usize * width + row, product * weight) };
