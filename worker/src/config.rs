@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use belay_ascend::Products;
+use belay_cpu::Level;
 use belay_engine::chat::Encoding;
 use belay_fabric::RowFormat;
 use belay_model::{Drafting, KvFormat};
@@ -158,6 +159,10 @@ pub struct DeviceOptions {
     #[arg(long = "device", env = "BELAY_DEVICE", value_enum, ignore_case = true, default_value = "CPU")]
     pub kind: Device,
 
+    #[command(flatten)]
+    /// How CPUs compute
+    pub cpu: CpuOptions,
+
     /// Generation that the NPUs must be of: A2, A3, Ascend950PR or Ascend950DT [default: any that is supported]
     #[arg(long, env = "BELAY_ASCEND_CHIP", value_name = "CHIP")]
     pub ascend_chip: Option<String>,
@@ -222,6 +227,37 @@ pub enum Device {
     /// Each rank on an NPU of its own
     #[value(name = "Ascend")]
     Ascend,
+}
+
+/// How CPUs compute.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Instruction set of the kernels: scalar, avx2, avx512 or avx512-bf16 [default: the best of this machine]
+    #[arg(long, env = "BELAY_ISA")]
+    pub isa: Option<Level>,
+
+    /// What CPUs multiply weights by
+    #[arg(long, env = "BELAY_CPU_PRODUCTS", value_enum, default_value = "f32")]
+    pub cpu_products: CpuProducts,
+}
+
+/// What the inputs of linears are on CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CpuProducts {
+    /// f32: nothing is rounded
+    #[default]
+    F32,
+    /// bf16, as in the published code: twice as fast where the processor multiplies bf16
+    Bf16,
+}
+
+impl From<CpuProducts> for belay_cpu::Products {
+    fn from(products: CpuProducts) -> Self {
+        match products {
+            CpuProducts::F32 => Self::F32,
+            CpuProducts::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// How rows go between the NPUs of a group.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use belay_ascend::{AscendBackend, AscendOptions, DeviceLimits, Library, Npus, Runtime, Search};
 use belay_backend::{Backend, Collective, DeviceExperts};
+use belay_cpu::{CpuBackend, Level};
 use belay_fabric::RowFormat;
 
-use crate::config::{AscendRows, DeviceOptions};
+use crate::config::{AscendRows, CpuOptions, DeviceOptions};
 
 /// Makes the ranks of a worker exchange rows with those of others by themselves: devices and experts by rank, channels of a
 /// row, and the form in which rows travel.
@@ -81,6 +82,25 @@ impl<B: Backend> Devices<B> {
     pub fn describe(&self) -> impl Iterator<Item = String> {
         self.all.iter().map(|device| device.describe())
     }
+}
+
+/// The CPUs of this process.
+///
+/// # Errors
+/// The instruction set that was asked for is not there.
+pub fn cpu(options: CpuOptions) -> anyhow::Result<CpuBackend> {
+    let backend = match options.isa {
+        None => CpuBackend::detect(),
+        Some(level) => {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            CpuBackend::with(level, threads).with_context(|| {
+                let levels = Level::ALL.into_iter().filter(|level| level.is_available());
+                let levels = levels.map(|level| level.to_string()).collect::<Vec<_>>().join(", ");
+                format!("--isa {level} (BELAY_ISA): this machine has {levels}")
+            })?
+        }
+    };
+    Ok(backend.with_products(options.cpu_products.into()))
 }
 
 /// As many NPUs as there are ranks: those that the container was given, numbered from 0.

@@ -6,9 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// Looks at the job counter before a thread goes to sleep; a few microseconds.
-const SPINS: usize = 300;
+/// How long a thread looks for what it waits for before it sleeps: longer than what lies between two jobs of a step, and shorter
+/// than it takes to be woken twice.
+const SPIN: Duration = Duration::from_micros(30);
+/// Looks between two at the clock.
+const LOOKS: usize = 32;
 
 pub(crate) struct Pool {
     shared: Arc<Shared>,
@@ -26,6 +30,8 @@ struct Shared {
     finished: Condvar,
     /// Jobs posted so far; lets a thread see a new one without the lock.
     jobs: AtomicUsize,
+    /// Threads that work on the job, to be seen without the lock.
+    active: AtomicUsize,
     next_task: AtomicUsize,
     panicked: AtomicBool,
 }
@@ -125,6 +131,11 @@ impl Shared {
     fn wait(&self) {
         let mut state = self.lock();
         state.job = None;
+        if state.active > 0 {
+            drop(state);
+            spin(|| self.active.load(Ordering::Acquire) == 0);
+            state = self.lock();
+        }
         while state.active > 0 {
             state = self.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -141,6 +152,7 @@ impl Shared {
             }
             let mut state = self.lock();
             state.active -= 1;
+            self.active.store(state.active, Ordering::Release);
             if state.active == 0 {
                 self.finished.notify_all();
             }
@@ -149,12 +161,7 @@ impl Shared {
 
     /// Joins the next job after number `seen`; `None` when the pool stops.
     fn next_job(&self, seen: usize) -> Option<Job> {
-        for _ in 0..SPINS {
-            if self.jobs.load(Ordering::Acquire) != seen {
-                break;
-            }
-            std::hint::spin_loop();
-        }
+        spin(|| self.jobs.load(Ordering::Acquire) != seen);
         let mut state = self.lock();
         loop {
             if state.stop {
@@ -162,9 +169,23 @@ impl Shared {
             }
             if let Some(job) = state.job.filter(|job| job.number != seen) {
                 state.active += 1;
+                self.active.store(state.active, Ordering::Release);
                 return Some(job);
             }
             state = self.posted.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Returns when `done` says so, or after a while.
+fn spin(done: impl Fn() -> bool) {
+    let began = Instant::now();
+    while began.elapsed() < SPIN {
+        for _ in 0..LOOKS {
+            if done() {
+                return;
+            }
+            std::hint::spin_loop();
         }
     }
 }

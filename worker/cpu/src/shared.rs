@@ -9,7 +9,7 @@ use crate::pool::Pool;
 pub(crate) const MIN_PARALLEL_WORK: usize = 1 << 17;
 
 /// Tasks per thread: small enough to even out, large enough to keep the counter cold.
-const TASKS_PER_THREAD: usize = 4;
+const TASKS_PER_THREAD: usize = 16;
 
 pub(crate) struct SharedSlice<'a, T> {
     start: *mut T,
@@ -17,7 +17,7 @@ pub(crate) struct SharedSlice<'a, T> {
     slice: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: all access goes through `part` and `set`, whose callers promise disjoint parts; elements may go to other threads.
+// SAFETY: all access goes through `part`, whose callers promise disjoint parts; elements may go to other threads.
 unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 
 impl<'a, T: Copy> SharedSlice<'a, T> {
@@ -26,20 +26,12 @@ impl<'a, T: Copy> SharedSlice<'a, T> {
     }
 
     /// # Safety
-    /// No two parts that live at the same time overlap, nor an element that `set` writes meanwhile.
+    /// No two parts that live at the same time overlap.
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {}", self.len);
         // SAFETY: inside the slice, which is borrowed mutably for 'a; disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
-    }
-
-    /// # Safety
-    /// No other access to this element at the same time.
-    pub(crate) unsafe fn set(&self, at: usize, value: T) {
-        assert!(at < self.len, "element {at} of {}", self.len);
-        // SAFETY: inside the slice, which is borrowed mutably for 'a; exclusive by the caller's promise.
-        unsafe { self.start.add(at).write(value) }
     }
 }
 

@@ -14,6 +14,9 @@ use belay_model::{CacheOptions, Checkpoint, ExpertBank, Model, Numerics};
 use clap::Args;
 use serde::Serialize;
 
+use crate::config::CpuOptions;
+use crate::devices;
+
 /// Options of `generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
@@ -65,6 +68,9 @@ pub struct GenerateArgs {
     #[arg(long)]
     rounded: bool,
 
+    #[command(flatten)]
+    cpu: CpuOptions,
+
     /// Spread the experts over this many ranks in this process
     #[arg(long, default_value_t = 1)]
     ranks: u32,
@@ -96,7 +102,7 @@ pub fn run(args: GenerateArgs) -> anyhow::Result<()> {
         (None, None) => bail!("either --prompt-file or --prompt-ids is needed"),
     };
     let numerics = if args.rounded { Numerics::REFERENCE } else { Numerics::EXACT };
-    let model = load(&checkpoint, numerics, args.ranks)?;
+    let model = load(&checkpoint, numerics, args.cpu, args.ranks)?;
     let engine =
         Engine::start(model, tokenizer, EngineConfig { max_sessions: 1, ..EngineConfig::default() })?;
 
@@ -187,9 +193,10 @@ fn read_ids(path: &Path) -> anyhow::Result<Vec<u32>> {
 fn load(
     checkpoint: &Arc<Checkpoint>,
     numerics: Numerics,
+    cpu: CpuOptions,
     ranks: u32,
 ) -> anyhow::Result<ServedModel<CpuBackend>> {
-    let backend = Arc::new(CpuBackend::detect());
+    let backend = Arc::new(devices::cpu(cpu)?);
     let card = checkpoint.card();
     ensure!(
         (1..=card.experts).contains(&ranks),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use belay_backend::{Backend, ExpertCompute, Fabric, Route};
-use belay_cpu::CpuBackend;
 use belay_fabric::{InProcess, Table};
 use belay_model::{CacheOptions, Checkpoint, ExpertBank, Logits, Model, Numerics, Scratch, Segment, Trace};
 use clap::{Args, ValueEnum};
@@ -94,7 +93,7 @@ struct Sequence {
 pub fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     let input = read_input(&args.ids)?;
     match args.device.kind {
-        Device::Cpu => compute(args, &input, &Devices::one(CpuBackend::detect())),
+        Device::Cpu => compute(args, &input, &Devices::one(devices::cpu(args.device.cpu)?)),
         Device::Ascend => compute(args, &input, &devices::ascend(&args.device, args.ranks)?),
     }
 }

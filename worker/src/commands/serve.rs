@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use belay_backend::Backend;
-use belay_cpu::CpuBackend;
 use belay_telemetry::Exporter;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,7 +33,10 @@ async fn serve(config: ServeConfig) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let traces = Exporter::start("belay-worker")?;
     let worker = match config.device.kind {
-        Device::Cpu => start(config, Devices::one(CpuBackend::detect())).await?,
+        Device::Cpu => {
+            let devices = Devices::one(devices::cpu(config.device.cpu)?);
+            start(config, devices).await?
+        }
         Device::Ascend => {
             let devices = devices::ascend(&config.device, config.devices_per_worker)?;
             start(config, devices).await?

@@ -74,13 +74,15 @@ pub(super) fn fetch(data: *const u8) {
 
 /// Functions for one kind of numbers; in scope must be `Vector`, `load` and `multiply_add`.
 macro_rules! tiles {
-    (features: $features:literal, vectors: $vectors:literal, most: $most:literal, resident: $resident:literal, part: $part:literal) => {
+    (features: $features:literal, vectors: $vectors:literal, most: $most:literal, alone: $alone:literal, resident: $resident:literal, part: $part:literal) => {
         const fn min(a: usize, b: usize) -> usize {
             if a < b { a } else { b }
         }
 
         /// Inputs whose sums stay in registers beside two weight rows.
         const MOST: usize = $most;
+        /// The same beside one row.
+        const ALONE: usize = $alone;
         /// Inputs that stay in the nearest cache with all their columns.
         const RESIDENT: usize = $resident;
         /// Chunks of a part of the columns.
@@ -123,7 +125,7 @@ macro_rules! tiles {
             }
             let places = &mut places[..rows.len()];
             // a last chunk that is not whole is padded when it is decoded
-            let ahead = count > MOST && F != BF16 || !cols.is_multiple_of(CHUNK);
+            let ahead = count > 2 * ALONE && F != BF16 || !cols.is_multiple_of(CHUNK);
             let Room { decoded, sums } = room;
             if ahead {
                 let decoded = tile::room(decoded, rows.len() * chunks * DECODED_LINES);
@@ -178,10 +180,12 @@ macro_rules! tiles {
             sums: &mut Vec<Line>,
             out: &mut [f32],
         ) {
-            let parts = count.div_ceil(MOST);
+            // weights that are decoded here meet as many inputs as possible at once
+            let most = if F == FP4 || F == FP8 { ALONE } else { MOST };
+            let parts = count.div_ceil(most);
             for part in 0..parts {
                 let (begin, end) = (count * part / parts, count * (part + 1) / parts);
-                let mut inputs = [std::ptr::null::<Line>(); MOST];
+                let mut inputs = [std::ptr::null::<Line>(); ALONE];
                 for (input, i) in inputs.iter_mut().zip(begin..end) {
                     let lines = x(i);
                     assert!(lines.len() == $vectors * chunks, "lines of a panel");
@@ -221,15 +225,29 @@ macro_rules! tiles {
                 2 => tile::<F, 1, 2>,
                 3 => tile::<F, 1, 3>,
                 4 => tile::<F, 1, 4>,
-                5 => tile::<F, 1, { min(5, MOST) }>,
-                6 => tile::<F, 1, { min(6, MOST) }>,
-                7 => tile::<F, 1, { min(7, MOST) }>,
-                _ => tile::<F, 1, MOST>,
+                5 => tile::<F, 1, { min(5, ALONE) }>,
+                6 => tile::<F, 1, { min(6, ALONE) }>,
+                7 => tile::<F, 1, { min(7, ALONE) }>,
+                8 => tile::<F, 1, { min(8, ALONE) }>,
+                9 => tile::<F, 1, { min(9, ALONE) }>,
+                10 => tile::<F, 1, { min(10, ALONE) }>,
+                11 => tile::<F, 1, { min(11, ALONE) }>,
+                12 => tile::<F, 1, { min(12, ALONE) }>,
+                13 => tile::<F, 1, { min(13, ALONE) }>,
+                14 => tile::<F, 1, { min(14, ALONE) }>,
+                15 => tile::<F, 1, { min(15, ALONE) }>,
+                _ => tile::<F, 1, ALONE>,
             } as Tile;
             let count = inputs.len();
             // one input is a matter of reading weights: a single stream of them is what prefetching follows best
-            let together = if count == 1 { 1 } else { 2 };
-            let part = if count > RESIDENT { PART } else { chunks };
+            let together = if count == 1 || count > MOST { 1 } else { 2 };
+            let part = if count > MOST {
+                PART / 2
+            } else if count > RESIDENT {
+                PART
+            } else {
+                chunks
+            };
             let sums = tile::room(sums, rows.len() * count);
             for begin in (0..chunks).step_by(part) {
                 let end = chunks.min(begin + part);
@@ -273,51 +291,76 @@ macro_rules! tiles {
                     }
                 }
             }
-            for chunk in begin..end {
-                // SAFETY: chunks that are there, whole ones.
-                let mut loaded = [unsafe { load::<F, false>(rows[0], chunk, CHUNK) }; R];
-                for r in 1..R {
-                    // SAFETY: as above.
-                    loaded[r] = unsafe { load::<F, false>(rows[r], chunk, CHUNK) };
+            // with one input, what goes on around the products costs as much as they do
+            let unrolled = if T == 1 { 4 } else { 1 };
+            let mut chunk = begin;
+            while chunk + unrolled <= end {
+                for chunk in chunk..chunk + unrolled {
+                    // SAFETY: by this function's promise.
+                    unsafe { step::<F, R, T>(rows, chunk, inputs, &mut sums) };
                 }
-                // two inputs at a time: enough chains of sums to hide what one product waits for the one before it
-                for t in (0..T).step_by(2) {
-                    let both = if t + 1 < T { 2 } else { 1 };
-                    let whole = F == BF16 || F == DECODED_BF16;
-                    let mut parts = [[_mm512_setzero_ps(); R]; 2];
-                    if whole {
-                        for i in 0..both {
-                            for r in 0..R {
-                                parts[i][r] = sums[r][t + i];
-                            }
-                        }
-                    }
-                    for q in 0..$vectors {
-                        for i in 0..both {
-                            // SAFETY: every input has the chunk; lines are aligned.
-                            let x =
-                                unsafe { inputs[t + i].add($vectors * chunk + q).cast::<Vector>().read() };
-                            for r in 0..R {
-                                parts[i][r] = multiply_add(loaded[r].0[q], x, parts[i][r]);
-                            }
-                        }
-                    }
-                    for i in 0..both {
-                        for r in 0..R {
-                            let part = parts[i][r];
-                            let sum = &mut sums[r][t + i];
-                            *sum = if whole { part } else { _mm512_fmadd_ps(part, loaded[r].1, *sum) };
-                            if T > 2 {
-                                settle(sum);
-                            }
-                        }
-                    }
-                }
+                chunk += unrolled;
+            }
+            for chunk in chunk..end {
+                // SAFETY: by this function's promise.
+                unsafe { step::<F, R, T>(rows, chunk, inputs, &mut sums) };
             }
             for r in 0..R {
                 for t in 0..T {
                     // SAFETY: one of the sums.
                     unsafe { to.add(r * T + t).write(sums[r][t]) };
+                }
+            }
+        }
+
+        /// Adds the products of one chunk.
+        ///
+        /// # Safety
+        /// There are R rows and T inputs, and all have the chunk.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn step<const F: u8, const R: usize, const T: usize>(
+            rows: &[Row],
+            chunk: usize,
+            inputs: &[*const Line],
+            sums: &mut [[__m512; T]; R],
+        ) {
+            // SAFETY: chunks that are there, whole ones.
+            let mut loaded = [unsafe { load::<F, false>(rows[0], chunk, CHUNK) }; R];
+            for r in 1..R {
+                // SAFETY: as above.
+                loaded[r] = unsafe { load::<F, false>(rows[r], chunk, CHUNK) };
+            }
+            // two inputs at a time: enough chains of sums to hide what one product waits for the one before it
+            for t in (0..T).step_by(2) {
+                let both = if t + 1 < T { 2 } else { 1 };
+                let whole = F == BF16 || F == DECODED_BF16;
+                let mut parts = [[_mm512_setzero_ps(); R]; 2];
+                if whole {
+                    for i in 0..both {
+                        for r in 0..R {
+                            parts[i][r] = sums[r][t + i];
+                        }
+                    }
+                }
+                for q in 0..$vectors {
+                    for i in 0..both {
+                        // SAFETY: every input has the chunk; lines are aligned.
+                        let x = unsafe { inputs[t + i].add($vectors * chunk + q).cast::<Vector>().read() };
+                        for r in 0..R {
+                            parts[i][r] = multiply_add(loaded[r].0[q], x, parts[i][r]);
+                        }
+                    }
+                }
+                for i in 0..both {
+                    for r in 0..R {
+                        let part = parts[i][r];
+                        let sum = &mut sums[r][t + i];
+                        *sum = if whole { part } else { _mm512_fmadd_ps(part, loaded[r].1, *sum) };
+                        if T > 2 {
+                            settle(sum);
+                        }
+                    }
                 }
             }
         }

@@ -20,6 +20,7 @@ tile::tiles!(
     features: "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c",
     vectors: 4,
     most: 8,
+    alone: 16,
     resident: 4,
     part: 8
 );

@@ -19,6 +19,7 @@ tile::tiles!(
     features: "avx512f,avx512bw,avx512vl,avx2,fma,f16c",
     vectors: 8,
     most: 4,
+    alone: 8,
     resident: 1,
     part: 8
 );

@@ -139,10 +139,12 @@ fn gate_and_up(kernels: Kernels, pool: &Pool, op: &Experts<'_, CpuBackend>, x: &
                     }
                     let products = block.len() * count;
                     gate_of.apply(&mut gate[..products], &up[..products]);
-                    for (row, gate) in block.zip(gate.chunks_exact(count)) {
-                        for (i, &value) in gate.iter().enumerate() {
-                            // SAFETY: this task alone writes column `row` of this expert's activations.
-                            unsafe { hidden.set((first + i) * inner + row, value) };
+                    for i in 0..count {
+                        let from = (first + i) * inner;
+                        // SAFETY: this task alone writes these columns of this expert's activations.
+                        let hidden = unsafe { hidden.part(from + block.start..from + block.end) };
+                        for (hidden, gate) in hidden.iter_mut().zip(gate.chunks_exact(count)) {
+                            *hidden = gate[i];
                         }
                     }
                 }
@@ -176,10 +178,12 @@ fn down(
                     stored.block(block.clone(), |rows| {
                         kernels.row_products(rows, panel, count, at, decoded, products);
                     });
-                    for (row, products) in block.zip(products.chunks_exact(count)) {
-                        for ((place, Route { weight, .. }), product) in expert.rows.iter().zip(products) {
-                            // SAFETY: a place belongs to one row of one expert, and this task alone writes column `row`.
-                            unsafe { out.set(*place as usize * width + row, product * weight) };
+                    for (i, (place, Route { weight, .. })) in expert.rows.iter().enumerate() {
+                        let from = *place as usize * width;
+                        // SAFETY: a place belongs to one row of one expert, and this task alone writes these columns of it.
+                        let out = unsafe { out.part(from + block.start..from + block.end) };
+                        for (out, products) in out.iter_mut().zip(products.chunks_exact(count)) {
+                            *out = products[i] * weight;
                         }
                     }
                 }

@@ -1,0 +1,116 @@
+//! Our kernels, the machine's limits and other engines' kernels in turn, round by round.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::case::{CASES, Case};
+use super::peer::Peer;
+use super::report::KernelRow;
+use super::work::Timing;
+use crate::process::{busy_seconds, cpu_seconds};
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Rounds of each case.
+    pub rounds: usize,
+    /// Numbers of threads.
+    pub threads: Vec<usize>,
+    /// Most tokens of a case.
+    pub most: usize,
+    /// Where `peers.sh` has built other engines; none are measured without.
+    pub peers: Option<PathBuf>,
+    /// Further options of our process.
+    pub options: Vec<String>,
+    /// Day, commit and machine, for every row.
+    pub stamp: KernelRow,
+}
+
+/// Measures; `on_row` gets each row as it comes.
+///
+/// # Errors
+/// A process can't be started, or ends.
+pub fn run(plan: &Plan, mut on_row: impl FnMut(KernelRow)) -> Result<()> {
+    for &threads in &plan.threads {
+        let mut ours = Command::new(std::env::current_exe()?);
+        ours.args(["kernels", "--work", "--threads", &threads.to_string()]).args(&plan.options);
+        let mut ours = Peer::start("belay", ours)?;
+        let mut others = match &plan.peers {
+            Some(peers) => others(peers, threads),
+            None => Vec::new(),
+        };
+        for round in 0..plan.rounds {
+            for case in CASES.iter().filter(|case| tokens(case) <= plan.most) {
+                let mut take = |peer: &mut Peer, by: &str, command: &str| {
+                    let mut row = measure(peer, command)?;
+                    by.clone_into(&mut row.by);
+                    case.name.clone_into(&mut row.case);
+                    (row.threads, row.round) = (threads, round);
+                    let KernelRow { date, commit, machine, .. } = plan.stamp.clone();
+                    on_row(KernelRow { date, commit, machine, ..row });
+                    anyhow::Ok(())
+                };
+                take(&mut ours, "limit", &case.limit.command(threads))?;
+                take(&mut ours, "belay", &format!("{} {}", case.ours, case.times))?;
+                for (name, command) in case.others {
+                    if let Some(peer) = others.iter_mut().find(|peer| peer.name() == *name) {
+                        take(peer, name, &format!("{command} {}", case.times))?;
+                    }
+                }
+            }
+            eprintln!("{threads} threads: round {} of {}", round + 1, plan.rounds);
+        }
+    }
+    Ok(())
+}
+
+/// The last number of its command.
+fn tokens(case: &Case) -> usize {
+    case.ours.split_whitespace().last().and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+/// Those that start. One that does not is missing in the table, and said so here.
+fn others(peers: &Path, threads: usize) -> Vec<Peer> {
+    let path = |name: &str| peers.join(name);
+    let python = |script: &str, before: &[&str]| {
+        let mut command = Command::new(path("venv/bin/python"));
+        command.arg(path(script)).args(before).arg(threads.to_string()).arg(path("ids"));
+        command
+    };
+    let mut llama = Command::new(path("llama_moe"));
+    llama.args(["mxfp4", &threads.to_string()]).arg(path("ids")).arg("1");
+    let all = [
+        ("llama.cpp", llama),
+        ("kt-kernel", python("kt_moe.py", &["MXFP4"])),
+        ("torch", python("torch_moe.py", &[])),
+    ];
+    let start = |(name, mut command): (&str, Command)| {
+        command.env("OMP_NUM_THREADS", threads.to_string());
+        Peer::start(name, command).map_err(|error| eprintln!("{name} is not measured: {error:#}")).ok()
+    };
+    all.into_iter().filter_map(start).collect()
+}
+
+fn measure(peer: &mut Peer, command: &str) -> Result<KernelRow> {
+    let pid = peer.pid();
+    let (cpu_before, busy_before, began) = (cpu_seconds(pid)?, busy_seconds()?, Instant::now());
+    let Timing { mut ms, bytes, flops } = peer.ask(command)?;
+    let seconds = began.elapsed().as_secs_f64();
+    let used = cpu_seconds(pid)? - cpu_before;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    let rates = ms.iter().zip(&bytes).map(|(ms, bytes)| bytes / ms * 1e-6);
+    let gigabytes = rates.fold(0.0, f64::max);
+    ms.sort_by(f64::total_cmp);
+    let min_ms = *ms.first().context("nothing was measured")?;
+    Ok(KernelRow {
+        min_ms,
+        median_ms: ms[ms.len() / 2],
+        gigabytes,
+        gigaflops: flops / min_ms * 1e-6,
+        cpu_others_percent: (busy_seconds()? - busy_before - used).max(0.0) / (seconds * cores) * 100.0,
+        ..KernelRow::default()
+    })
+}
