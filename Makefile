@@ -58,6 +58,10 @@ bench: bench-serving bench-fabric bench-gateway bench-load soak ## all of the fo
 bench-serving: ## engine and gateway against the bare forward; CSV in docs/operations/bench (a quarter of an hour)
 	@tests/bench/run.sh serving
 
+.PHONY: bench-kernels
+bench-kernels: ## kernels against the machine's limits and other engines, in one run; CSV in docs/operations/bench (ten minutes; more the first time)
+	@tests/bench/run.sh kernels
+
 .PHONY: bench-fabric
 bench-fabric: ## exchanges between two processes against bare TCP; CSV in docs/operations/bench (a minute)
 	@tests/bench/run.sh fabric

@@ -1,10 +1,10 @@
 #!/bin/bash
-# run.sh serving | fabric | gateway | load | soak [OPTION...]: build belay-bench as it would be shipped, and run a part of it
+# run.sh kernels | serving | fabric | gateway | load | soak [OPTION...]: build belay-bench as it would be shipped, and run a part of it
 set -euo pipefail
 . "$(dirname "$0")/../cluster/env.sh"
 cd "$checkout"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$BELAY_CACHE/target}
-[ $# -gt 0 ] || die "usage: run.sh serving | fabric | gateway | load | soak [OPTION...]"
+[ $# -gt 0 ] || die "usage: run.sh kernels | serving | fabric | gateway | load | soak [OPTION...]"
 part=$1
 shift
 tests/cluster/install-tools.sh build
@@ -13,6 +13,10 @@ bench=$CARGO_TARGET_DIR/release/belay-bench
 alone bench # one after the other: they measure
 case $part in
 serving | fabric | soak) "$bench" "$part" "$@" ;;
+kernels)
+  peers=$(tests/bench/peers.sh)
+  "$bench" kernels --peers "$peers" "$@"
+  ;;
 gateway) "$bench" proxy "$@" ;;
 load)
   python=$(tests/cluster/python.sh)

@@ -146,3 +146,27 @@ fn npus(
     // rows in FP8 are rounded before they are sent, and travel as f32
     Ok(Arc::new(Npus::new(ranks, hidden, format == RowFormat::Bf16)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::CpuProducts;
+
+    #[test]
+    fn an_instruction_set_and_products_can_be_forced() {
+        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+            let options = CpuOptions { isa: Some(level), cpu_products: CpuProducts::Bf16 };
+            let described = cpu(options).unwrap().describe();
+            assert!(described.starts_with(&format!("cpu, {level} kernels, bf16 products")), "{described}");
+        }
+    }
+
+    #[test]
+    fn an_instruction_set_that_is_not_there_is_named() {
+        for level in Level::ALL.into_iter().filter(|level| !level.is_available()) {
+            let options = CpuOptions { isa: Some(level), ..CpuOptions::default() };
+            let error = cpu(options).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(&level.to_string()) && error.contains("scalar"), "{error}");
+        }
+    }
+}

@@ -47,33 +47,3 @@ fn golden_cases_on_this_chip() {
         assert!(4 * compared >= all, "{products:?}: {compared} of {all} tokens were compared");
     }
 }
-
-/// Tokens before the first one for which a layer chose other experts or entries than the reference.
-fn first_other_choice(trace: &Recorder, tensors: &Tensors, name: &str, tokens: usize) -> usize {
-    let mut first = tokens;
-    for (layer, found) in &trace.experts {
-        let expected = tensors.i32(&format!("{name}.router_experts.{layer}")).unwrap();
-        let k = found.len() / tokens;
-        first = first.min(equal_rows(found, expected.chunks_exact(k), k));
-    }
-    for (layer, found) in &trace.blocks {
-        let tensor = format!("{name}.index_blocks.{layer}");
-        let expected = tensors.i32(&tensor).unwrap();
-        let width = tensors.shape(&tensor)[1];
-        first = first.min(equal_rows(found, expected.chunks_exact(width), found.len() / tokens));
-    }
-    first
-}
-
-/// Rows at the beginning that are equal; what is not chosen is −1.
-fn equal_rows<'a>(found: &[i32], expected: impl Iterator<Item = &'a [i32]>, width: usize) -> usize {
-    let chosen = |row: &[i32]| row.iter().copied().filter(|choice| *choice >= 0).collect::<Vec<_>>();
-    found.chunks_exact(width).zip(expected).take_while(|(a, b)| chosen(a) == chosen(b)).count()
-}
-
-fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
-    let squares =
-        |values: &mut dyn Iterator<Item = f32>| -> f64 { values.map(|value| f64::from(value).powi(2)).sum() };
-    let error = squares(&mut found.iter().zip(expected).map(|(found, expected)| found - expected));
-    (error / squares(&mut expected.iter().copied())).sqrt()
-}

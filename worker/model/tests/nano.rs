@@ -40,16 +40,20 @@ fn every_evaluation_prompt_gives_the_reference_tokens() {
     assert_eq!((equal, prompts.len()), (220, 220), "{differing:#?}");
 }
 
-/// The same weights in FP8 + MXFP4: decoding is exact, so even the bits are equal.
+/// Largest difference of a logit that another order of sums explains.
+const ORDER_GATE: f32 = 1e-3;
+
+/// The same weights in FP8 + MXFP4: decoding is exact, so only the order of sums differs.
 #[test]
-fn both_layouts_give_the_same_bits() {
+fn both_layouts_give_the_same_answers() {
     let (bf16, fp4) = (load(&nano_dir("bf16")), load(&nano_dir("fp4")));
     assert!(fp4.checkpoint.card().expert_bytes < bf16.checkpoint.card().expert_bytes / 3);
     for prompt in prompts().iter().step_by(31) {
         let ids = [prompt.prompt_ids.as_slice(), &prompt.greedy_ids].concat();
         let expected = logits(&bf16, &*bf16.fabric, &ids, 64, &mut NoTrace);
         let found = logits(&fp4, &*fp4.fabric, &ids, 64, &mut NoTrace);
-        assert_same_bits(&expected, &found, &prompt.id);
+        let difference = largest_difference(&expected, &found);
+        assert!(difference <= ORDER_GATE, "{}: {difference}", prompt.id);
     }
     for prompt in prompts().iter().step_by(23) {
         let found = greedy(&fp4, &prompt.prompt_ids, MOST_TOKENS, Some(fp4.model.config().eos_token));

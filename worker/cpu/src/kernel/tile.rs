@@ -241,7 +241,7 @@ macro_rules! tiles {
             let count = inputs.len();
             // one input is a matter of reading weights: a single stream of them is what prefetching follows best
             let together = if count == 1 || count > MOST { 1 } else { 2 };
-            let part = if count > MOST {
+            let part = if count > MOST + MOST / 2 {
                 PART / 2
             } else if count > RESIDENT {
                 PART

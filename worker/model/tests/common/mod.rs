@@ -272,3 +272,34 @@ impl Tensors {
         Some(tensor.data().chunks_exact(4).map(|bytes| decode(bytes.try_into().unwrap())).collect())
     }
 }
+
+/// Tokens before the first one for which a layer chose other experts or entries than the reference.
+pub fn first_other_choice(trace: &Recorder, tensors: &Tensors, name: &str, tokens: usize) -> usize {
+    let mut first = tokens;
+    for (layer, found) in &trace.experts {
+        let expected = tensors.i32(&format!("{name}.router_experts.{layer}")).unwrap();
+        let k = found.len() / tokens;
+        first = first.min(equal_rows(found, expected.chunks_exact(k), k));
+    }
+    for (layer, found) in &trace.blocks {
+        let tensor = format!("{name}.index_blocks.{layer}");
+        let expected = tensors.i32(&tensor).unwrap();
+        let width = tensors.shape(&tensor)[1];
+        first = first.min(equal_rows(found, expected.chunks_exact(width), found.len() / tokens));
+    }
+    first
+}
+
+/// Rows at the beginning that are equal; what is not chosen is −1.
+fn equal_rows<'a>(found: &[i32], expected: impl Iterator<Item = &'a [i32]>, width: usize) -> usize {
+    let chosen = |row: &[i32]| row.iter().copied().filter(|choice| *choice >= 0).collect::<Vec<_>>();
+    found.chunks_exact(width).zip(expected).take_while(|(a, b)| chosen(a) == chosen(b)).count()
+}
+
+/// Root mean square of the difference as a part of that of the expected values.
+pub fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    let squares =
+        |values: &mut dyn Iterator<Item = f32>| -> f64 { values.map(|value| f64::from(value).powi(2)).sum() };
+    let error = squares(&mut found.iter().zip(expected).map(|(found, expected)| found - expected));
+    (error / squares(&mut expected.iter().copied())).sqrt()
+}
