@@ -125,11 +125,11 @@ fn line(rows: &[KernelRow], threads: usize, case: &Case) -> Option<String> {
     let best_rate = ours.iter().map(|row| rate(row)).fold(0.0, f64::max);
     let foreign = spread(ours.iter().map(|row| row.cpu_others_percent).collect())?;
     Some(format!(
-        "| {threads} | {} | {} | {best_rate:.1} {unit} | .{:02.0} (.{:02.0}) of {} | {other} | {lead} | {} | {:.0} % |\n",
+        "| {threads} | {} | {} | {best_rate:.1} {unit} | {:.2} ({:.2}) of {} | {other} | {lead} | {} | {:.0} % |\n",
         case.name,
         times(&ours),
-        share.median * 100.0,
-        share.best * 100.0,
+        share.median,
+        share.best,
         case.limit.name(),
         share.count,
         foreign.median,
@@ -169,7 +169,7 @@ mod tests {
         let line = table.lines().last().unwrap();
         assert!(
             line.contains(
-                "| 2.00 (8.00) | 36.0 GB/s | .90 (.90) of read | llama.cpp: 3.00 (12.00) | 1.50 (1.50) | 2 |"
+                "| 2.00 (8.00) | 36.0 GB/s | 0.90 (0.90) of read | llama.cpp: 3.00 (12.00) | 1.50 (1.50) | 2 |"
             ),
             "{line}"
         );
