@@ -76,24 +76,30 @@ fn case() -> impl Strategy<Value = Case> {
     let size = prop_oneof![1usize..40, 120usize..140];
     // an FP4 row has an even number of columns
     let inputs = prop_oneof![1usize..40, 120usize..140, 250usize..270].prop_map(|inputs| 2 * inputs);
-    (format, 1usize..4, size, inputs, 1usize..20).prop_flat_map(|(format, groups, outputs, inputs, rows)| {
-        let (data, scale) = format.bytes(groups * outputs, inputs);
-        (
-            bytes(format, data),
-            prop::collection::vec(118u8..132, scale),
-            prop::collection::vec(-3f32..3.0, rows * groups * inputs),
-        )
-            .prop_map(move |(data, scale, x)| Case {
-                format,
-                groups,
-                outputs,
-                inputs,
-                rows,
-                data,
-                scale,
-                x,
-            })
-    })
+    (format, 1usize..4, size, inputs, prop_oneof![1usize..20, 33usize..40]).prop_flat_map(
+        |(format, groups, outputs, inputs, rows)| {
+            let (data, scale) = format.bytes(groups * outputs, inputs);
+            (
+                bytes(format, data),
+                // usual ones, and ones that are too far from 1 to be put into weights
+                prop_oneof![
+                    prop::collection::vec(118u8..132, scale),
+                    prop::collection::vec(80u8..175, scale)
+                ],
+                prop::collection::vec(-3f32..3.0, rows * groups * inputs),
+            )
+                .prop_map(move |(data, scale, x)| Case {
+                    format,
+                    groups,
+                    outputs,
+                    inputs,
+                    rows,
+                    data,
+                    scale,
+                    x,
+                })
+        },
+    )
 }
 
 fn reference() -> CpuBackend {

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::tile::LEAST;
 use crate::panel::{CHUNK, Layout, Line, Order};
 
 /// Where the elements of a chunk come from.
@@ -41,7 +42,7 @@ fn places(order: Order) -> Option<&'static Places> {
     }
 }
 
-/// As bf16.
+/// As bf16; what is below [`LEAST`] as zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")]
 pub(super) fn halves(layout: Layout, from: &[f32], to: &mut [Line]) {
     let places = places(layout.order);
@@ -49,7 +50,9 @@ pub(super) fn halves(layout: Layout, from: &[f32], to: &mut [Line]) {
         for i in 0..CHUNK / 16 {
             // SAFETY: sixteen of the chunk's elements are read, half a line of it is written.
             unsafe {
-                let values = _mm512_cvtneps_pbh(take(places, from, i));
+                let values = take(places, from, i);
+                let counts = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(_mm512_abs_ps(values), _mm512_set1_ps(LEAST));
+                let values = _mm512_cvtneps_pbh(_mm512_maskz_mov_ps(counts, values));
                 to.as_mut_ptr().cast::<__m256bh>().add(i).write(values);
             }
         }

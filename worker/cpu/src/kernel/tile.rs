@@ -5,6 +5,8 @@
 //! weights, these are decoded once, and columns are taken in parts so that inputs stay in the nearest cache. Parts do not change
 //! the order of a sum, which depends on the number of columns and the format alone.
 
+use std::ops::RangeInclusive;
+
 use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
 
 use crate::buffer::StoredRow;
@@ -20,6 +22,15 @@ pub(super) const BF16: u8 = 2;
 pub(super) const DECODED: u8 = 3;
 /// The same without scales.
 pub(super) const DECODED_BF16: u8 = 4;
+/// The same, scaled already.
+pub(super) const SCALED: u8 = 5;
+
+/// Scales that may be put into weights: 2^-40 to 2^40. With inputs of at least [`LEAST`] or zero, no product comes near to where
+/// numbers lose digits, so it makes no difference whether weights or their sums are scaled.
+pub(super) const SCALES: RangeInclusive<u8> = 87..=167;
+
+/// Inputs below this count as zero where weights may be scaled: 2^-64.
+pub(super) const LEAST: f32 = f32::from_bits((127 - 64) << 23);
 
 /// Where the codes and the scales of a row are.
 #[derive(Clone, Copy)]
@@ -74,7 +85,8 @@ pub(super) fn fetch(data: *const u8) {
 
 /// Functions for one kind of numbers; in scope must be `Vector`, `load` and `multiply_add`.
 macro_rules! tiles {
-    (features: $features:literal, vectors: $vectors:literal, most: $most:literal, alone: $alone:literal, resident: $resident:literal, part: $part:literal) => {
+    (features: $features:literal, vectors: $vectors:literal, most: $most:literal, alone: $alone:literal, resident: $resident:literal, part: $part:literal,
+     scaled_from: $scaled_from:expr) => {
         const fn min(a: usize, b: usize) -> usize {
             if a < b { a } else { b }
         }
@@ -85,6 +97,8 @@ macro_rules! tiles {
         const ALONE: usize = $alone;
         /// Inputs that stay in the nearest cache with all their columns.
         const RESIDENT: usize = $resident;
+        /// Inputs from which on it pays to scale weights and not sums.
+        const SCALED_FROM: usize = $scaled_from;
         /// Chunks of a part of the columns.
         const PART: usize = $part;
         /// Lines of a decoded chunk.
@@ -125,14 +139,18 @@ macro_rules! tiles {
             }
             let places = &mut places[..rows.len()];
             // a last chunk that is not whole is padded when it is decoded
-            let ahead = count > 2 * ALONE && F != BF16 || !cols.is_multiple_of(CHUNK);
+            let scalable = F != BF16
+                && rows.iter().all(|row| row.scale.iter().all(|scale| tile::SCALES.contains(scale)));
+            let scaled = scalable && count >= SCALED_FROM;
+            let odd = F != BF16 && count >= SCALED_FROM && !scalable;
+            let ahead = count > 2 * ALONE && F != BF16 || odd || !cols.is_multiple_of(CHUNK);
             let Room { decoded, sums } = room;
             if ahead {
                 let decoded = tile::room(decoded, rows.len() * chunks * DECODED_LINES);
                 for (place, lines) in places.iter_mut().zip(decoded.chunks_exact_mut(chunks * DECODED_LINES))
                 {
                     // SAFETY: the row has `cols` columns, and there is room for its chunks.
-                    unsafe { decode::<F>(*place, cols, lines) };
+                    unsafe { decode::<F>(*place, cols, scaled, lines) };
                     *place = Row { data: lines.as_ptr().cast(), scale: std::ptr::null() };
                 }
             }
@@ -141,6 +159,7 @@ macro_rules! tiles {
                 match (F, ahead) {
                     (_, false) => groups::<F>(places, chunks, count, x, sums, out),
                     (BF16, true) => groups::<DECODED_BF16>(places, chunks, count, x, sums, out),
+                    (_, true) if scaled => groups::<SCALED>(places, chunks, count, x, sums, out),
                     (_, true) => groups::<DECODED>(places, chunks, count, x, sums, out),
                 }
             }
@@ -149,7 +168,7 @@ macro_rules! tiles {
         /// # Safety
         /// `row` points to `cols` columns of the format, `lines` has room for its chunks.
         #[target_feature(enable = $features)]
-        unsafe fn decode<const F: u8>(row: Row, cols: usize, lines: &mut [Line]) {
+        unsafe fn decode<const F: u8>(row: Row, cols: usize, scaled: bool, lines: &mut [Line]) {
             for (chunk, lines) in lines.chunks_exact_mut(DECODED_LINES).enumerate() {
                 // SAFETY: chunks that are there; as many lines are written as a chunk has.
                 unsafe {
@@ -158,6 +177,7 @@ macro_rules! tiles {
                     } else {
                         load::<F, true>(row, chunk, cols - chunk * CHUNK)
                     };
+                    let values = if scaled { scale_values(values, scale) } else { values };
                     let to = lines.as_mut_ptr();
                     for (i, value) in values.into_iter().enumerate() {
                         to.add(i).cast::<Vector>().write(value);
@@ -331,6 +351,13 @@ macro_rules! tiles {
                 // SAFETY: as above.
                 loaded[r] = unsafe { load::<F, false>(rows[r], chunk, CHUNK) };
             }
+            let here = (F == FP4 || F == FP8) && T >= SCALED_FROM;
+            if here {
+                for r in 0..R {
+                    loaded[r].0 = scale_values(loaded[r].0, loaded[r].1);
+                }
+            }
+            let scaled = here || F == SCALED;
             // two inputs at a time: enough chains of sums to hide what one product waits for the one before it
             for t in (0..T).step_by(2) {
                 let both = if t + 1 < T { 2 } else { 1 };
@@ -356,7 +383,14 @@ macro_rules! tiles {
                     for r in 0..R {
                         let part = parts[i][r];
                         let sum = &mut sums[r][t + i];
-                        *sum = if whole { part } else { _mm512_fmadd_ps(part, loaded[r].1, *sum) };
+                        *sum = if whole {
+                            part
+                        } else if scaled {
+                            // not where products are made, so it costs nothing
+                            _mm512_add_ps(part, *sum)
+                        } else {
+                            _mm512_fmadd_ps(part, loaded[r].1, *sum)
+                        };
                         if T > 2 {
                             settle(sum);
                         }

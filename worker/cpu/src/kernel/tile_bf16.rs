@@ -9,7 +9,7 @@ use belay_backend::dtype::{E2M1, E4M3, f32_to_bf16};
 use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
 
 use super::avx512;
-use super::tile::{self, BF16, DECODED, DECODED_BF16, FP4, FP8, Room, Row, below};
+use super::tile::{self, BF16, DECODED, DECODED_BF16, FP4, FP8, Room, Row, SCALED, below};
 use super::tile_f32::{one_scale, spread_scales, tail_scales};
 use crate::buffer::StoredRow;
 use crate::panel::{CHUNK, Line};
@@ -22,7 +22,8 @@ tile::tiles!(
     most: 8,
     alone: 16,
     resident: 4,
-    part: 8
+    part: 8,
+    scaled_from: 5
 );
 
 struct Tables {
@@ -59,6 +60,22 @@ fn multiply_add(a: Vector, b: Vector, sum: __m512) -> __m512 {
 fn bf16(bits: __m512i) -> __m512bh {
     // SAFETY: both are 64 bytes without invalid values.
     unsafe { std::mem::transmute(bits) }
+}
+
+/// The values times the scales of their lanes: exponents are added, except to zeros.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c")]
+fn scale_values(values: [Vector; 4], scale: __m512) -> [Vector; 4] {
+    let bits = _mm512_castps_si512(scale);
+    // the exponent to where it is in both halves of a lane
+    let exponents = _mm512_or_si512(bits, _mm512_srli_epi32::<16>(bits));
+    let exponents = _mm512_sub_epi16(exponents, _mm512_set1_epi16(127 << 7));
+    let mut scaled = values;
+    for q in 0..4 {
+        let some = _mm512_test_epi16_mask(values[q], _mm512_set1_epi16(0x7fff));
+        scaled[q] = _mm512_mask_add_epi16(values[q], some, values[q], exponents);
+    }
+    scaled
 }
 
 /// The values of a chunk before scaling, and the scale of each lane of their sums.

@@ -9,7 +9,7 @@ use belay_backend::dtype::E2M1;
 use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
 
 use super::avx512;
-use super::tile::{self, BF16, DECODED, DECODED_BF16, FP4, FP8, Room, Row, below};
+use super::tile::{self, BF16, DECODED, DECODED_BF16, FP4, FP8, Room, Row, SCALED, below};
 use crate::buffer::StoredRow;
 use crate::panel::{CHUNK, Line};
 
@@ -21,13 +21,25 @@ tile::tiles!(
     most: 4,
     alone: 8,
     resident: 1,
-    part: 8
+    part: 8,
+    scaled_from: usize::MAX
 );
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
 fn multiply_add(a: Vector, b: Vector, sum: __m512) -> __m512 {
     _mm512_fmadd_ps(a, b, sum)
+}
+
+/// The values times the scales of their lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+fn scale_values(values: [Vector; 8], scale: __m512) -> [Vector; 8] {
+    let mut scaled = values;
+    for q in 0..8 {
+        scaled[q] = _mm512_mul_ps(values[q], scale);
+    }
+    scaled
 }
 
 /// The values of a chunk before scaling, and the scale of each lane of their sums.
