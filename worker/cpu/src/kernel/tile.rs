@@ -65,6 +65,15 @@ pub(super) fn is_whole(row: StoredRow<'_>) -> bool {
     row.data.len() >= data && row.scale.len() >= scales
 }
 
+/// Whether all scales are among [`SCALES`].
+pub(super) fn are_moderate(rows: &[StoredRow<'_>]) -> bool {
+    // two folds that become vector instructions, where a search that may end early does not
+    let scales = || rows.iter().map(|row| row.scale);
+    let least = scales().map(|scale| scale.iter().fold(u8::MAX, |least, &code| least.min(code))).min();
+    let most = scales().map(|scale| scale.iter().fold(0, |most, &code| most.max(code))).max();
+    least.is_none_or(|least| least >= *SCALES.start()) && most.is_none_or(|most| most <= *SCALES.end())
+}
+
 /// The first `count` of 64.
 pub(super) fn below(count: usize) -> u64 {
     if count >= 64 { !0 } else { (1 << count) - 1 }
@@ -139,10 +148,9 @@ macro_rules! tiles {
             }
             let places = &mut places[..rows.len()];
             // a last chunk that is not whole is padded when it is decoded
-            let scalable = F != BF16
-                && rows.iter().all(|row| row.scale.iter().all(|scale| tile::SCALES.contains(scale)));
-            let scaled = scalable && count >= SCALED_FROM;
-            let odd = F != BF16 && count >= SCALED_FROM && !scalable;
+            let many = F != BF16 && count >= SCALED_FROM;
+            let scaled = many && tile::are_moderate(rows);
+            let odd = many && !scaled;
             let ahead = count > 2 * ALONE && F != BF16 || odd || !cols.is_multiple_of(CHUNK);
             let Room { decoded, sums } = room;
             if ahead {
