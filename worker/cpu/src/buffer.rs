@@ -85,12 +85,15 @@ impl<'a> StoredRows<'a> {
         }
     }
 
+    /// Rows in order.
+    pub(crate) fn rows(self, rows: Range<usize>) -> impl Iterator<Item = StoredRow<'a>> {
+        rows.map(move |row| self.row(row))
+    }
+
     /// A block of rows, not more than [`BLOCK`], for `f`.
     pub(crate) fn block<R>(&self, rows: Range<usize>, f: impl FnOnce(&[StoredRow<'a>]) -> R) -> R {
         let mut block = [StoredRow { format: self.format, data: &[], scale: &[], cols: 0 }; BLOCK];
-        for (place, row) in block.iter_mut().zip(rows.clone()) {
-            *place = self.row(row);
-        }
+        block.iter_mut().zip(self.rows(rows.clone())).for_each(|(place, row)| *place = row);
         f(&block[..rows.len()])
     }
 }

@@ -20,13 +20,11 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Room of a task: decoded weight rows, and products with rows of gate and of up.
+/// Room of a task: decoded weight rows, and products with them.
 #[derive(Default)]
 struct Scratch {
     decoded: Decoded,
-    pair: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    products: Vec<f32>,
 }
 
 /// Memory of a call, which grows to what the largest one needs.
@@ -103,42 +101,33 @@ fn gate_and_up(kernels: Kernels, pool: &Pool, op: &Experts<'_, CpuBackend>, x: &
     let hidden = SharedSlice::new(hidden);
     split(pool, experts.len() * inner, work, |range| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { decoded, pair, gate, up } = scratch;
+            let Scratch { decoded, products: both_products } = scratch;
             each(range, inner, experts, |expert, first, rows| {
                 let count = expert.rows.len();
                 let at = |i: usize| expert.rows[i].1.row as usize;
-                let [gate, up, pair] =
-                    [(&mut *gate, ROWS), (&mut *up, ROWS), (&mut *pair, BLOCK)].map(|(buffer, rows)| {
-                        buffer.resize(rows * count, 0.0);
-                        &mut buffer[..]
-                    });
+                both_products.resize(BLOCK * count, 0.0);
                 let (w1, w3) = (expert.w1, expert.w3);
                 let (gates, ups) = (w1.stored_rows(), w3.stored_rows());
                 for begin in rows.clone().step_by(ROWS) {
                     let block = begin..rows.end.min(begin + ROWS);
+                    let products = block.len() * count;
                     if w1.format() == w3.format() {
                         let mut both = [gates.row(begin); BLOCK];
-                        for (pair, row) in both.chunks_exact_mut(2).zip(block.clone()) {
-                            pair.copy_from_slice(&[gates.row(row), ups.row(row)]);
-                        }
-                        let (weights, pair) =
-                            (&both[..2 * block.len()], &mut pair[..2 * block.len() * count]);
-                        kernels.row_products(weights, x.of(kernels, w1), count, at, decoded, pair);
-                        let split = gate.chunks_exact_mut(count).zip(up.chunks_exact_mut(count));
-                        for (pair, (gate, up)) in pair.chunks_exact(2 * count).zip(split) {
-                            gate.copy_from_slice(&pair[..count]);
-                            up.copy_from_slice(&pair[count..]);
-                        }
+                        let rows = gates.rows(block.clone()).chain(ups.rows(block.clone()));
+                        both.iter_mut().zip(rows).for_each(|(place, row)| *place = row);
+                        let (weights, out) = (&both[..2 * block.len()], &mut both_products[..2 * products]);
+                        kernels.row_products(weights, x.of(kernels, w1), count, at, decoded, out);
                     } else {
-                        for (w, stored, out) in [(w1, gates, &mut *gate), (w3, ups, &mut *up)] {
-                            let (panel, out) = (x.of(kernels, w), &mut out[..block.len() * count]);
+                        let (gate, up) = both_products[..2 * products].split_at_mut(products);
+                        for (w, stored, out) in [(w1, gates, gate), (w3, ups, up)] {
+                            let panel = x.of(kernels, w);
                             stored.block(block.clone(), |rows| {
                                 kernels.row_products(rows, panel, count, at, decoded, out);
                             });
                         }
                     }
-                    let products = block.len() * count;
-                    gate_of.apply(&mut gate[..products], &up[..products]);
+                    let (gate, up) = both_products[..2 * products].split_at_mut(products);
+                    gate_of.apply(gate, up);
                     for i in 0..count {
                         let from = (first + i) * inner;
                         // SAFETY: this task alone writes these columns of this expert's activations.
@@ -165,16 +154,16 @@ fn down(
     let Experts { width, inner, experts, .. } = *op;
     let out = SharedSlice::new(y);
     split(pool, experts.len() * width, rows * width * inner, |range| {
-        SCRATCH.with_borrow_mut(|Scratch { decoded, pair, .. }| {
+        SCRATCH.with_borrow_mut(|Scratch { decoded, products: room }| {
             each(range, width, experts, |expert, first, rows| {
                 let (w2, count) = (expert.w2, expert.rows.len());
                 let panel = hidden.of(kernels, w2);
                 let at = |i: usize| first + i;
-                pair.resize(BLOCK * count, 0.0);
+                room.resize(BLOCK * count, 0.0);
                 let stored = w2.stored_rows();
                 for begin in rows.clone().step_by(BLOCK) {
                     let block = begin..rows.end.min(begin + BLOCK);
-                    let products = &mut pair[..block.len() * count];
+                    let products = &mut room[..block.len() * count];
                     stored.block(block.clone(), |rows| {
                         kernels.row_products(rows, panel, count, at, decoded, products);
                     });
