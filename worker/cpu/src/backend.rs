@@ -279,7 +279,7 @@ impl Backend for CpuBackend {
     }
 
     fn swiglu(&self, gate: &mut CpuBuffer, up: &CpuBuffer, len: usize, limit: f32) -> Result<()> {
-        activation::Gate { kernels: self.kernels, limit }.apply(&mut gate.0[..len], &up.0[..len]);
+        self.kernels.gated(&mut gate.0[..len], &up.0[..len], limit);
         Ok(())
     }
 

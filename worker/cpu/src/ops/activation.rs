@@ -1,7 +1,5 @@
 //! Element-wise functions.
 
-use crate::kernel::Kernels;
-
 /// softplus as torch computes it: the identity above 20.
 fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
@@ -25,24 +23,10 @@ pub(crate) fn gated(gate: f32, up: f32, limit: f32) -> f32 {
     gate * sigmoid(gate) * up.clamp(-limit, limit)
 }
 
-/// The product of gate and up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Gate {
-    pub(crate) kernels: Kernels,
-    /// Of the clamps before it.
-    pub(crate) limit: f32,
-}
-
-impl Gate {
-    /// `gate = gated(gate, up)`, each element on its own.
-    pub(crate) fn apply(self, gate: &mut [f32], up: &[f32]) {
-        self.kernels.gated(gate, up, self.limit);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Kernels;
     use crate::level::Level;
 
     #[test]
@@ -51,7 +35,7 @@ mod tests {
         let expected = [silu(2.0) * -2.0, -100.0 * sigmoid(-100.0), silu(1.0) * 0.5];
         for kernels in Level::ALL.into_iter().filter_map(Kernels::new) {
             let mut gate = [100.0, -100.0, 1.0];
-            Gate { kernels, limit: 2.0 }.apply(&mut gate, &[-9.0, 1.0, 0.5]);
+            kernels.gated(&mut gate, &[-9.0, 1.0, 0.5], 2.0);
             for (found, expected) in gate.iter().zip(expected) {
                 assert!((found - expected).abs() <= 4.0 * f32::EPSILON * expected.abs(), "{gate:?}");
             }

@@ -5,7 +5,6 @@ use std::cell::RefCell;
 
 use belay_backend::{ExpertRows, Experts, Route};
 
-use super::activation::Gate;
 use crate::backend::CpuBackend;
 use crate::buffer::CpuMatrix;
 use crate::kernel::{BLOCK, Decoded, Kernels};
@@ -96,7 +95,6 @@ pub(crate) fn experts(
 /// `hidden[row, :]` = gated products of each expert's rows, one expert's after the other's.
 fn gate_and_up(kernels: Kernels, pool: &Pool, op: &Experts<'_, CpuBackend>, x: &Panels, hidden: &mut [f32]) {
     let Experts { width, inner, limit, experts, .. } = *op;
-    let gate_of = Gate { kernels, limit };
     let work = 2 * hidden.len() * width;
     let hidden = SharedSlice::new(hidden);
     split(pool, experts.len() * inner, work, |range| {
@@ -127,7 +125,7 @@ fn gate_and_up(kernels: Kernels, pool: &Pool, op: &Experts<'_, CpuBackend>, x: &
                         }
                     }
                     let (gate, up) = both_products[..2 * products].split_at_mut(products);
-                    gate_of.apply(gate, up);
+                    kernels.gated(gate, up, limit);
                     for i in 0..count {
                         let from = (first + i) * inner;
                         // SAFETY: this task alone writes these columns of this expert's activations.
