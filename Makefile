@@ -52,7 +52,7 @@ e2e-rebalance: ## the part of it that skews a load and watches the experts move,
 	@BELAY_CHAOS=load/ tests/run.sh chaos
 
 .PHONY: bench
-bench: bench-serving bench-fabric bench-gateway bench-load soak ## all of the following: what they show is in docs/operations/benchmarks.md
+bench: bench-kernels bench-serving bench-fabric bench-gateway bench-load soak ## all of the following: what they show is in docs/operations/benchmarks.md
 
 .PHONY: bench-serving
 bench-serving: ## engine and gateway against the bare forward; CSV in docs/operations/bench (a quarter of an hour)
