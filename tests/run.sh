@@ -13,6 +13,8 @@ if [ -n "${CI:-}" ]; then
 fi
 # the cluster of the demo is not ours to delete
 if [ "$BELAY_CLUSTER" = belay ]; then BELAY_CLUSTER=belay-test; fi
+# three times what the cluster tests take: one that stands still is named by the last line of the log
+cluster_limit=45m
 passed=0
 failed=0
 failures=()
@@ -122,6 +124,7 @@ cluster() {
     check "cluster: Gateway API" bash -c '. "$0" && exec "$@"' "$environment" tests/gateway-api.sh
     # shellcheck disable=SC2016 # expanded by the inner shell
     counted cluster bash -c '. "$0" && exec "$@"' "$environment" \
+      timeout --verbose "$cluster_limit" \
       cargo test --locked -p belay-e2e --features cluster --test cluster -- --test-threads=1 --nocapture
   fi
   if [ -n "${CI:-}" ]; then # nothing of ours outlives a CI run

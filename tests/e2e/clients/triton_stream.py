@@ -30,18 +30,24 @@ for number, case in enumerate(asked):
     )
 
 texts, ids, pieces, ended = {}, {}, {}, set()
-while len(ended) < len(asked):
-    result, error = answers.get(timeout=60)
-    if error is not None:
-        raise SystemExit(f"stream: {error}")
-    response = result.get_response()
-    name = response.id
-    if result.as_numpy("text_output") is not None:
-        texts[name] = texts.get(name, "") + result.as_numpy("text_output")[0].decode()
-        ids.setdefault(name, []).extend(result.as_numpy("output_ids").tolist())
-        pieces[name] = pieces.get(name, 0) + 1
-    if response.parameters["triton_final_response"].bool_param:
-        ended.add(name)
+try:
+    while len(ended) < len(asked):
+        result, error = answers.get(timeout=60)
+        if error is not None:
+            raise SystemExit(f"stream: {error}")
+        response = result.get_response()
+        name = response.id
+        if result.as_numpy("text_output") is not None:
+            texts[name] = texts.get(name, "") + result.as_numpy("text_output")[0].decode()
+            ids.setdefault(name, []).extend(result.as_numpy("output_ids").tolist())
+            pieces[name] = pieces.get(name, 0) + 1
+        if response.parameters["triton_final_response"].bool_param:
+            ended.add(name)
+except BaseException as problem:
+    # an open stream keeps the interpreter from its end
+    print(f"ended: {sorted(ended)} of {len(asked)}, pieces: {pieces}: {problem!r}", flush=True)
+    client.stop_stream(cancel_requests=True)
+    raise
 client.stop_stream()
 for case in asked:
     check(case["id"], (texts[case["id"]], ids[case["id"]]), (case["greedy_text"], case["greedy_ids"]))

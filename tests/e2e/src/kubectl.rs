@@ -23,7 +23,11 @@ pub struct Ran {
     pub stderr: String,
 }
 
-/// Runs a program to its end, without judging the exit status.
+/// How long a program may run, in seconds: more than any of them needs.
+const LIMIT: &str = "660";
+
+/// Runs a program to its end, without judging the exit status. One that stands still is ended by SIGABRT, at which Go's and
+/// Python's runtimes print where each of their threads was.
 ///
 /// # Errors
 /// If it can't be started.
@@ -32,8 +36,9 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let mut command = Command::new(program);
-    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = Command::new("timeout");
+    command.args(["--verbose", "--signal=ABRT", "--kill-after=10", LIMIT]).arg(program).args(args);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() });
     let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
     if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {

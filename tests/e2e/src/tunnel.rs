@@ -3,12 +3,17 @@
 use std::{
     io::{self, BufRead, BufReader},
     process::{Child, Stdio},
+    sync::mpsc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 
 use crate::kubectl::Kubectl;
+
+/// `kubectl` that says nothing for this long won't.
+const OPENS: Duration = Duration::from_secs(60);
 
 /// An open tunnel; closed when dropped.
 #[derive(Debug)]
@@ -50,13 +55,16 @@ impl Tunnel {
             .stderr(complaints)
             .stdin(Stdio::null())
             .spawn()?;
-        let mut said = String::new();
         let mut output = BufReader::new(child.stdout.take().context("no standard output")?);
-        output.read_line(&mut said)?;
+        let (first, line) = mpsc::channel();
         let reader = thread::spawn(move || {
+            let mut said = String::new();
             // an error is the end as well
+            let _ = output.read_line(&mut said);
+            let _ = first.send(said);
             let _ = io::copy(&mut output, &mut io::sink());
         });
+        let said = line.recv_timeout(OPENS).unwrap_or_default();
         // "Forwarding from 127.0.0.1:41234 -> 8080"
         let local = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
         match local {

@@ -12,9 +12,10 @@ async fn python(script: &str) -> Result<()> {
     let tunnel = fixture.gateway()?;
     let path = fixture.env.root.join("tests/e2e/clients").join(script);
     let eval = fixture.env.root.join("tests/fixtures/models/nano/eval.jsonl");
-    let args =
-        [path.as_os_str(), format!("127.0.0.1:{}", tunnel.port).as_ref(), NANO.as_ref(), eval.as_os_str()]
-            .map(std::ffi::OsStr::to_owned);
+    let address = format!("127.0.0.1:{}", tunnel.port);
+    // a client that is ended for standing still prints where each of its threads was
+    let python = ["-X".as_ref(), "faulthandler".as_ref(), path.as_os_str()];
+    let args = python.into_iter().chain([address.as_ref(), NANO.as_ref(), eval.as_os_str()]);
     let ran = run(&fixture.env.python, args, None)?;
     println!("{}", ran.stdout);
     ensure!(ran.ok, "{script}: {}{}", ran.stdout, ran.stderr);
