@@ -41,13 +41,21 @@ struct Running<'a, S> {
 }
 
 impl Bare {
-    /// Loads a checkpoint.
+    /// Loads a checkpoint for this machine's CPUs.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_for(CpuBackend::detect(), dir)
+    }
+
+    /// Loads a checkpoint.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn load_for(backend: CpuBackend, dir: &Path) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
-        let backend = Arc::new(CpuBackend::detect());
+        let backend = Arc::new(backend);
         let card = checkpoint.card();
         let table = Table::stand_alone(card.layers as usize, card.experts as usize, 1)?;
         let (numerics, cache) = (Numerics::EXACT, CacheOptions::default());

@@ -4,6 +4,7 @@
 pub mod bare;
 pub mod commands;
 pub mod fabric;
+pub mod forward;
 pub mod kernels;
 pub mod load;
 pub mod model;

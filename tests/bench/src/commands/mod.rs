@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub mod fabric;
+pub mod forward;
 pub mod kernels;
 pub mod make_model;
 pub mod proxy;
@@ -36,6 +37,8 @@ pub enum Command {
     Fabric(fabric::FabricArgs),
     /// Measure kernels against what the machine can do, and against other engines
     Kernels(kernels::KernelsArgs),
+    /// Measure the whole forward of a model, against llama.cpp's
+    Forward(forward::ForwardArgs),
     /// Measure the gateway as a proxy, against one that only forwards bytes
     Proxy(proxy::ProxyArgs),
     /// Measure serving against the bare forward
@@ -82,6 +85,7 @@ impl Command {
             Self::Kernels(args) => kernels::run(&args),
             Self::Proxy(args) => proxy::run(&args),
             Self::Serving(args) => serving::run(&args),
+            Self::Forward(args) => forward::run(&args),
             Self::Soak(args) => soak::run(&args),
             Self::WithServers(args) => with_servers::run(&args),
             Self::Report(args) => report::run(&args),
@@ -92,7 +96,7 @@ impl Command {
 }
 
 /// What can be served: nano, which is trained, and random models by size.
-const MODELS: [&str; 4] = ["nano", "tiny", "100m", "1b"];
+const MODELS: [&str; 5] = ["nano", "tiny", "100m", "1b", "7b"];
 
 /// Directory of one of [`MODELS`]; a random one is made if it is not there.
 fn model_directory(name: &str, cache: &Path) -> Result<PathBuf> {

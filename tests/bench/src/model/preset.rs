@@ -112,8 +112,29 @@ impl Preset {
         max_positions: 16384,
     };
 
+    /// Seven billion parameters, 4 GB: V4-Flash's sizes, but a layer or two of each kind and a quarter of the experts.
+    pub const B7: Self = Self {
+        name: "7b",
+        hidden_size: 4096,
+        ratios: &[0, 0, 4, 128],
+        hash_layers: 0,
+        heads: 64,
+        head_dim: 512,
+        rope_dim: 64,
+        q_lora_rank: 1024,
+        o_groups: 8,
+        o_lora_rank: 1024,
+        experts: 64,
+        experts_per_token: 6,
+        expert_width: 2048,
+        index_heads: 64,
+        index_dim: 128,
+        index_top_k: 512,
+        max_positions: 65536,
+    };
+
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::TINY, Self::M100, Self::B1];
+    pub const ALL: [Self; 4] = [Self::TINY, Self::M100, Self::B1, Self::B7];
 
     /// The preset of this name.
     #[must_use]

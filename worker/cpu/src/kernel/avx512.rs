@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 use belay_backend::dtype::{E2M1, e8m0_to_f32};
 use belay_backend::{FP4_BLOCK, FP8_BLOCK, Format};
 
-use super::{GROUP, SCORED, avx2, scalar};
+use super::heads::lanes_below;
+use super::{SCORED, avx2, scalar};
 use crate::buffer::StoredRow;
 
 const LANES: usize = 16;
@@ -142,90 +143,6 @@ pub(super) fn dots<const N: usize>(w: &[f32], x: [&[f32]; N]) -> [f32; N] {
 pub(super) fn horizontal(v: __m512) -> f32 {
     let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
     avx2::horizontal(_mm256_add_ps(_mm512_castps512_ps256(v), high))
-}
-
-/// The first `count` lanes, at most all 16.
-fn lanes_below(count: usize) -> __mmask16 {
-    if count >= LANES { !0 } else { (1 << count) - 1 }
-}
-
-/// `base` must hold `w.len()` elements from each place on, and `out` have as many elements as `places`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-pub(super) fn dots_at(w: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
-    let len = w.len();
-    let mut groups = places.chunks_exact(GROUP);
-    let mut outputs = out.chunks_exact_mut(GROUP);
-    for (group, out) in (&mut groups).zip(&mut outputs) {
-        let x: [&[f32]; GROUP] = [
-            &base[group[0]..][..len],
-            &base[group[1]..][..len],
-            &base[group[2]..][..len],
-            &base[group[3]..][..len],
-        ];
-        out.copy_from_slice(&dots(w, x));
-    }
-    for (&place, out) in groups.remainder().iter().zip(outputs.into_remainder()) {
-        [*out] = dots(w, [&base[place..][..len]]);
-    }
-}
-
-/// `base` must hold `out.len()` elements from each place on.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-pub(super) fn weighted_sum(weights: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
-    let len = out.len();
-    let mut at = 0;
-    while at + LANES <= len {
-        let part = &mut out[at..];
-        // as many sums as stay in registers, so that each row is read once and the output written once
-        at += LANES
-            * match part.len() / LANES {
-                1 => sums::<1>(weights, base, places, at, part),
-                2 => sums::<2>(weights, base, places, at, part),
-                3 => sums::<3>(weights, base, places, at, part),
-                4 => sums::<4>(weights, base, places, at, part),
-                5 => sums::<5>(weights, base, places, at, part),
-                6 => sums::<6>(weights, base, places, at, part),
-                7 => sums::<7>(weights, base, places, at, part),
-                _ => sums::<8>(weights, base, places, at, part),
-            };
-    }
-    if at < len {
-        let mask = lanes_below(len - at);
-        let mut sum = _mm512_setzero_ps();
-        for (&weight, &place) in weights.iter().zip(places) {
-            // SAFETY: no lane at or beyond the row's end is read.
-            let x = unsafe { _mm512_maskz_loadu_ps(mask, base.as_ptr().add(place + at)) };
-            sum = _mm512_fmadd_ps(_mm512_set1_ps(weight), x, sum);
-        }
-        // SAFETY: no lane at or beyond the end of `out` is written.
-        unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr().add(at), mask, sum) };
-    }
-}
-
-/// N vectors of the sum, from element `at` of each row on; returns N.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-fn sums<const N: usize>(
-    weights: &[f32],
-    base: &[f32],
-    places: &[usize],
-    at: usize,
-    out: &mut [f32],
-) -> usize {
-    let mut sum = [_mm512_setzero_ps(); N];
-    for (&weight, &place) in weights.iter().zip(places) {
-        let weight = _mm512_set1_ps(weight);
-        let row = &base[place + at..][..N * LANES];
-        for i in 0..N {
-            // SAFETY: inside the N · LANES elements of the row.
-            let x = unsafe { _mm512_loadu_ps(row.as_ptr().add(i * LANES)) };
-            sum[i] = _mm512_fmadd_ps(weight, x, sum[i]);
-        }
-    }
-    for (sum, out) in sum.into_iter().zip(out.chunks_exact_mut(LANES)) {
-        // SAFETY: LANES floats are written, the size of the chunk.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
-    }
-    N
 }
 
 /// `q` must have `weights.len() · keys.len() / SCORED` elements.

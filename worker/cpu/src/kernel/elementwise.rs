@@ -1,6 +1,9 @@
-//! Functions of single elements, 16 at a time.
+//! Functions of single elements, and softmax, 16 at a time.
 
 use std::arch::x86_64::*;
+
+use super::avx512;
+use super::heads::lanes_below;
 
 const LANES: usize = 16;
 
@@ -9,7 +12,7 @@ const LANES: usize = 16;
 pub(super) fn gated(gate: &mut [f32], up: &[f32], limit: f32) {
     let (most, least) = (_mm512_set1_ps(limit), _mm512_set1_ps(-limit));
     for (gate, up) in gate.chunks_mut(LANES).zip(up.chunks(LANES)) {
-        let mask = if up.len() == LANES { !0 } else { (1 << up.len()) - 1 };
+        let mask = lanes_below(up.len());
         // SAFETY: lanes beyond the chunks are not touched.
         unsafe {
             let g = _mm512_min_ps(_mm512_maskz_loadu_ps(mask, gate.as_ptr()), most);
@@ -18,6 +21,42 @@ pub(super) fn gated(gate: &mut [f32], up: &[f32], limit: f32) {
             let one = _mm512_set1_ps(1.0);
             let sigmoid = _mm512_div_ps(one, _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), g))));
             _mm512_mask_storeu_ps(gate.as_mut_ptr(), mask, _mm512_mul_ps(_mm512_mul_ps(g, sigmoid), u));
+        }
+    }
+}
+
+/// Softmax of `scale · scores`, with `sink` as one more that takes its share and is not kept.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+pub(super) fn softmax(scores: &mut [f32], scale: f32, sink: f32) {
+    let factor = _mm512_set1_ps(scale);
+    let mut most = _mm512_set1_ps(sink);
+    for part in scores.chunks(LANES) {
+        let mask = lanes_below(part.len());
+        // SAFETY: lanes beyond the chunk are not touched, here and below.
+        let scaled = unsafe { _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, part.as_ptr()), factor) };
+        most = _mm512_mask_max_ps(most, mask, most, scaled);
+    }
+    let max = _mm512_reduce_max_ps(most);
+    let most = _mm512_set1_ps(max);
+    let mut sums = _mm512_setzero_ps();
+    for part in scores.chunks_mut(LANES) {
+        let mask = lanes_below(part.len());
+        // SAFETY: as above.
+        unsafe {
+            let scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, part.as_ptr()), factor);
+            let share = exp(_mm512_sub_ps(scaled, most));
+            sums = _mm512_mask_add_ps(sums, mask, sums, share);
+            _mm512_mask_storeu_ps(part.as_mut_ptr(), mask, share);
+        }
+    }
+    let sum = avx512::horizontal(sums) + (sink - max).exp();
+    let normaliser = _mm512_set1_ps(sum.recip());
+    for part in scores.chunks_mut(LANES) {
+        let mask = lanes_below(part.len());
+        // SAFETY: as above.
+        unsafe {
+            let share = _mm512_maskz_loadu_ps(mask, part.as_ptr());
+            _mm512_mask_storeu_ps(part.as_mut_ptr(), mask, _mm512_mul_ps(share, normaliser));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The inner loops: decoding a weight row, dot products, weighted sums and index scores; one file for each level.
+//! The inner loops: decoding a weight row, dot products, attention and index scores; a file for each level, or for what it can do
+//! well.
 //!
 //! A dot product of length n has one order of summation for each level, however many right-hand sides share the call.
 
@@ -8,6 +9,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod elementwise;
+#[cfg(target_arch = "x86_64")]
+mod heads;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 pub(crate) mod scalar;
@@ -188,19 +191,36 @@ impl Kernels {
         }
     }
 
-    /// `out[i] = w · x_i`, x_i being the part of `base` that begins at `places[i]`.
-    pub(crate) fn dots_at(self, w: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
-        assert!(places.len() == out.len() && lie_inside(places, w.len(), base), "rows of dot products");
+    /// `out[h · keys + i] = q_h · key_i` for the heads of `q`, `[heads, width]`; keys are the parts of `base` that begin at
+    /// `places`. What a head gets has the same bits beside any others, and for a key in any place.
+    pub(crate) fn scores(self, q: &[f32], width: usize, base: &[f32], places: &[usize], out: &mut [f32]) {
+        if places.is_empty() {
+            return;
+        }
+        assert!(lie_inside(places, width, base), "keys of scores");
+        assert!(
+            q.len().is_multiple_of(width) && out.len() == q.len() / width * places.len(),
+            "scores of heads"
+        );
+        let heads = q.chunks_exact(width).zip(out.chunks_exact_mut(places.len()));
         match self.level {
-            Level::Scalar => scalar::dots_at(w, base, places, out),
-            // SAFETY: `new` has checked the level; the rows lie inside `base`, and there are as many as results.
+            // SAFETY: `new` has checked the level; the lengths fit together.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { avx2::dots_at(w, base, places, out) },
+            Level::Avx2 => unsafe { heads.for_each(|(q, out)| avx2::dots_at(q, base, places, out)) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::dots_at(w, base, places, out) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => scalar::dots_at(w, base, places, out),
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { heads::scores(q, width, base, places, out) },
+            _ => heads.for_each(|(q, out)| scalar::dots_at(q, base, places, out)),
+        }
+    }
+
+    /// Turns the scores of one head into weights: softmax of `scale` times each, with `sink` as one more that is not kept.
+    pub(crate) fn softmax(self, scores: &mut [f32], scale: f32, sink: f32) {
+        match self.level {
+            // SAFETY: `new` has checked that the machine has the level.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { elementwise::softmax(scores, scale, sink) },
+            _ => scalar::softmax(scores, scale, sink),
         }
     }
 
@@ -215,22 +235,51 @@ impl Kernels {
         }
     }
 
-    /// `out = Σ_i weights[i] · x_i`, in order, x_i being the part of `base` that begins at `places[i]`.
-    pub(crate) fn weighted_sum(self, weights: &[f32], base: &[f32], places: &[usize], out: &mut [f32]) {
+    /// `out[h, :] = Σ_i weights[h · keys + i] · key_i`, in order, for the heads of `out`, `[heads, width]`. What a head gets has
+    /// the same bits beside any others.
+    pub(crate) fn values(
+        self,
+        weights: &[f32],
+        width: usize,
+        base: &[f32],
+        places: &[usize],
+        out: &mut [f32],
+    ) {
+        if places.is_empty() {
+            return out.fill(0.0);
+        }
+        assert!(lie_inside(places, width, base), "keys of values");
         assert!(
-            places.len() == weights.len() && lie_inside(places, out.len(), base),
-            "rows of a weighted sum"
+            out.len().is_multiple_of(width) && weights.len() == out.len() / width * places.len(),
+            "weights of heads"
         );
+        let heads = weights.chunks_exact(places.len()).zip(out.chunks_exact_mut(width));
         match self.level {
-            Level::Scalar => scalar::weighted_sum(weights, base, places, out),
-            // SAFETY: `new` has checked the level; the rows lie inside `base`, and there are as many as weights.
+            // SAFETY: `new` has checked the level; the lengths fit together.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { avx2::weighted_sum(weights, base, places, out) },
+            Level::Avx2 => unsafe {
+                heads.for_each(|(weights, out)| avx2::weighted_sum(weights, base, places, out));
+            },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::weighted_sum(weights, base, places, out) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => scalar::weighted_sum(weights, base, places, out),
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { heads::values(weights, width, base, places, out) },
+            _ => heads.for_each(|(weights, out)| scalar::weighted_sum(weights, base, places, out)),
+        }
+    }
+
+    /// `[SCORED, width]` to `[width, SCORED]`.
+    pub(crate) fn transpose(self, keys: &[f32], width: usize, to: &mut [f32]) {
+        match self.level {
+            // SAFETY: `new` has checked that the machine has the level.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { heads::transpose::<SCORED>(keys, width, to) },
+            _ => {
+                for (column, key) in keys.chunks_exact(width).enumerate() {
+                    for (channel, &value) in key.iter().enumerate() {
+                        to[channel * SCORED + column] = value;
+                    }
+                }
+            }
         }
     }
 

@@ -70,6 +70,18 @@ pub(crate) fn weighted_sum(weights: &[f32], base: &[f32], places: &[usize], out:
     }
 }
 
+pub(crate) fn softmax(scores: &mut [f32], scale: f32, sink: f32) {
+    let max = scores.iter().map(|score| score * scale).fold(sink, f32::max);
+    let mut sum = 0.0;
+    for score in scores.iter_mut() {
+        *score = (*score * scale - max).exp();
+        sum += *score;
+    }
+    // the sink takes its share and gives no value
+    let normaliser = (sum + (sink - max).exp()).recip();
+    scores.iter_mut().for_each(|weight| *weight *= normaliser);
+}
+
 pub(crate) fn index_scores(q: &[f32], weights: &[f32], keys: &[f32], scores: &mut [f32; SCORED]) {
     let width = keys.len() / SCORED;
     scores.fill(0.0);

@@ -123,34 +123,63 @@ proptest! {
         }
     }
 
+    /// Attention's three steps for several heads over rows that overlap as they like.
     #[test]
-    fn every_level_sums_rows_like_the_reference(
-        (width, base, rows) in length().prop_flat_map(|width| (
-            Just(width),
-            values(width + 50),
-            prop::collection::vec((0usize..=50, -4f32..4.0), 0..12),
-        ))
+    fn every_level_attends_like_the_reference_and_alike_beside_any_heads_and_keys(
+        (width, heads, q, base, places) in (length(), 1usize..10).prop_flat_map(|(width, heads)| (
+            Just(width.max(1)),
+            Just(heads),
+            values(heads * width.max(1)),
+            values(width.max(1) + 50),
+            prop::collection::vec(0usize..=50, 0..80),
+        )),
+        (scale, sink) in (0.01f32..0.3, -4f32..4.0),
     ) {
-        let (places, weights): (Vec<usize>, Vec<f32>) = rows.into_iter().unzip();
-        let sum = |kernels: Kernels| {
-            let mut out = vec![f32::NAN; width];
-            kernels.weighted_sum(&weights, &base, &places, &mut out);
-            out
+        let count = places.len();
+        let attend = |kernels: Kernels, q: &[f32], places: &[usize]| {
+            let mut scores = vec![f32::NAN; q.len() / width * places.len()];
+            kernels.scores(q, width, &base, places, &mut scores);
+            let mut weights = scores.clone();
+            weights.chunks_exact_mut(places.len().max(1)).for_each(|head| kernels.softmax(head, scale, sink));
+            let mut out = vec![f32::NAN; q.len()];
+            kernels.values(&weights, width, &base, places, &mut out);
+            (scores, weights, out)
         };
-        let expected = sum(Kernels::new(Level::Scalar).unwrap());
-        for kernels in vector_levels() {
-            for (found, expected) in sum(kernels).iter().zip(&expected) {
-                // one rounding instead of two for each of at most 12 products of at most 16
-                prop_assert!((found - expected).abs() <= f32::EPSILON * 12.0 * 12.0 * 16.0, "{}", kernels.level());
+        let (scores, weights, out) = attend(Kernels::new(Level::Scalar).unwrap(), &q, &places);
+        for kernels in Level::ALL.into_iter().filter_map(Kernels::new) {
+            let found = attend(kernels, &q, &places);
+            // products are at most 16; a weight's error is that of its exponent, and a value is at most 4
+            let close = |found: &[f32], expected: &[f32], tolerance: f32| {
+                found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= tolerance)
+            };
+            let product = f32::EPSILON * 16.0 * width as f32;
+            let weight = 2.0 * scale * product + 8.0 * f32::EPSILON;
+            prop_assert!(close(&found.0, &scores, product), "scores, {}", kernels.level());
+            prop_assert!(close(&found.1, &weights, weight), "weights, {}", kernels.level());
+            let value = 4.0 * count as f32 * (weight + f32::EPSILON * count as f32);
+            prop_assert!(close(&found.2, &out, value), "values, {}", kernels.level());
+            for head in 0..heads {
+                let alone = attend(kernels, &q[head * width..][..width], &places);
+                prop_assert_eq!(&alone.0, &found.0[head * count..][..count], "scores, {}", kernels.level());
+                prop_assert_eq!(&alone.1, &found.1[head * count..][..count], "weights, {}", kernels.level());
+                prop_assert_eq!(&alone.2, &found.2[head * width..][..width], "values, {}", kernels.level());
+            }
+            for (key, &place) in places.iter().enumerate() {
+                let (alone, ..) = attend(kernels, &q[..width], &[place]);
+                prop_assert_eq!(alone[0].to_bits(), found.0[key].to_bits(), "a key, {}", kernels.level());
             }
         }
+    }
+
+    #[test]
+    fn every_level_transposes(width in 1usize..70, seed in any::<u32>()) {
+        let keys: Vec<f32> = (0..SCORED * width).map(|i| f32::from_bits(seed ^ (i as u32 * 7919))).collect();
         for kernels in Level::ALL.into_iter().filter_map(Kernels::new) {
-            let w = &base[..width];
-            let mut dots = vec![f32::NAN; places.len()];
-            kernels.dots_at(w, &base, &places, &mut dots);
-            for (dot, &place) in dots.iter().zip(&places) {
-                let [alone] = kernels.dots(w, [&base[place..][..width]]);
-                prop_assert_eq!(dot.to_bits(), alone.to_bits(), "{}", kernels.level());
+            let mut columns = vec![f32::NAN; SCORED * width];
+            kernels.transpose(&keys, width, &mut columns);
+            for (i, column) in columns.iter().enumerate() {
+                let expected = keys[i % SCORED * width + i / SCORED];
+                prop_assert_eq!(column.to_bits(), expected.to_bits(), "{}", kernels.level());
             }
         }
     }

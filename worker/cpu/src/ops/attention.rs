@@ -46,24 +46,16 @@ pub(crate) fn attend(
         }
     }
     let keys: &[f32] = if op.keys.layout.format == RowFormat::F32 { op.arena.f32s() } else { decoded };
-    logits.resize(places.len(), 0.0);
+    let count = places.len();
+    logits.resize(heads.len() * count, 0.0);
     let scale = (width as f32).sqrt().recip();
-    for (head, out) in heads.zip(out.chunks_exact_mut(width)) {
-        let q = &op.q.0[(row * op.heads + head) * width..][..width];
-        kernels.dots_at(q, keys, places, logits);
-        let sink = op.sink.0[head];
-        let max = logits.iter().map(|logit| logit * scale).fold(sink, f32::max);
-        let mut sum = 0.0;
-        for logit in logits.iter_mut() {
-            *logit = (*logit * scale - max).exp();
-            sum += *logit;
-        }
-        // the sink takes its share and gives no value
-        let normaliser = (sum + (sink - max).exp()).recip();
-        logits.iter_mut().for_each(|weight| *weight *= normaliser);
-        kernels.weighted_sum(logits, keys, places, out);
+    let q = &op.q.0[(row * op.heads + heads.start) * width..][..heads.len() * width];
+    kernels.scores(q, width, keys, places, logits);
+    for (logits, &sink) in logits.chunks_exact_mut(count.max(1)).zip(&op.sink.0[heads]) {
+        kernels.softmax(logits, scale, sink);
     }
-    logits.len()
+    kernels.values(logits, width, keys, places, out);
+    count
 }
 
 /// The keys of one query, in order.

@@ -110,17 +110,13 @@ fn score_tile(
 ) {
     let width = op.width;
     let Scratch { keys, transposed, weights, .. } = scratch;
-    keys.resize(tile.len() * width, 0.0);
-    rows::fetch(kernels, op.arena, op.keys, tile.clone(), keys);
+    // keys behind the last one are what was there before: their scores are not used
+    keys.resize(tile.len().next_multiple_of(SCORED) * width, 0.0);
+    rows::fetch(kernels, op.arena, op.keys, tile.clone(), &mut keys[..tile.len() * width]);
     transposed.clear();
     transposed.resize(width * SCORED, 0.0);
-    for (group, keys) in keys.chunks(SCORED * width).enumerate() {
-        // columns behind the last key keep what they held: their scores are not used
-        for (column, key) in keys.chunks_exact(width).enumerate() {
-            for (channel, &value) in key.iter().enumerate() {
-                transposed[channel * SCORED + column] = value;
-            }
-        }
+    for (keys, first) in keys.chunks_exact(SCORED * width).zip(tile.clone().step_by(SCORED)) {
+        kernels.transpose(keys, width, transposed);
         for (place, row) in block.clone().enumerate() {
             let row = op.rows.start + row;
             let head_weights = &op.head_weights.0[row * op.heads..][..op.heads];
@@ -129,7 +125,7 @@ fn score_tile(
             let q = &op.q.0[row * op.heads * width..][..op.heads * width];
             let mut scores = [0.0; SCORED];
             kernels.index_scores(q, weights, transposed, &mut scores);
-            out(place, tile.start + group * SCORED, &scores[..keys.len() / width]);
+            out(place, first, &scores[..SCORED.min(tile.end - first)]);
         }
     }
 }

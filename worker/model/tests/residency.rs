@@ -1,0 +1,34 @@
+//! Weights are in memory once they are loaded: the first request does not wait for a disk.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use belay_backend::{Backend, Bytes, Format, Precision, StoredMatrix};
+use belay_cpu::CpuBackend;
+
+/// KiB of a mapped file that this process has in memory.
+fn resident_kib(path: &std::path::Path) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = maps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
+    let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    rss.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+#[allow(unsafe_code)]
+fn every_page_of_a_loaded_weight_is_resident_whatever_its_format() {
+    let (rows, cols) = (512, 4096);
+    for format in [Format::F32, Format::Bf16, Format::Fp8, Format::Fp4] {
+        let (data, scale) = format.bytes(rows, cols);
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&vec![1; data + scale]).unwrap();
+        // SAFETY: nobody else knows the file.
+        let map = Arc::new(unsafe { memmap2::Mmap::map(file.as_file()) }.unwrap());
+        assert_eq!(resident_kib(file.path()), 0, "{format}: nothing was read yet");
+        let part = |range| Bytes::new(map.clone(), range).unwrap();
+        let stored = StoredMatrix::new(rows, cols, format, part(0..data), part(data..data + scale)).unwrap();
+        let loaded = CpuBackend::detect().matrix(stored, Precision::Expert).unwrap();
+        assert!(resident_kib(file.path()) >= (data + scale) as u64 / 1024, "{format}");
+        drop(loaded);
+    }
+}
