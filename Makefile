@@ -52,7 +52,7 @@ e2e-rebalance: ## the part of it that skews a load and watches the experts move,
 	@BELAY_CHAOS=load/ tests/run.sh chaos
 
 .PHONY: bench
-bench: bench-kernels bench-serving bench-fabric bench-gateway bench-load soak ## all of the following: what they show is in docs/operations/benchmarks.md
+bench: bench-kernels bench-forward bench-serving bench-fabric bench-gateway bench-load soak ## all of the following: what they show is in docs/operations/benchmarks.md
 
 .PHONY: bench-serving
 bench-serving: ## engine and gateway against the bare forward; CSV in docs/operations/bench (a quarter of an hour)
@@ -61,6 +61,10 @@ bench-serving: ## engine and gateway against the bare forward; CSV in docs/opera
 .PHONY: bench-kernels
 bench-kernels: ## kernels against the machine's limits and other engines, in one run; CSV in docs/operations/bench (ten minutes; more the first time)
 	@tests/bench/run.sh kernels
+
+.PHONY: bench-forward
+bench-forward: ## a model of 7 billion parameters, prompt and tokens, against llama.cpp; CSV in docs/operations/bench (ten minutes; 9 GB of disk)
+	@tests/bench/run.sh forward
 
 .PHONY: bench-fabric
 bench-fabric: ## exchanges between two processes against bare TCP; CSV in docs/operations/bench (a minute)

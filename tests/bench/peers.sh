@@ -1,6 +1,7 @@
 #!/bin/bash
 # peers.sh: build the other engines that kernels are compared with, if they are not there, and print their folder: llama.cpp
-# (from the source that its Python package carries), kt-kernel and torch. The first time takes a quarter of an hour and 8 GB.
+# (from the source that its Python package carries), kt-kernel and torch. The first time takes half an
+# hour and 8 GB.
 set -euo pipefail
 . "$(dirname "$0")/../cluster/env.sh"
 here=$checkout/tests/bench/peers
@@ -21,13 +22,16 @@ if [ ! -f "$peers/complete" ]; then
     "llama-cpp-python==$llama" -d "$peers/sdist"
   tar xzf "$peers"/sdist/*.tar.gz -C "$peers/llama" --strip-components=1
   source=$peers/llama/vendor/llama.cpp
+  # a test of llama.cpp's writes the small model that llama_model.py starts from
   logged peers-cmake cmake -S "$source" -B "$peers/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF \
-    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
-  logged peers-ninja ninja -C "$peers/build" ggml
+    -DLLAMA_BUILD_TESTS=ON -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
+  logged peers-ninja ninja -C "$peers/build" ggml llama-bench test-llama-archs
   logged peers-link g++ -O2 -std=c++17 -I"$source/ggml/include" "$here/llama_moe.cpp" -o "$peers/llama_moe" \
     -L"$peers/build/bin" -lggml -lggml-base -lggml-cpu -Wl,-rpath,"$peers/build/bin"
   cp "$here"/*.py "$peers/"
   "$peers/venv/bin/python" "$peers/ids.py" "$peers/ids"
+  mkdir "$peers/small"
+  logged peers-archs "$peers/build/bin/test-llama-archs" -a deepseek4 -o "$peers/small"
   touch "$peers/complete"
 fi
 echo "$peers"

@@ -1,10 +1,10 @@
 #!/bin/bash
-# run.sh kernels | serving | fabric | gateway | load | soak [OPTION...]: build belay-bench as it would be shipped, and run a part of it
+# run.sh kernels | forward | serving | fabric | gateway | load | soak [OPTION...]: build belay-bench as it would be shipped, and run a part of it
 set -euo pipefail
 . "$(dirname "$0")/../cluster/env.sh"
 cd "$checkout"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$BELAY_CACHE/target}
-[ $# -gt 0 ] || die "usage: run.sh kernels | serving | fabric | gateway | load | soak [OPTION...]"
+[ $# -gt 0 ] || die "usage: run.sh kernels | forward | serving | fabric | gateway | load | soak [OPTION...]"
 part=$1
 shift
 tests/cluster/install-tools.sh build
@@ -16,6 +16,12 @@ serving | fabric | soak) "$bench" "$part" "$@" ;;
 kernels)
   peers=$(tests/bench/peers.sh)
   "$bench" kernels --peers "$peers" "$@"
+  ;;
+forward)
+  peers=$(tests/bench/peers.sh)
+  model=$peers/7b.gguf
+  [ -f "$model" ] || "$peers/venv/bin/python" "$peers/llama_model.py" "$peers/small/deepseek4-moe.gguf" "$model"
+  "$bench" forward --llama "$peers/build/bin/llama-bench" --llama-model "$model" "$@"
   ;;
 gateway) "$bench" proxy "$@" ;;
 load)

@@ -239,6 +239,10 @@ pub struct CpuOptions {
     /// What CPUs multiply weights by
     #[arg(long, env = "BELAY_CPU_PRODUCTS", value_enum, default_value = "f32")]
     pub cpu_products: CpuProducts,
+
+    /// Where weights lie while they are used
+    #[arg(long, env = "BELAY_CPU_WEIGHTS", value_enum, default_value = "copied")]
+    pub cpu_weights: CpuWeights,
 }
 
 /// What the inputs of linears are on CPUs.
@@ -256,6 +260,25 @@ impl From<CpuProducts> for belay_cpu::Products {
         match products {
             CpuProducts::F32 => Self::F32,
             CpuProducts::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// Where weights lie on CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CpuWeights {
+    /// in the mapped checkpoint: workers on one machine share it, and memory that is short takes it back
+    Mapped,
+    /// copied to huge pages, if the kernel gives them to who asks: decoding reads them faster
+    #[default]
+    Copied,
+}
+
+impl From<CpuWeights> for belay_cpu::Weights {
+    fn from(weights: CpuWeights) -> Self {
+        match weights {
+            CpuWeights::Mapped => Self::Mapped,
+            CpuWeights::Copied => Self::Copied,
         }
     }
 }

@@ -100,7 +100,7 @@ pub fn cpu(options: CpuOptions) -> anyhow::Result<CpuBackend> {
             })?
         }
     };
-    Ok(backend.with_products(options.cpu_products.into()))
+    Ok(backend.with_products(options.cpu_products.into()).with_weights(options.cpu_weights.into()))
 }
 
 /// As many NPUs as there are ranks: those that the container was given, numbered from 0.

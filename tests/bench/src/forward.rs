@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use belay_cpu::{CpuBackend, Level, Products};
+use belay_cpu::{CpuBackend, Level, Products, Weights};
 use serde::Deserialize;
 
 use crate::bare::Bare;
@@ -21,6 +21,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// What inputs of linears are multiplied as.
     pub products: Products,
+    /// Where weights lie.
+    pub weights: Weights,
     /// Tokens of the prompt.
     pub prompt: usize,
     /// Tokens one by one.
@@ -44,7 +46,8 @@ pub fn run(plan: &Plan, mut on_row: impl FnMut(KernelRow)) -> Result<()> {
         let level = Level::detect();
         let backend =
             CpuBackend::with(level, threads).with_context(|| format!("this machine has no {level}"))?;
-        let model = Bare::load_for(backend.with_products(plan.products), &plan.dir)?;
+        let model =
+            Bare::load_for(backend.with_products(plan.products).with_weights(plan.weights), &plan.dir)?;
         let (prompt, tokens) = (request(plan.prompt, 1), request(1, plan.tokens));
         let (of_prompt, of_tokens) = (format!("prefill {}", plan.prompt), format!("decode {}", plan.tokens));
         // weights are read from files at first

@@ -17,6 +17,7 @@ use crate::ops::{activation, attention, compress, experts, hyper, norm, rope, ro
 use crate::pool::Pool;
 use crate::products::Products;
 use crate::shared::each_row;
+use crate::weights::Weights;
 
 thread_local! {
     static ATTENTION: RefCell<attention::AttentionScratch> = RefCell::default();
@@ -32,9 +33,10 @@ pub struct RowsRead {
     pub select: u64,
 }
 
-/// The CPUs of this process. Weights stay where the checkpoint is mapped.
+/// The CPUs of this process.
 pub struct CpuBackend {
     kernels: Kernels,
+    weights: Weights,
     pool: Pool,
     attention_rows: AtomicU64,
     select_rows: AtomicU64,
@@ -55,14 +57,27 @@ impl CpuBackend {
     }
 
     fn new(kernels: Kernels, threads: usize) -> Self {
-        let (attention_rows, select_rows) = Default::default();
-        Self { kernels, pool: Pool::new(threads), attention_rows, select_rows, inside: Mutex::default() }
+        let (weights, attention_rows, select_rows) = Default::default();
+        Self {
+            kernels,
+            weights,
+            pool: Pool::new(threads),
+            attention_rows,
+            select_rows,
+            inside: Mutex::default(),
+        }
     }
 
     /// With linears that multiply their inputs as `products` says.
     #[must_use]
     pub fn with_products(self, products: Products) -> Self {
         Self { kernels: self.kernels.with_products(products), ..self }
+    }
+
+    /// With weights where `weights` says.
+    #[must_use]
+    pub fn with_weights(self, weights: Weights) -> Self {
+        Self { weights, ..self }
     }
 
     /// Level in use.
@@ -98,7 +113,7 @@ impl Backend for CpuBackend {
 
     fn describe(&self) -> String {
         let (level, products, threads) = (self.level(), self.kernels.products(), self.threads());
-        format!("cpu, {level} kernels, {products} products, {threads} threads")
+        format!("cpu, {level} kernels, {products} products, {} weights, {threads} threads", self.weights)
     }
 
     fn alloc(&self, len: usize) -> Result<CpuBuffer> {
@@ -145,7 +160,7 @@ impl Backend for CpuBackend {
     // every product is exact to f32 here
     fn matrix(&self, stored: StoredMatrix, _: Precision) -> Result<CpuMatrix> {
         stored.check_codes()?;
-        Ok(CpuMatrix::new(stored))
+        Ok(CpuMatrix::new(self.weights.place(stored)))
     }
 
     fn embed(&self, table: &CpuMatrix, ids: &[u32], copies: usize, out: &mut CpuBuffer) -> Result<()> {

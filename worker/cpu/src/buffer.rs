@@ -12,7 +12,7 @@ pub struct CpuBuffer(pub(crate) Vec<f32>);
 #[derive(Debug)]
 pub struct CpuIndices(pub(crate) Vec<i32>);
 
-/// A weight whose bytes stay where the checkpoint has them, usually in a mapped file.
+/// A weight in its published bits.
 #[derive(Debug)]
 pub struct CpuMatrix(StoredMatrix);
 

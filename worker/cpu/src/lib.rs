@@ -16,9 +16,11 @@ mod panel;
 mod pool;
 mod products;
 mod shared;
+mod weights;
 
 pub use arena::CpuArena;
 pub use backend::{CpuBackend, RowsRead};
 pub use buffer::{CpuBuffer, CpuIndices, CpuMatrix};
 pub use level::{Level, UnknownLevel};
 pub use products::Products;
+pub use weights::Weights;

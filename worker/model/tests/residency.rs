@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use belay_backend::{Backend, Bytes, Format, Precision, StoredMatrix};
-use belay_cpu::CpuBackend;
+use belay_cpu::{CpuBackend, Weights};
 
 /// KiB of a mapped file that this process has in memory.
 fn resident_kib(path: &std::path::Path) -> u64 {
@@ -18,6 +18,7 @@ fn resident_kib(path: &std::path::Path) -> u64 {
 #[allow(unsafe_code)]
 fn every_page_of_a_loaded_weight_is_resident_whatever_its_format() {
     let (rows, cols) = (512, 4096);
+    let backend = CpuBackend::detect().with_weights(Weights::Mapped);
     for format in [Format::F32, Format::Bf16, Format::Fp8, Format::Fp4] {
         let (data, scale) = format.bytes(rows, cols);
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -27,7 +28,7 @@ fn every_page_of_a_loaded_weight_is_resident_whatever_its_format() {
         assert_eq!(resident_kib(file.path()), 0, "{format}: nothing was read yet");
         let part = |range| Bytes::new(map.clone(), range).unwrap();
         let stored = StoredMatrix::new(rows, cols, format, part(0..data), part(data..data + scale)).unwrap();
-        let loaded = CpuBackend::detect().matrix(stored, Precision::Expert).unwrap();
+        let loaded = backend.matrix(stored, Precision::Expert).unwrap();
         assert!(resident_kib(file.path()) >= (data + scale) as u64 / 1024, "{format}");
         drop(loaded);
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use belay_cpu::{Level, Products};
+use belay_worker::config::CpuWeights;
 use clap::{Args, builder::PossibleValuesParser};
 
 use super::kernels::ProductsOption;
@@ -43,6 +44,10 @@ pub struct ForwardArgs {
     #[arg(long, value_enum, default_value = "bf16")]
     products: ProductsOption,
 
+    /// Where weights lie
+    #[arg(long, value_enum, default_value = "copied")]
+    weights: CpuWeights,
+
     /// llama.cpp's llama-bench
     #[arg(long, value_name = "FILE", requires = "llama_model")]
     llama: Option<PathBuf>,
@@ -72,6 +77,7 @@ pub fn run(args: &ForwardArgs) -> Result<()> {
     let plan = Plan {
         dir: model_directory(&args.model, &args.cache)?,
         products,
+        weights: args.weights.into(),
         prompt: args.prompt,
         tokens: args.tokens,
         rounds: args.rounds,
