@@ -199,16 +199,16 @@ impl Backend for CpuBackend {
         let width = rows.width;
         let x = &x.0[rows.first * width..][..rows.count * width];
         let out = &mut out.0[out_first * width..][..rows.count * width];
-        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            norm::rms_norm(self.kernels, x, &weight.0, eps, out);
-        }
+        each_row(&self.pool, out, width, 2 * rows.count * width, |row, out| {
+            norm::rms_norm(self.kernels, &x[row * width..][..width], &weight.0, eps, out);
+        });
         Ok(())
     }
 
     fn head_norm(&self, x: &mut CpuBuffer, count: usize, width: usize, eps: f32) -> Result<()> {
-        for head in x.0[..count * width].chunks_exact_mut(width) {
+        each_row(&self.pool, &mut x.0[..count * width], width, 2 * count * width, |_, head| {
             norm::head_norm(self.kernels, head, eps);
-        }
+        });
         Ok(())
     }
 
@@ -220,10 +220,12 @@ impl Backend for CpuBackend {
         table: &CpuBuffer,
         table_first: usize,
     ) -> Result<()> {
-        let table = table.0[table_first * rotary.channels..].chunks_exact(rotary.channels);
-        for (row, angles) in rows_of(x, rows).zip(table) {
-            rope::rotate(row, rotary, angles);
-        }
+        let table = &table.0[table_first * rotary.channels..];
+        let x = &mut x.0[rows.first * rows.width..][..rows.count * rows.width];
+        let work = 4 * rows.count * rotary.heads * rotary.channels;
+        each_row(&self.pool, x, rows.width, work, |row, x| {
+            rope::rotate(x, rotary, &table[row * rotary.channels..][..rotary.channels]);
+        });
         Ok(())
     }
 

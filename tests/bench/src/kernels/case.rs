@@ -43,6 +43,8 @@ pub struct Case {
     pub times: usize,
     /// What to compare with.
     pub limit: Limit,
+    /// Whether it is measured beside a busy thread as well.
+    pub beside: bool,
     /// Commands of other engines that do the same, without how often.
     pub others: &'static [(&'static str, &'static str)],
 }
@@ -59,22 +61,39 @@ const fn case(
     times: usize,
     limit: Limit,
 ) -> Case {
-    Case { name, ours: command, times, limit, others }
+    Case { name, ours: command, times, limit, beside: false, others }
+}
+
+/// The same beside a busy thread too.
+const fn beside(case: Case) -> Case {
+    Case { beside: true, ..case }
 }
 
 /// In the order of the table.
 pub const CASES: &[Case] = &[
-    case("experts, batch 1", "moe 1", &[("llama.cpp", "moe 1"), ("kt-kernel", "moe 1")], 12, Limit::Read),
+    beside(case(
+        "experts, batch 1",
+        "moe 1",
+        &[("llama.cpp", "moe 1"), ("kt-kernel", "moe 1")],
+        12,
+        Limit::Read,
+    )),
     case("experts, batch 4", "moe 4", &[("llama.cpp", "moe 4"), ("kt-kernel", "moe 4")], 4, Limit::Read),
     case("experts, batch 16", "moe 16", &[("llama.cpp", "moe 16"), ("kt-kernel", "moe 16")], 3, Limit::Read),
-    case("experts, batch 64", "moe 64", &[("llama.cpp", "moe 64"), ("kt-kernel", "moe 64")], 2, Limit::Read),
-    case(
+    beside(case(
+        "experts, batch 64",
+        "moe 64",
+        &[("llama.cpp", "moe 64"), ("kt-kernel", "moe 64")],
+        2,
+        Limit::Read,
+    )),
+    beside(case(
         "experts, batch 512",
         "moe 512",
         &[("llama.cpp", "moe 512"), ("kt-kernel", "moe 512")],
         1,
         Limit::Bf16,
-    ),
+    )),
     case("experts, batch 2048", "moe 2048", &[], 1, Limit::Bf16),
     case("dense fp8, batch 1", "dense fp8 1", &[], 12, Limit::Read),
     case("dense fp8, batch 512", "dense fp8 512", &[], 2, Limit::Bf16),

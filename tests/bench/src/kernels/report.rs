@@ -36,6 +36,9 @@ pub struct KernelRow {
     pub cpu_others_percent: f64,
 }
 
+/// What follows a name where a busy thread ran beside.
+pub(super) const BESIDE: &str = ", beside a busy thread";
+
 const HEAD: &str =
     "date,commit,machine,threads,case,by,round,min_ms,median_ms,gb_per_s,gflop_per_s,cpu_others_percent\n";
 
@@ -48,7 +51,7 @@ pub fn write(path: &Path, rows: &[KernelRow]) -> Result<()> {
     for row in rows {
         let KernelRow { date, commit, machine, threads, case, by, round, .. } = row;
         let clean = |text: &str| text.replace([',', '\n'], ";");
-        let (machine, case) = (clean(machine), clean(case));
+        let (machine, case, by) = (clean(machine), clean(case), clean(by));
         let (min, median) = (row.min_ms, row.median_ms);
         let (bytes, flops, others) = (row.gigabytes, row.gigaflops, row.cpu_others_percent);
         let _ = writeln!(
@@ -84,14 +87,48 @@ pub fn markdown(rows: &[KernelRow]) -> String {
     let mut threads: Vec<usize> = rows.iter().map(|row| row.threads).collect();
     threads.sort_unstable();
     threads.dedup();
-    for threads in threads {
+    for &threads in &threads {
         for case in CASES {
             if let Some(line) = line(rows, threads, case) {
                 text.push_str(&line);
             }
         }
     }
+    let lines: Vec<String> = threads
+        .iter()
+        .flat_map(|&threads| CASES.iter().flat_map(move |case| lines_beside(rows, threads, case)))
+        .collect();
+    if !lines.is_empty() {
+        text.push_str(
+            "\n| threads | work, beside a busy thread | by | ms: min (median) | times as long as alone: median (most) | rounds |\n\
+             |---|---|---|---|---|---|\n",
+        );
+        text.extend(lines);
+    }
     text
+}
+
+/// What a busy neighbour costs each engine; medians of a round are compared, since it comes and goes within one.
+fn lines_beside(rows: &[KernelRow], threads: usize, case: &Case) -> Vec<String> {
+    let of = |by: &str| -> Vec<&KernelRow> {
+        rows.iter().filter(|row| row.threads == threads && row.case == case.name && row.by == by).collect()
+    };
+    let line = |by: &str| {
+        let (alone, beside) = (of(by), of(&format!("{by}{BESIDE}")));
+        let least = beside.iter().map(|row| row.min_ms).fold(f64::INFINITY, f64::min);
+        let median = spread(beside.iter().map(|row| row.median_ms).collect())?;
+        let ratios = beside.iter().filter_map(|row| {
+            let other = alone.iter().find(|other| other.round == row.round)?;
+            Some(row.median_ms / other.median_ms)
+        });
+        let cost = spread(ratios.collect())?;
+        Some(format!(
+            "| {threads} | {} | {by} | {least:.2} ({:.2}) | {:.2} ({:.2}) | {} |\n",
+            case.name, median.median, cost.median, cost.best, cost.count,
+        ))
+    };
+    let names = std::iter::once("belay").chain(case.others.iter().map(|(name, _)| *name));
+    names.filter_map(line).collect()
 }
 
 fn line(rows: &[KernelRow], threads: usize, case: &Case) -> Option<String> {
@@ -152,6 +189,26 @@ mod tests {
             gigabytes,
             ..KernelRow::default()
         }
+    }
+
+    #[test]
+    fn a_neighbour_is_compared_with_the_same_round_without() {
+        let rows = [
+            row("limit", 0, 1.0, 40.0),
+            row("belay", 0, 2.0, 36.0),
+            row("belay, beside a busy thread", 0, 3.0, 30.0),
+            row("llama.cpp", 0, 2.0, 24.0),
+            row("llama.cpp, beside a busy thread", 0, 8.0, 24.0),
+        ];
+        let table = markdown(&rows);
+        assert!(
+            table.contains("| 2 | experts, batch 1 | belay | 3.00 (6.00) | 1.50 (1.50) | 1 |\n"),
+            "{table}"
+        );
+        assert!(
+            table.ends_with("| 2 | experts, batch 1 | llama.cpp | 8.00 (16.00) | 4.00 (4.00) | 1 |\n"),
+            "{table}"
+        );
     }
 
     #[test]

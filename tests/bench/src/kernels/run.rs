@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use super::case::{CASES, Case};
 use super::peer::Peer;
-use super::report::KernelRow;
+use super::report::{BESIDE, KernelRow};
 use super::work::Timing;
 use crate::process::{busy_seconds, cpu_seconds};
 
@@ -44,27 +46,56 @@ pub fn run(plan: &Plan, mut on_row: impl FnMut(KernelRow)) -> Result<()> {
         };
         for round in 0..plan.rounds {
             for case in CASES.iter().filter(|case| tokens(case) <= plan.most) {
-                let mut take = |peer: &mut Peer, by: &str, command: &str| {
+                let mut take = |peer: &mut Peer, by: String, command: &str| {
                     let mut row = measure(peer, command)?;
-                    by.clone_into(&mut row.by);
                     case.name.clone_into(&mut row.case);
-                    (row.threads, row.round) = (threads, round);
+                    (row.threads, row.round, row.by) = (threads, round, by);
                     let KernelRow { date, commit, machine, .. } = plan.stamp.clone();
                     on_row(KernelRow { date, commit, machine, ..row });
                     anyhow::Ok(())
                 };
-                take(&mut ours, "limit", &case.limit.command(threads))?;
-                take(&mut ours, "belay", &format!("{} {}", case.ours, case.times))?;
-                for (name, command) in case.others {
-                    if let Some(peer) = others.iter_mut().find(|peer| peer.name() == *name) {
-                        take(peer, name, &format!("{command} {}", case.times))?;
+                let mut all = |beside: &str| {
+                    take(&mut ours, format!("belay{beside}"), &format!("{} {}", case.ours, case.times))?;
+                    for (name, command) in case.others {
+                        if let Some(peer) = others.iter_mut().find(|peer| peer.name() == *name) {
+                            take(peer, format!("{name}{beside}"), &format!("{command} {}", case.times))?;
+                        }
                     }
+                    anyhow::Ok(())
+                };
+                all("")?;
+                if case.beside && threads > 1 {
+                    let _neighbour = Neighbour::start();
+                    all(BESIDE)?;
                 }
+                take(&mut ours, "limit".to_owned(), &case.limit.command(threads))?;
             }
             eprintln!("{threads} threads: round {} of {}", round + 1, plan.rounds);
         }
     }
     Ok(())
+}
+
+/// A thread that wants a whole core, as long as this lives.
+struct Neighbour(Arc<AtomicBool>);
+
+impl Neighbour {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            while !seen.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        Self(stop)
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The last number of its command.

@@ -94,21 +94,26 @@ pub(crate) fn pre(streams: &[f32], pre: &[f32], out: &mut [f32]) {
 pub(crate) fn post(streams: &mut [f32], shape: HyperShape, mix: &[f32], y: &[f32]) {
     let HyperShape { streams: m, width, .. } = shape;
     let (post, comb) = mix[m..].split_at(m);
-    // per channel, so that the old streams need no second buffer
-    let mut old = [0.0f32; MAX_STREAMS];
-    for (channel, &y) in y.iter().enumerate() {
-        for j in 0..m {
-            old[j] = streams[j * width + channel];
+    // in parts, so that the old streams need little room
+    let mut old = [[0.0f32; PART]; MAX_STREAMS];
+    for (part, y) in y.chunks(PART).enumerate() {
+        let at = part * PART;
+        for (j, old) in old.iter_mut().enumerate().take(m) {
+            old[..y.len()].copy_from_slice(&streams[j * width + at..][..y.len()]);
         }
         for k in 0..m {
-            let mut value = post[k] * y;
-            for j in 0..m {
-                value += comb[j * m + k] * old[j];
+            let values = &mut streams[k * width + at..][..y.len()];
+            values.iter_mut().zip(y).for_each(|(value, y)| *value = post[k] * y);
+            for (j, old) in old.iter().enumerate().take(m) {
+                let share = comb[j * m + k];
+                values.iter_mut().zip(old).for_each(|(value, old)| *value += share * old);
             }
-            streams[k * width + channel] = value;
         }
     }
 }
+
+/// Channels of a stream that are changed at once.
+const PART: usize = 64;
 
 #[cfg(test)]
 mod tests {
