@@ -150,14 +150,16 @@ fn npus(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::CpuProducts;
+    use crate::config::{CpuProducts, CpuWeights};
 
     #[test]
-    fn an_instruction_set_and_products_can_be_forced() {
+    fn an_instruction_set_products_and_the_place_of_weights_can_be_forced() {
         for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
-            let options = CpuOptions { isa: Some(level), cpu_products: CpuProducts::Bf16 };
+            let (cpu_products, cpu_weights) = (CpuProducts::Bf16, CpuWeights::Mapped);
+            let options = CpuOptions { isa: Some(level), cpu_products, cpu_weights };
             let described = cpu(options).unwrap().describe();
-            assert!(described.starts_with(&format!("cpu, {level} kernels, bf16 products")), "{described}");
+            let expected = format!("cpu, {level} kernels, bf16 products, mapped weights, ");
+            assert!(described.starts_with(&expected), "{described}");
         }
     }
 
