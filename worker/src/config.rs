@@ -232,7 +232,8 @@ pub enum Device {
 /// How CPUs compute.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
-    /// Instruction set of the kernels: scalar, avx2, avx512 or avx512-bf16 [default: the best of this machine]
+    /// Instruction set of the kernels: scalar, avx2, avx512, avx512-bf16 or amx-bf16 [default: the best of this machine, but
+    /// not amx-bf16]
     #[arg(long, env = "BELAY_ISA")]
     pub isa: Option<Level>,
 

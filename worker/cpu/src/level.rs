@@ -12,11 +12,14 @@ pub enum Level {
     Avx512,
     /// The same, with products of bf16 and tables of bytes (AVX-512 DQ, BF16 and VBMI).
     Avx512Bf16,
+    /// The same, with products of bf16 in AMX tiles (AMX-TILE and AMX-BF16). It is not chosen unless it is asked for: it has not
+    /// been run on a machine that has AMX, let alone timed there. Its tests compare with what Intel documents.
+    AmxBf16,
 }
 
 impl Level {
-    /// All levels, slowest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    /// All levels, the one with the most instructions last.
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::AmxBf16];
 
     /// Whether this machine can run it.
     #[cfg(target_arch = "x86_64")]
@@ -28,16 +31,16 @@ impl Level {
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl");
+        let avx512_bf16 = avx512
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512vbmi");
         match self {
             Self::Scalar => true,
             Self::Avx2 => avx2,
             Self::Avx512 => avx512,
-            Self::Avx512Bf16 => {
-                avx512
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512bf16")
-                    && is_x86_feature_detected!("avx512vbmi")
-            }
+            Self::Avx512Bf16 => avx512_bf16,
+            Self::AmxBf16 => avx512_bf16 && crate::amx::is_available(),
         }
     }
 
@@ -47,9 +50,14 @@ impl Level {
         self == Self::Scalar
     }
 
-    /// The best that this machine can run.
+    /// The best that this machine can run, of those that have been run.
     pub fn detect() -> Self {
-        Self::ALL.into_iter().rev().find(|level| level.is_available()).unwrap_or(Self::Scalar)
+        Self::best(Self::is_available)
+    }
+
+    fn best(is_available: impl Fn(Self) -> bool) -> Self {
+        let fit = |level: &Self| *level != Self::AmxBf16 && is_available(*level);
+        Self::ALL.into_iter().rev().find(fit).unwrap_or(Self::Scalar)
     }
 }
 
@@ -60,6 +68,7 @@ impl fmt::Display for Level {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::AmxBf16 => "amx-bf16",
         })
     }
 }
@@ -96,6 +105,15 @@ mod tests {
             assert_eq!(level.to_string().to_uppercase().parse(), Ok(level));
         }
         let error = "sse".parse::<Level>().unwrap_err().to_string();
-        assert_eq!(error, "unknown instruction set \"sse\"; known: scalar, avx2, avx512, avx512-bf16");
+        let known = "scalar, avx2, avx512, avx512-bf16, amx-bf16";
+        assert_eq!(error, format!("unknown instruction set \"sse\"; known: {known}"));
+    }
+
+    #[test]
+    fn tiles_are_used_only_where_they_are_asked_for() {
+        assert!(Level::AmxBf16 > Level::Avx512Bf16);
+        assert_eq!(Level::best(|_| true), Level::Avx512Bf16);
+        assert_eq!(Level::best(|level| level == Level::AmxBf16), Level::Scalar);
+        assert!(Level::detect().is_available());
     }
 }

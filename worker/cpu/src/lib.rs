@@ -3,6 +3,8 @@
 //! Contract 1 (exact): every reduction has an order that depends on its length and the kernel level alone, so a row's
 //! result has the same bits whatever is computed beside it and by however many threads.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod arena;
 mod backend;
 mod buffer;

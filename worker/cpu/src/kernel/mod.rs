@@ -4,6 +4,8 @@
 //! A dot product of length n has one order of summation for each level, however many right-hand sides share the call.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -77,8 +79,10 @@ impl Kernels {
     /// How the inputs of weights of a format are to be laid out for `row_products`.
     pub(crate) fn layout(self, format: Format) -> Layout {
         let rounded = self.products == Products::Bf16 && format != Format::F32;
-        let halves = rounded && self.level == Level::Avx512Bf16;
+        let halves = rounded && self.level >= Level::Avx512Bf16;
         let order = match format {
+            // a tile has each weight's columns in their order
+            _ if halves && self.level == Level::AmxBf16 => Order::Natural,
             Format::Fp4 if halves => Order::Strided(4),
             Format::Fp8 if halves => Order::Interleaved,
             Format::Fp4 if self.level >= Level::Avx512 => Order::Strided(8),
@@ -119,9 +123,12 @@ impl Kernels {
         if format != Format::F32 && self.level >= Level::Avx512 {
             let x = |i: usize| panel.row(at(i));
             let room = &mut decoded.room;
-            // SAFETY: `layout` gives halves only for a level that has bf16 products, and `new` has checked the level.
+            // SAFETY: `layout` gives halves only for levels that have bf16 products, and `new` has checked the level.
             return unsafe {
                 match panel.layout() {
+                    Some(layout) if layout.halves && self.level == Level::AmxBf16 => {
+                        amx::products::<amx::Hardware>(rows, count, &x, room, out);
+                    }
                     Some(layout) if layout.halves => tile_bf16::products(rows, count, &x, room, out),
                     _ => tile_f32::products(rows, count, &x, room, out),
                 }
@@ -150,7 +157,7 @@ impl Kernels {
             Level::Avx2 => unsafe { avx2::decode(row, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::decode(row, out) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe { avx512::decode(row, out) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::decode(row, out),
         }
@@ -166,7 +173,7 @@ impl Kernels {
             Level::Avx2 => unsafe { avx2::dots(w, x) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::dots(w, x) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe { avx512::dots(w, x) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::dots(w, x),
         }
@@ -209,7 +216,9 @@ impl Kernels {
             Level::Avx2 => unsafe { heads.for_each(|(q, out)| avx2::dots_at(q, base, places, out)) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { heads::scores(q, width, base, places, out) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
+                heads::scores(q, width, base, places, out)
+            },
             _ => heads.for_each(|(q, out)| scalar::dots_at(q, base, places, out)),
         }
     }
@@ -219,7 +228,9 @@ impl Kernels {
         match self.level {
             // SAFETY: `new` has checked that the machine has the level.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { elementwise::softmax(scores, scale, sink) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
+                elementwise::softmax(scores, scale, sink)
+            },
             _ => scalar::softmax(scores, scale, sink),
         }
     }
@@ -230,7 +241,9 @@ impl Kernels {
         match self.level {
             // SAFETY: `new` has checked that the machine has the level.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { elementwise::gated(gate, up, limit) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
+                elementwise::gated(gate, up, limit)
+            },
             _ => gate.iter_mut().zip(up).for_each(|(gate, &up)| *gate = activation::gated(*gate, up, limit)),
         }
     }
@@ -262,7 +275,9 @@ impl Kernels {
             },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { heads::values(weights, width, base, places, out) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
+                heads::values(weights, width, base, places, out)
+            },
             _ => heads.for_each(|(weights, out)| scalar::weighted_sum(weights, base, places, out)),
         }
     }
@@ -272,7 +287,9 @@ impl Kernels {
         match self.level {
             // SAFETY: `new` has checked that the machine has the level.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { heads::transpose::<SCORED>(keys, width, to) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
+                heads::transpose::<SCORED>(keys, width, to)
+            },
             _ => {
                 for (column, key) in keys.chunks_exact(width).enumerate() {
                     for (channel, &value) in key.iter().enumerate() {
@@ -297,7 +314,9 @@ impl Kernels {
             Level::Avx2 => unsafe { avx2::index_scores(q, weights, keys, scores) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512::index_scores(q, weights, keys, scores) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
+                avx512::index_scores(q, weights, keys, scores)
+            },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::index_scores(q, weights, keys, scores),
         }

@@ -180,12 +180,7 @@ macro_rules! tiles {
             for (chunk, lines) in lines.chunks_exact_mut(DECODED_LINES).enumerate() {
                 // SAFETY: chunks that are there; as many lines are written as a chunk has.
                 unsafe {
-                    let (values, scale) = if (chunk + 1) * CHUNK <= cols {
-                        load::<F, false>(row, chunk, CHUNK)
-                    } else {
-                        load::<F, true>(row, chunk, cols - chunk * CHUNK)
-                    };
-                    let values = if scaled { scale_values(values, scale) } else { values };
+                    let (values, scale) = chunk_of::<F>(row, chunk, cols, scaled);
                     let to = lines.as_mut_ptr();
                     for (i, value) in values.into_iter().enumerate() {
                         to.add(i).cast::<Vector>().write(value);
@@ -193,6 +188,29 @@ macro_rules! tiles {
                     to.add($vectors).cast::<__m512>().write(scale);
                 }
             }
+        }
+
+        /// The values of a chunk, scaled or not, and the scale of each lane; zeros behind the last column.
+        ///
+        /// # Safety
+        /// `row` points to `cols` columns of the format, and the chunk begins before their end.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn chunk_of<const F: u8>(
+            row: Row,
+            chunk: usize,
+            cols: usize,
+            scaled: bool,
+        ) -> ([Vector; $vectors], __m512) {
+            // SAFETY: by this function's promise.
+            let (values, scale) = unsafe {
+                if (chunk + 1) * CHUNK <= cols {
+                    load::<F, false>(row, chunk, CHUNK)
+                } else {
+                    load::<F, true>(row, chunk, cols - chunk * CHUNK)
+                }
+            };
+            (if scaled { scale_values(values, scale) } else { values }, scale)
         }
 
         /// As few groups of inputs as there can be, alike in size.

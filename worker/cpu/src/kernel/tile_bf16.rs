@@ -78,6 +78,48 @@ fn scale_values(values: [Vector; 4], scale: __m512) -> [Vector; 4] {
     scaled
 }
 
+/// A chunk in the order of its columns, scaled or not; zeros behind the last one.
+///
+/// # Safety
+/// `row` points to `cols` columns of the format, and the chunk begins before their end.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c")]
+pub(super) unsafe fn in_order<const F: u8>(row: Row, chunk: usize, cols: usize, scaled: bool) -> [Vector; 4] {
+    // SAFETY: by this function's promise.
+    let (v, _) = unsafe { chunk_of::<F>(row, chunk, cols, scaled) };
+    match F {
+        // quarter g of the i-th vector: columns 32g + 8i to 32g + 8i + 7
+        FP4 => {
+            let [a, b] = [_mm512_unpacklo_epi16(v[0], v[1]), _mm512_unpacklo_epi16(v[2], v[3])];
+            let [c, d] = [_mm512_unpackhi_epi16(v[0], v[1]), _mm512_unpackhi_epi16(v[2], v[3])];
+            let (first, second) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (third, fourth) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            let low = _mm512_shuffle_i32x4::<0x44>(first, second);
+            let high = _mm512_shuffle_i32x4::<0xee>(first, second);
+            let low_end = _mm512_shuffle_i32x4::<0x44>(third, fourth);
+            let high_end = _mm512_shuffle_i32x4::<0xee>(third, fourth);
+            [
+                _mm512_shuffle_i32x4::<0x88>(low, low_end),
+                _mm512_shuffle_i32x4::<0xdd>(low, low_end),
+                _mm512_shuffle_i32x4::<0x88>(high, high_end),
+                _mm512_shuffle_i32x4::<0xdd>(high, high_end),
+            ]
+        }
+        // each vector has half of the columns of each sixteen
+        FP8 => {
+            let near = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+            let far = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+            [
+                _mm512_permutex2var_epi64(v[0], near, v[1]),
+                _mm512_permutex2var_epi64(v[0], far, v[1]),
+                _mm512_permutex2var_epi64(v[2], near, v[3]),
+                _mm512_permutex2var_epi64(v[2], far, v[3]),
+            ]
+        }
+        _ => v,
+    }
+}
+
 /// The values of a chunk before scaling, and the scale of each lane of their sums.
 ///
 /// # Safety
