@@ -209,6 +209,23 @@ fn scales_of_any_size_do() {
     }
 }
 
+/// Inputs near the largest number: a row whose scales are in its weights stays finite, the others can't, and neither changes the
+/// other.
+#[test]
+fn a_row_goes_its_own_way_whatever_is_beside_it() {
+    for format in [Format::Fp4, Format::Fp8] {
+        let mut case = made(format, (20, 70, 3), 11, |row, _| if row % 3 == 0 { 200 } else { 90 });
+        case.x.iter_mut().flatten().for_each(|x| *x = x.signum() * 3e38);
+        let stored = case.stored();
+        let Some(together) = case.bits::<Twin>(&stored, &case.all()) else { return };
+        for (r, together) in together.chunks_exact(3).enumerate() {
+            let alone = case.bits::<Twin>(&stored[r..=r], &case.all()).unwrap();
+            assert_eq!(alone, together, "{format:?} row {r}");
+            assert_eq!(together.iter().all(|&bits| f32::from_bits(bits).is_finite()), r % 3 != 0, "row {r}");
+        }
+    }
+}
+
 /// Padding is zero on both sides: what is not finite stays with its input, and spoils nothing that it is not multiplied with.
 #[test]
 fn infinity_stays_where_it_is() {
