@@ -161,7 +161,9 @@ proptest! {
         // some in any order, some twice; and every second one, from the last to the first
         let some: Vec<usize> = (0..40).map(|_| below(count)).collect();
         let back: Vec<usize> = (0..count).rev().step_by(2).collect();
-        for inputs in [&some[..], &back, &some[..1]] {
+        // a group that is copied, then others as they lie
+        let mixed = [&some[..SIDE], &case.all()].concat();
+        for inputs in [&some[..], &back, &mixed, &some[..1]] {
             let first = below(stored.len());
             let rows = &stored[first..=first + below(stored.len() - first)];
             let found = case.bits::<Twin>(rows, inputs).unwrap();
@@ -181,7 +183,8 @@ proptest! {
         }
         let some: Vec<usize> =
             noise(seed).take(37).map(|number| (number % case.x.len() as u64) as usize).collect();
-        for inputs in [&case.all()[..], &some, &some[..1]] {
+        let mixed = [&some[..SIDE], &case.all()].concat();
+        for inputs in [&case.all()[..], &some, &mixed, &some[..1]] {
             let expected = case.bits::<Twin>(&case.stored(), inputs);
             prop_assert_eq!(case.bits::<Hardware>(&case.stored(), inputs), expected);
         }
