@@ -1,7 +1,7 @@
 //! Tiles of the processor.
 //!
-//! Tiles 0 and 1 are sums of the first group of inputs with the two tiles of weights, 2 and 3 those of the second group; 4 and 5 are
-//! the groups, 6 and 7 the weights.
+//! Tiles 0 and 1 are sums of the first group of inputs with the two tiles of weights, 2 and 3 those of the second group; 4 and 5
+//! are the groups, 6 and 7 the weights.
 
 use std::arch::asm;
 
@@ -37,8 +37,8 @@ impl Config {
 }
 
 impl Tiles for Hardware {
-    /// One piece of assembly from configuring tiles to releasing them: none is live where the compiler or another thread might
-    /// care.
+    /// One piece of assembly from configuring tiles to releasing them: none is live where the compiler might care, and a thread
+    /// that does other work has none to keep.
     unsafe fn sums(groups: [Inputs; 2], weights: *const Line, steps: usize, sums: &mut Sums) {
         if steps == 0 {
             return sums.fill(Line::default());
