@@ -26,6 +26,10 @@ pub struct KernelsArgs {
     #[arg(long, default_value_t = 2048)]
     most_tokens: usize,
 
+    /// Only cases with this in their names: `index`, `batch 2048`
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+
     /// Other engines, as tests/bench/peers.sh builds them
     #[arg(long, value_name = "DIR")]
     peers: Option<PathBuf>,
@@ -90,8 +94,9 @@ pub fn run(args: &KernelsArgs) -> Result<()> {
         threads = if cores > 1 { vec![1, cores] } else { vec![1] };
     }
     let stamp = KernelRow { date, commit, machine, ..KernelRow::default() };
-    let (rounds, most, peers) = (args.rounds, args.most_tokens, args.peers.clone());
-    let plan = Plan { rounds, threads, most, peers, options, stamp };
+    let (rounds, most) = (args.rounds, args.most_tokens);
+    let (only, peers) = (args.only.clone(), args.peers.clone());
+    let plan = Plan { rounds, threads, most, only, peers, options, stamp };
     let mut rows = Vec::new();
     let mut written = Ok(());
     kernels::run(&plan, |row| {

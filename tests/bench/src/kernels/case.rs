@@ -94,7 +94,7 @@ pub const CASES: &[Case] = &[
         1,
         Limit::Bf16,
     )),
-    case("experts, batch 2048", "moe 2048", &[], 1, Limit::Bf16),
+    case("experts, batch 2048", "moe 2048", &[("llama.cpp", "moe 2048")], 1, Limit::Bf16),
     case("dense fp8, batch 1", "dense fp8 1", &[], 12, Limit::Read),
     case("dense fp8, batch 512", "dense fp8 512", &[], 2, Limit::Bf16),
     case("dense bf16, batch 1", "dense bf16 1", &[("torch", "dense 1 bf16")], 12, Limit::Read),

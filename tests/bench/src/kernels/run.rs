@@ -23,12 +23,20 @@ pub struct Plan {
     pub threads: Vec<usize>,
     /// Most tokens of a case.
     pub most: usize,
+    /// What the names of cases have in them; all of them without.
+    pub only: Option<String>,
     /// Where `peers.sh` has built other engines; none are measured without.
     pub peers: Option<PathBuf>,
     /// Further options of our process.
     pub options: Vec<String>,
     /// Day, commit and machine, for every row.
     pub stamp: KernelRow,
+}
+
+impl Plan {
+    fn has(&self, case: &Case) -> bool {
+        tokens(case) <= self.most && self.only.as_ref().is_none_or(|only| case.name.contains(only.as_str()))
+    }
 }
 
 /// Measures; `on_row` gets each row as it comes.
@@ -45,7 +53,7 @@ pub fn run(plan: &Plan, mut on_row: impl FnMut(KernelRow)) -> Result<()> {
             None => Vec::new(),
         };
         for round in 0..plan.rounds {
-            for case in CASES.iter().filter(|case| tokens(case) <= plan.most) {
+            for case in CASES.iter().filter(|case| plan.has(case)) {
                 let mut take = |peer: &mut Peer, by: String, command: &str| {
                     let mut row = measure(peer, command)?;
                     case.name.clone_into(&mut row.case);
