@@ -1,12 +1,12 @@
 #!/bin/bash
 # peers.sh: build the other engines that kernels are compared with, if they are not there, and print their folder: llama.cpp
-# (from the source that its Python package carries), kt-kernel and torch. The first time takes half an
+# (from the source that its Python package carries), kt-kernel, torch and candle. The first time takes half an
 # hour and 8 GB.
 set -euo pipefail
 . "$(dirname "$0")/../cluster/env.sh"
 here=$checkout/tests/bench/peers
 llama=0.3.36
-peers=$BELAY_CACHE/peers/$(cat "$here"/* <(echo "$llama") | sha256sum | cut -c1-8)
+peers=$BELAY_CACHE/peers/$(cat "$here"/*.* "$here"/candle/*.* "$here"/candle/src/* <(echo "$llama") | sha256sum | cut -c1-8)
 alone peers
 if [ ! -f "$peers/complete" ]; then
   rm -rf "$peers"
@@ -28,6 +28,10 @@ if [ ! -f "$peers/complete" ]; then
   logged peers-ninja ninja -C "$peers/build" ggml llama-bench test-llama-archs
   logged peers-link g++ -O2 -std=c++17 -I"$source/ggml/include" "$here/llama_moe.cpp" -o "$peers/llama_moe" \
     -L"$peers/build/bin" -lggml -lggml-base -lggml-cpu -Wl,-rpath,"$peers/build/bin"
+  logged peers-candle env RUSTFLAGS="-C target-cpu=native" CARGO_TARGET_DIR="$peers/candle-build" \
+    cargo build --locked --release --manifest-path "$here/candle/Cargo.toml"
+  cp "$peers/candle-build/release/candle-peer" "$peers/"
+  rm -r "$peers/candle-build"
   cp "$here"/*.py "$peers/"
   "$peers/venv/bin/python" "$peers/ids.py" "$peers/ids"
   mkdir "$peers/small"

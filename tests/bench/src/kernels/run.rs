@@ -121,8 +121,11 @@ fn others(peers: &Path, threads: usize) -> Vec<Peer> {
     };
     let mut llama = Command::new(path("llama_moe"));
     llama.args(["mxfp4", &threads.to_string()]).arg(path("ids")).arg("1");
+    let mut candle = Command::new(path("candle-peer"));
+    candle.arg(threads.to_string()).arg(path("ids"));
     let all = [
         ("llama.cpp", llama),
+        ("candle", candle),
         ("kt-kernel", python("kt_moe.py", &["MXFP4"])),
         ("torch", python("torch_moe.py", &[])),
     ];

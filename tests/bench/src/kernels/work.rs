@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use belay_backend::{Backend, Bytes, ExpertRows, Experts, Format, Precision, Route, StoredMatrix};
 use belay_cpu::limits::{self, Peak};
-use belay_cpu::{CpuBackend, CpuMatrix, Level, Products};
+use belay_cpu::{CpuBackend, CpuMatrix, Level, Products, Weights};
 use serde::{Deserialize, Serialize};
 
 use super::{ACTIVE, EXPERTS, HIDDEN, INNER, memory};
@@ -72,7 +72,9 @@ pub fn serve(setup: Setup) -> Result<()> {
     let level = setup.level.unwrap_or_else(Level::detect);
     let backend = CpuBackend::with(level, setup.threads)
         .with_context(|| format!("this machine has no {level}"))?
-        .with_products(setup.products);
+        .with_products(setup.products)
+        // they are in huge pages already
+        .with_weights(Weights::Mapped);
     let mut work =
         Work { backend, experts: Vec::new(), layer: None, dense: Vec::new(), state: 0x2545_f491, turn: 0 };
     let mut out = std::io::stdout().lock();
