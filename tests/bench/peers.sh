@@ -1,7 +1,7 @@
 #!/bin/bash
 # peers.sh: build the other engines that kernels are compared with, if they are not there, and print their folder: llama.cpp
-# (from the source that its Python package carries), kt-kernel, torch and candle. The first time takes half an
-# hour and 8 GB.
+# (from the source that its Python package carries), kt-kernel, torch and candle. The first time takes a quarter
+# of an hour and 8 GB.
 set -euo pipefail
 . "$(dirname "$0")/../cluster/env.sh"
 here=$checkout/tests/bench/peers
