@@ -17,6 +17,14 @@ pub enum Level {
     AmxBf16,
 }
 
+/// The registers of a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vectors {
+    Scalar,
+    Avx2,
+    Avx512,
+}
+
 impl Level {
     /// All levels, the one with the most instructions last.
     pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::AmxBf16];
@@ -48,6 +56,15 @@ impl Level {
     #[cfg(not(target_arch = "x86_64"))]
     pub fn is_available(self) -> bool {
         self == Self::Scalar
+    }
+
+    /// What everything but the products of linears is done with.
+    pub(crate) fn vectors(self) -> Vectors {
+        match self {
+            Self::Scalar => Vectors::Scalar,
+            Self::Avx2 => Vectors::Avx2,
+            Self::Avx512 | Self::Avx512Bf16 | Self::AmxBf16 => Vectors::Avx512,
+        }
     }
 
     /// The best that this machine can run, of those that have been run.

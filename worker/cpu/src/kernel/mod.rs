@@ -25,7 +25,7 @@ mod tile_f32;
 use belay_backend::Format;
 
 use crate::buffer::StoredRow;
-use crate::level::Level;
+use crate::level::{Level, Vectors};
 use crate::ops::activation;
 use crate::panel::{self, Layout, Line, Order, Panel};
 use crate::products::Products;
@@ -150,14 +150,14 @@ impl Kernels {
     /// Decodes a stored row to f32, exactly. `out` has as many elements as the row.
     pub(crate) fn decode(self, row: StoredRow<'_>, out: &mut [f32]) {
         assert_eq!(row.cols, out.len(), "columns of a weight row");
-        match self.level {
-            Level::Scalar => scalar::decode(row, out),
+        match self.level.vectors() {
+            Vectors::Scalar => scalar::decode(row, out),
             // SAFETY: `new` has checked that the machine has the level.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { avx2::decode(row, out) },
+            Vectors::Avx2 => unsafe { avx2::decode(row, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe { avx512::decode(row, out) },
+            Vectors::Avx512 => unsafe { avx512::decode(row, out) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::decode(row, out),
         }
@@ -166,14 +166,14 @@ impl Kernels {
     /// `w · x_i` for each x.
     pub(crate) fn dots<const N: usize>(self, w: &[f32], x: [&[f32]; N]) -> [f32; N] {
         assert!(x.iter().all(|x| x.len() == w.len()), "length of a dot product");
-        match self.level {
-            Level::Scalar => scalar::dots(w, x),
+        match self.level.vectors() {
+            Vectors::Scalar => scalar::dots(w, x),
             // SAFETY: `new` has checked the level; all slices have the length of w.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { avx2::dots(w, x) },
+            Vectors::Avx2 => unsafe { avx2::dots(w, x) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe { avx512::dots(w, x) },
+            Vectors::Avx512 => unsafe { avx512::dots(w, x) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::dots(w, x),
         }
@@ -210,27 +210,23 @@ impl Kernels {
             "scores of heads"
         );
         let heads = q.chunks_exact(width).zip(out.chunks_exact_mut(places.len()));
-        match self.level {
+        match self.level.vectors() {
             // SAFETY: `new` has checked the level; the lengths fit together.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { heads.for_each(|(q, out)| avx2::dots_at(q, base, places, out)) },
+            Vectors::Avx2 => unsafe { heads.for_each(|(q, out)| avx2::dots_at(q, base, places, out)) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
-                heads::scores(q, width, base, places, out)
-            },
+            Vectors::Avx512 => unsafe { heads::scores(q, width, base, places, out) },
             _ => heads.for_each(|(q, out)| scalar::dots_at(q, base, places, out)),
         }
     }
 
     /// Turns the scores of one head into weights: softmax of `scale` times each, with `sink` as one more that is not kept.
     pub(crate) fn softmax(self, scores: &mut [f32], scale: f32, sink: f32) {
-        match self.level {
+        match self.level.vectors() {
             // SAFETY: `new` has checked that the machine has the level.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
-                elementwise::softmax(scores, scale, sink)
-            },
+            Vectors::Avx512 => unsafe { elementwise::softmax(scores, scale, sink) },
             _ => scalar::softmax(scores, scale, sink),
         }
     }
@@ -238,12 +234,10 @@ impl Kernels {
     /// `gate[i] = silu(min(gate[i], limit)) · clamp(up[i], ±limit)`. A result has the same bits in any place.
     pub(crate) fn gated(self, gate: &mut [f32], up: &[f32], limit: f32) {
         assert_eq!(gate.len(), up.len(), "gate and up");
-        match self.level {
+        match self.level.vectors() {
             // SAFETY: `new` has checked that the machine has the level.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
-                elementwise::gated(gate, up, limit)
-            },
+            Vectors::Avx512 => unsafe { elementwise::gated(gate, up, limit) },
             _ => gate.iter_mut().zip(up).for_each(|(gate, &up)| *gate = activation::gated(*gate, up, limit)),
         }
     }
@@ -267,29 +261,25 @@ impl Kernels {
             "weights of heads"
         );
         let heads = weights.chunks_exact(places.len()).zip(out.chunks_exact_mut(width));
-        match self.level {
+        match self.level.vectors() {
             // SAFETY: `new` has checked the level; the lengths fit together.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe {
+            Vectors::Avx2 => unsafe {
                 heads.for_each(|(weights, out)| avx2::weighted_sum(weights, base, places, out));
             },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
-                heads::values(weights, width, base, places, out)
-            },
+            Vectors::Avx512 => unsafe { heads::values(weights, width, base, places, out) },
             _ => heads.for_each(|(weights, out)| scalar::weighted_sum(weights, base, places, out)),
         }
     }
 
     /// `[SCORED, width]` to `[width, SCORED]`.
     pub(crate) fn transpose(self, keys: &[f32], width: usize, to: &mut [f32]) {
-        match self.level {
+        match self.level.vectors() {
             // SAFETY: `new` has checked that the machine has the level.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
-                heads::transpose::<SCORED>(keys, width, to)
-            },
+            Vectors::Avx512 => unsafe { heads::transpose::<SCORED>(keys, width, to) },
             _ => {
                 for (column, key) in keys.chunks_exact(width).enumerate() {
                     for (channel, &value) in key.iter().enumerate() {
@@ -307,16 +297,14 @@ impl Kernels {
             keys.len().is_multiple_of(SCORED) && q.len() == weights.len() * (keys.len() / SCORED),
             "shape of index scores"
         );
-        match self.level {
-            Level::Scalar => scalar::index_scores(q, weights, keys, scores),
+        match self.level.vectors() {
+            Vectors::Scalar => scalar::index_scores(q, weights, keys, scores),
             // SAFETY: `new` has checked the level; the lengths fit together.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => unsafe { avx2::index_scores(q, weights, keys, scores) },
+            Vectors::Avx2 => unsafe { avx2::index_scores(q, weights, keys, scores) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => unsafe {
-                avx512::index_scores(q, weights, keys, scores)
-            },
+            Vectors::Avx512 => unsafe { avx512::index_scores(q, weights, keys, scores) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => scalar::index_scores(q, weights, keys, scores),
         }
