@@ -1,7 +1,7 @@
 //! Where weights lie while they are used.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use belay_backend::{Bytes, StoredMatrix};
 use memmap2::MmapMut;
@@ -53,8 +53,13 @@ fn copied(bytes: Bytes) -> Bytes {
 /// A copy in huge pages; `None` if there are none, or no memory.
 #[cfg(target_os = "linux")]
 fn huge(bytes: &[u8]) -> Option<Bytes> {
+    static GIVEN: OnceLock<bool> = OnceLock::new();
+    // one that was told to give none takes the advice all the same
+    let setting = || std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    if !*GIVEN.get_or_init(|| setting().is_ok_and(|setting| !setting.contains("[never]"))) {
+        return None;
+    }
     let mut map = MmapMut::map_anon(bytes.len()).ok()?;
-    // refused where the kernel has none, or was told to give none
     map.advise(memmap2::Advice::HugePage).ok()?;
     map.copy_from_slice(bytes);
     let map = map.make_read_only().ok()?;
