@@ -15,7 +15,6 @@ fn resident_kib(path: &std::path::Path) -> Option<u64> {
 }
 
 #[test]
-#[allow(unsafe_code)]
 fn every_page_of_a_loaded_weight_is_resident_whatever_its_format() {
     let (rows, cols) = (512, 4096);
     let backend = CpuBackend::detect().with_weights(Weights::Mapped);

@@ -113,7 +113,6 @@ fn score_tile(
     // keys behind the last one are what was there before: their scores are not used
     keys.resize(tile.len().next_multiple_of(SCORED) * width, 0.0);
     rows::fetch(kernels, op.arena, op.keys, tile.clone(), &mut keys[..tile.len() * width]);
-    transposed.clear();
     transposed.resize(width * SCORED, 0.0);
     for (keys, first) in keys.chunks_exact(SCORED * width).zip(tile.clone().step_by(SCORED)) {
         kernels.transpose(keys, width, transposed);
