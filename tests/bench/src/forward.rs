@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use belay_cpu::{CpuBackend, Level, Products, Weights};
@@ -12,7 +11,7 @@ use serde::Deserialize;
 use crate::bare::Bare;
 use crate::kernels::KernelRow;
 use crate::load::{Endpoint, Request};
-use crate::process::{busy_seconds, cpu_seconds};
+use crate::process::Others;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -59,9 +58,9 @@ pub fn run(plan: &Plan, mut on_row: impl FnMut(KernelRow)) -> Result<()> {
         };
         for round in 0..plan.rounds {
             for (case, request) in [(&of_prompt, &prompt), (&of_tokens, &tokens)] {
-                let (ms, others) =
-                    alone(|| Ok(1e3 * model.run(std::slice::from_ref(request), 1, plan.prompt)?.seconds))?;
-                row(round, "belay", case, ms, others);
+                let others = Others::than(std::process::id())?;
+                let seconds = model.run(std::slice::from_ref(request), 1, plan.prompt)?.seconds;
+                row(round, "belay", case, 1e3 * seconds, others.percent()?);
             }
             if let Some((program, file)) = &plan.peer {
                 let ms = llama(program, file, plan, threads)?;
@@ -73,16 +72,6 @@ pub fn run(plan: &Plan, mut on_row: impl FnMut(KernelRow)) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// What `work` says, and the percentage of the machine that other processes had meanwhile.
-fn alone(work: impl FnOnce() -> Result<f64>) -> Result<(f64, f64)> {
-    let pid = std::process::id();
-    let (cpu, busy, began) = (cpu_seconds(pid)?, busy_seconds()?, Instant::now());
-    let ms = work()?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-    let others = busy_seconds()? - busy - (cpu_seconds(pid)? - cpu);
-    Ok((ms, others.max(0.0) / (began.elapsed().as_secs_f64() * cores) * 100.0))
 }
 
 /// Tokens without a meaning.

@@ -48,6 +48,17 @@ fn rows_of(pages: &[u32], layout: RowLayout) -> PagedRows<'_> {
     PagedRows { pages, first_page: 0, shift: 0, rows_per_block: PAGE, rows_per_page: PAGE, offset: 0, layout }
 }
 
+/// Milliseconds of each of some times, after one that warms up.
+fn timed(times: usize, mut run: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    run()?;
+    let once = |_| {
+        let began = Instant::now();
+        run()?;
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    };
+    (0..times).map(once).collect()
+}
+
 impl Work {
     /// Attention of the last `tokens` of a context, to selected entries or to all of them.
     pub(super) fn attend(
@@ -87,19 +98,11 @@ impl Work {
             width: HEAD,
         };
         let read = self.backend.rows_read().attention;
-        let mut timing = Timing::default();
-        for time in 0..=times {
-            let began = Instant::now();
-            self.backend.attention(&op, &mut out)?;
-            if time > 0 {
-                timing.ms.push(began.elapsed().as_secs_f64() * 1e3);
-            }
-        }
+        let ms = timed(times, || Ok(self.backend.attention(&op, &mut out)?))?;
         let keys = (self.backend.rows_read().attention - read) as usize / (times + 1);
         // a score and a share of the output for each key and head
-        timing.flops = (4 * keys * HEADS * HEAD) as f64;
-        timing.bytes = vec![(keys * layout.bytes()) as f64; times];
-        Ok(timing)
+        let bytes = vec![(keys * layout.bytes()) as f64; times];
+        Ok(Timing { ms, bytes, flops: (4 * keys * HEADS * HEAD) as f64 })
     }
 
     /// The indexer's choice for the last `tokens` of a context.
@@ -108,18 +111,10 @@ impl Work {
         let (cache, q, weights) = self.indexer(context, tokens)?;
         let op = indexing(&cache, &q, &weights, context, tokens);
         let read = self.backend.rows_read().select;
-        let mut timing = Timing::default();
-        for time in 0..=times {
-            let began = Instant::now();
-            self.backend.select(&op, &mut chosen)?;
-            if time > 0 {
-                timing.ms.push(began.elapsed().as_secs_f64() * 1e3);
-            }
-        }
+        let ms = timed(times, || Ok(self.backend.select(&op, &mut chosen)?))?;
         let keys = (self.backend.rows_read().select - read) as usize / (times + 1);
-        timing.flops = (2 * keys * HEADS * INDEX_HEAD) as f64;
-        timing.bytes = vec![(context / SELECTED_RATIO * cache.layout.bytes()) as f64; times];
-        Ok(timing)
+        let bytes = vec![(context / SELECTED_RATIO * cache.layout.bytes()) as f64; times];
+        Ok(Timing { ms, bytes, flops: (2 * keys * HEADS * INDEX_HEAD) as f64 })
     }
 
     fn indexer(&mut self, context: usize, tokens: usize) -> Result<(Cache, Buffer, Buffer)> {

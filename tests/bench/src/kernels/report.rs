@@ -108,11 +108,13 @@ pub fn markdown(rows: &[KernelRow]) -> String {
     text
 }
 
+fn rows_of<'a>(rows: &'a [KernelRow], threads: usize, case: &Case, by: &str) -> Vec<&'a KernelRow> {
+    rows.iter().filter(|row| row.threads == threads && row.case == case.name && row.by == by).collect()
+}
+
 /// What a busy neighbour costs each engine; medians of a round are compared, since it comes and goes within one.
 fn lines_beside(rows: &[KernelRow], threads: usize, case: &Case) -> Vec<String> {
-    let of = |by: &str| -> Vec<&KernelRow> {
-        rows.iter().filter(|row| row.threads == threads && row.case == case.name && row.by == by).collect()
-    };
+    let of = |by: &str| rows_of(rows, threads, case, by);
     let line = |by: &str| {
         let (alone, beside) = (of(by), of(&format!("{by}{BESIDE}")));
         let least = beside.iter().map(|row| row.min_ms).fold(f64::INFINITY, f64::min);
@@ -132,9 +134,7 @@ fn lines_beside(rows: &[KernelRow], threads: usize, case: &Case) -> Vec<String> 
 }
 
 fn line(rows: &[KernelRow], threads: usize, case: &Case) -> Option<String> {
-    let of = |by: &str| -> Vec<&KernelRow> {
-        rows.iter().filter(|row| row.threads == threads && row.case == case.name && row.by == by).collect()
-    };
+    let of = |by: &str| rows_of(rows, threads, case, by);
     let (ours, limits) = (of("belay"), of("limit"));
     let rate = |row: &KernelRow| if case.limit == Limit::Read { row.gigabytes } else { row.gigaflops };
     let compared = |others: &[&KernelRow], ratio: &dyn Fn(&KernelRow, &KernelRow) -> f64| {

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -12,7 +11,7 @@ use super::case::{CASES, Case};
 use super::peer::Peer;
 use super::report::{BESIDE, KernelRow};
 use super::work::Timing;
-use crate::process::{busy_seconds, cpu_seconds};
+use crate::process::Others;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -122,7 +121,7 @@ fn others(peers: &Path, threads: usize) -> Vec<Peer> {
     let mut llama = Command::new(path("llama_moe"));
     llama.args(["mxfp4", &threads.to_string()]).arg(path("ids")).arg("1");
     let mut candle = Command::new(path("candle-peer"));
-    candle.arg(threads.to_string()).arg(path("ids"));
+    candle.arg(path("ids"));
     let all = [
         ("llama.cpp", llama),
         ("candle", candle),
@@ -130,19 +129,18 @@ fn others(peers: &Path, threads: usize) -> Vec<Peer> {
         ("torch", python("torch_moe.py", &[])),
     ];
     let start = |(name, mut command): (&str, Command)| {
-        command.env("OMP_NUM_THREADS", threads.to_string());
+        for threading in ["OMP_NUM_THREADS", "RAYON_NUM_THREADS"] {
+            command.env(threading, threads.to_string());
+        }
         Peer::start(name, command).map_err(|error| eprintln!("{name} is not measured: {error:#}")).ok()
     };
     all.into_iter().filter_map(start).collect()
 }
 
 fn measure(peer: &mut Peer, command: &str) -> Result<KernelRow> {
-    let pid = peer.pid();
-    let (cpu_before, busy_before, began) = (cpu_seconds(pid)?, busy_seconds()?, Instant::now());
+    let others = Others::than(peer.pid())?;
     let Timing { mut ms, bytes, flops } = peer.ask(command)?;
-    let seconds = began.elapsed().as_secs_f64();
-    let used = cpu_seconds(pid)? - cpu_before;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    let cpu_others_percent = others.percent()?;
     let rates = ms.iter().zip(&bytes).map(|(ms, bytes)| bytes / ms * 1e-6);
     let gigabytes = rates.fold(0.0, f64::max);
     ms.sort_by(f64::total_cmp);
@@ -152,7 +150,7 @@ fn measure(peer: &mut Peer, command: &str) -> Result<KernelRow> {
         median_ms: ms[ms.len() / 2],
         gigabytes,
         gigaflops: flops / min_ms * 1e-6,
-        cpu_others_percent: (busy_seconds()? - busy_before - used).max(0.0) / (seconds * cores) * 100.0,
+        cpu_others_percent,
         ..KernelRow::default()
     })
 }

@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use std::time::Instant;
+
 use anyhow::{Context, Result};
 
-use super::proc_status::TICKS_PER_SECOND;
+use super::proc_status::{TICKS_PER_SECOND, cpu_seconds};
 
 /// The class of a machine, not its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +39,36 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_gib: (kilobytes + (1 << 19)) >> 20,
         })
+    }
+}
+
+/// What processes other than one do from now on.
+#[derive(Clone, Copy, Debug)]
+pub struct Others {
+    pid: u32,
+    own: f64,
+    busy: f64,
+    began: Instant,
+}
+
+impl Others {
+    /// Than the one with this number.
+    ///
+    /// # Errors
+    /// `/proc` can't be read.
+    pub fn than(pid: u32) -> Result<Self> {
+        Ok(Self { pid, own: cpu_seconds(pid)?, busy: busy_seconds()?, began: Instant::now() })
+    }
+
+    /// Their share of the machine until now, percent.
+    ///
+    /// # Errors
+    /// `/proc` can't be read.
+    pub fn percent(&self) -> Result<f64> {
+        let seconds = self.began.elapsed().as_secs_f64();
+        let own = cpu_seconds(self.pid)? - self.own;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        Ok((busy_seconds()? - self.busy - own).max(0.0) / (seconds * cores) * 100.0)
     }
 }
 

@@ -6,7 +6,7 @@ mod scrape;
 mod server;
 mod stack;
 
-pub use machine::{Machine, busy_seconds};
+pub use machine::{Machine, Others, busy_seconds};
 pub use proc_status::{cpu_seconds, resident_bytes};
 pub use scrape::Metrics;
 pub use server::Server;

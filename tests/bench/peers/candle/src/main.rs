@@ -1,6 +1,6 @@
 //! candle as a process that `belay-bench kernels` asks: `moe TOKENS TIMES` on standard input, a line of JSON for each.
 //!
-//! Usage: `candle-peer THREADS IDS`. Experts in Q4_0, since candle has no MXFP4; one `QMatMul` for each projection of an expert,
+//! Usage: `RAYON_NUM_THREADS=THREADS candle-peer IDS`. Experts in Q4_0, since candle has no MXFP4; one `QMatMul` for each projection of an expert,
 //! since it has no grouped product on CPUs. 128 experts, more of which would only take longer to make.
 
 use std::borrow::Cow;
@@ -56,11 +56,7 @@ fn layer(experts: &[Expert], x: &Tensor, ids: &[i32]) -> Result<usize> {
 }
 
 fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1);
-    let threads = args.next().context("number of threads")?;
-    let folder = args.next().context("folder of expert ids")?;
-    // SAFETY: no other thread is there yet.
-    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads) };
+    let folder = std::env::args().nth(1).context("folder of expert ids")?;
     let made = [random(INNER, HIDDEN)?, random(INNER, HIDDEN)?, random(HIDDEN, INNER)?];
     let expert = |_| Ok([copy(&made[0])?, copy(&made[1])?, copy(&made[2])?]);
     let experts: Vec<Expert> = (0..EXPERTS).map(expert).collect::<Result<_>>()?;
